@@ -1,0 +1,121 @@
+"""What every estimator is: one call, `estimator(logits, cost, rng) -> per-example value`.
+
+The value is an unbiased estimate of E f(D), and its backward pass leaves an estimate of ∇θ E f(D) in the logits θ and
+of the cost's own gradient in whatever the cost depends on (a decoder's weights, say).
+
+    logits θ  (B, ..., K)   a Tensor; the axes between the batch B and the K classes hold independent variables
+    cost      d -> (B,)     a function of a Tensor d shaped like the logits (one-hot in the last axis, or a relaxed
+                            point of the simplex where an estimator says so), one value per example
+    rng                     a `minigrad.Rng`; the same address gives the same sample
+    mask                    optional booleans (NumPy), broadcastable to the logits: False means probability exactly 0
+                            and gradient exactly 0. ValueError if a row has no class left.
+
+A score function weighs every variable's D − p by the one cost of its example.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from minigrad import Tensor, op
+from minigrad.backend import asarray_like
+from minigrad.fused import mask_logits
+
+
+class Estimator:
+    """Base class. A subclass states its facts as class attributes and implements `estimate`.
+
+    State (a running baseline, for example) lives in attributes named by `state`, and changes only in `update`.
+    """
+
+    title = ""  # its name in words
+    paper = ""  # where it was published
+    exact_for = ""  # the costs for which its expectation is the exact gradient: "all", "quadratic", "linear", "none"
+    evaluations = ""  # evaluations of the cost per call
+    cost_gradient = True  # does it differentiate the cost with respect to d?
+    support = "hard"  # what the cost is evaluated on: "hard" one-hots, or "soft" points of the simplex
+    state: tuple[str, ...] = ()
+
+    def __call__(self, logits: Tensor, cost, rng, mask=None) -> Tensor:
+        """cost's value for each example, (B,), with the estimator's gradient attached."""
+        return self.estimate(masked(logits, mask), cost, rng)
+
+    def estimate(self, logits, cost, rng):
+        raise NotImplementedError
+
+    def update(self) -> None:
+        """Learn from the costs seen since the last update; call it once after each training step."""
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return {name: np.array(getattr(self, name)) for name in self.state}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        if state.keys() != set(self.state):
+            raise ValueError("the saved estimator state belongs to another estimator.")
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+class Sampler(Estimator):
+    """An estimator that is a sample D(θ) with a gradient rule, so that a model may draw it step by step."""
+
+    evaluations = "1"
+
+    def sample(self, logits: Tensor, rng, mask=None) -> Tensor:
+        """A sample shaped like the logits; gradients that arrive at it continue to the logits by the rule."""
+        return self.draw(masked(logits, mask), rng)
+
+    def draw(self, logits, rng):
+        raise NotImplementedError
+
+    def estimate(self, logits, cost, rng):
+        return cost(self.draw(logits, rng))
+
+
+def masked(logits: Tensor, mask) -> Tensor:
+    """The logits with the classes outside the mask at probability 0; the mask is checked where it is, on the host."""
+    if logits.ndim < 1 or logits.shape[-1] < 1:
+        raise ValueError(f"logits need a last axis with at least one class, got the shape {logits.shape}.")
+    if mask is None:
+        return logits
+    mask = np.asarray(mask)
+    if mask.dtype != bool:
+        raise TypeError(f"the mask must be booleans (True = the class exists), got {mask.dtype}.")
+    if not np.broadcast_to(mask, logits.shape).any(axis=-1).all():
+        raise ValueError("the mask leaves a row without any class; every row needs at least one True.")
+    return mask_logits(logits, asarray_like(mask, logits.data))
+
+
+def check_tau(tau: float) -> float:
+    """A temperature as a float; ValueError unless it is positive and finite."""
+    if not (math.isfinite(tau) and tau > 0):
+        raise ValueError(f"the temperature tau must be positive and finite, got {tau}.")
+    return float(tau)
+
+
+def check_samples(samples: int, least: int) -> int:
+    if samples != int(samples) or samples < least:
+        raise ValueError(f"samples must be an integer of at least {least}, got {samples}.")
+    return int(samples)
+
+
+def _linear_in_logits(value, logits, g):
+    """The surrogate of attach_gradient: value + ⟨g, θ⟩ with a constant g."""
+    axes = tuple(range(value.ndim, logits.ndim))
+    return (0, 1), lambda value, logits: value + (g * logits).sum(axis=axes)
+
+
+@op(surrogate=_linear_in_logits)
+def attach_gradient(value, logits, g):
+    """`value` (B,), unchanged, now also carrying the gradient g (B, ..., K) towards `logits` (B, ..., K).
+
+    Backwards, the weight w (B,) of each example's value passes on to `value`, and w·g is added to the logits. What is
+    logged, tested and applied is the same array g.
+    """
+
+    def backward(w):
+        return w, lambda: w.reshape(w.shape + (1,) * (g.ndim - w.ndim)) * g, None
+
+    return value, backward

@@ -1,0 +1,90 @@
+"""Gapped straight-through: replace the Gumbel noise by the smallest deterministic shift that does its job."""
+
+from __future__ import annotations
+
+import math
+
+from minigrad import op
+from minigrad.backend import array_module
+from minigrad.fused import inner, softmax_array, softmax_vjp
+
+from .base import Sampler, check_tau
+
+
+def gapped_logits(logits, onehot, gap):
+    """θ' = θ + m₁ − m₂, in which the drawn class i leads every other one by at least the gap (Fan et al. 2022, eq. 10).
+
+        m₁ = (max θ − θᵢ) D                       lifts the drawn class to the maximum
+        m₂ = max(θ − max θ + gap, 0) (1 − D)      pushes every other class below it by the gap
+
+    gap: a number ≥ 0 or an array (..., 1).  logits, onehot (..., K) -> (..., K)
+    """
+    xp = array_module(logits)
+    m = logits.max(axis=-1, keepdims=True)
+    return xp.where(onehot > 0, m, xp.minimum(logits, m - gap))
+
+
+def expected_gap(logits, onehot):
+    """E[max − second max of θ + G | argmax(θ + G) = D] = −log(1 − pᵢ)/pᵢ, i the drawn class.   (..., K) -> (..., 1)
+
+    Derivation: the maximum and the second maximum of θ + G given argmax = i are −log(Eᵢ/Z) and
+    −log(E/(Z−eᶿⁱ) + Eᵢ/Z) with two independent exponentials, so the gap is log(1 + (E/Eᵢ)/(1−pᵢ)), whose mean over
+    the ratio's density 1/(1+r)² is the integral ∫ dr / ((1 + r)(1 − p + r)) = −log(1 − p)/p.
+    The published code replaces pᵢ by pᵢ(1 − 10⁻⁵), which keeps it finite when pᵢ rounds to 1; so does this.
+    """
+    p = inner(softmax_array(logits), onehot) * (1.0 - 1e-5)
+    p = array_module(p).maximum(p, 1e-12)  # as p → 0 the gap goes to 1
+    return -array_module(p).log1p(-p) / p
+
+
+def _gap(logits, onehot, gap):
+    return expected_gap(logits, onehot) if gap == "p" else gap
+
+
+def _gapped_surrogate(logits, onehot, *, gap=1.0, tau=1.0):
+    shift = gapped_logits(logits, onehot, _gap(logits, onehot, gap)) - logits  # a constant
+    return (0,), lambda logits: softmax_array((logits + shift) / tau)
+
+
+@op(surrogate=_gapped_surrogate)
+def gapped_straight_through(logits, onehot, *, gap=1.0, tau=1.0):
+    """Gapped straight-through (Fan, Chi, Rudnicky & Ramadge 2022).   D ~ Cat(softmax(θ)), drawn by the caller.
+
+    Estimates    ∇θ E f(D), with ST Gumbel-Softmax's properties but no noise beyond D
+    Derivation   three properties of θ + G given D are kept, its randomness is not: the drawn class has the largest
+                 perturbed logit (consistency), it leads by a margin (strict gap), and the perturbation is not
+                 differentiated (zero gradient):
+                 dθ = (1/τ) J(softmax(θ'/τ)) g,      θ' = θ + const(m₁ − m₂), see `gapped_logits`,   g = ∇f(D)
+    Exact when   never in general.
+    Costs        one evaluation of f and its gradient.
+    Differs      from the published code in subtracting no mean from θ' (softmax does not see it, masked classes do).
+
+    gap: a number ≥ 0 (GST-1.0: 1), or "p" for the mean gap that Gumbel noise would leave, `expected_gap` (GST-p).
+    logits, onehot (..., K)   ->   onehot, with gradients towards the logits
+    """
+
+    def backward(g):
+        def dlogits():
+            shifted = gapped_logits(logits, onehot, _gap(logits, onehot, gap))
+            return softmax_vjp(softmax_array(shifted / tau), g) / tau
+
+        return dlogits, None
+
+    return onehot, backward
+
+
+class GappedStraightThrough(Sampler):
+    """gap: a number ≥ 0, or "p"."""
+
+    title = "Gapped straight-through"
+    paper = "Fan, Chi, Rudnicky & Ramadge 2022"
+    exact_for = "none"
+
+    def __init__(self, tau: float = 1.0, gap: float | str = 1.0):
+        self.tau = check_tau(tau)
+        if gap != "p" and not (isinstance(gap, int | float) and math.isfinite(gap) and gap >= 0):
+            raise ValueError(f"gap must be a number of at least 0, or 'p', got {gap!r}.")
+        self.gap = gap if gap == "p" else float(gap)
+
+    def draw(self, logits, rng):
+        return gapped_straight_through(logits, rng.one_hot(logits.data), gap=self.gap, tau=self.tau)

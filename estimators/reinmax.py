@@ -1,0 +1,63 @@
+"""ReinMax: straight-through, corrected to second order."""
+
+from __future__ import annotations
+
+from minigrad import op
+from minigrad.backend import array_module
+from minigrad.fused import softmax_array, softmax_vjp
+
+from .base import Sampler, check_tau
+
+_TINY = 1.2e-38
+
+
+def _heun_surrogate(logits, onehot, *, tau=1.0):
+    q = 0.5 * (softmax_array(logits / tau) + onehot)
+    xp = array_module(q)
+    shift = xp.log(xp.maximum(q, _TINY)) - logits  # so that softmax(θ + shift) = q at the present θ, and J(q) its slope
+    return (0,), lambda logits: 2.0 * softmax_array(logits + shift) - 0.5 * softmax_array(logits)
+
+
+@op(surrogate=_heun_surrogate)
+def reinmax(logits, onehot, *, tau=1.0):
+    """ReinMax (Liu, Dong, Liu, Yu & Gao 2023).   D ~ Cat(p), p = softmax(θ), drawn by the caller.
+
+    Estimates    ∇θ E f(D) = Σᵢⱼ pⱼ (f(eᵢ) − f(eⱼ)) ∇θ pᵢ        (any baseline is free: Σᵢ ∇θ pᵢ = 0)
+    Derivation   Heun's rule: f(eᵢ) − f(eⱼ) ≈ ½⟨∇f(eᵢ) + ∇f(eⱼ), eᵢ − eⱼ⟩, exact for quadratic f. Summed with the
+                 sample D in the role of eⱼ, and again of eᵢ:
+                 dθ = 2 J(½(p_τ + D)) g − ½ J(p) g,      g = ∇f(D),   p_τ = softmax(θ/τ),   J(q) v = q ⊙ (v − ⟨q, v⟩)
+                 For τ = 1 this is ½ J(p) g + ½⟨g, D − p⟩(D − p): half straight-through, half score function with the
+                 linearised cost.
+    Exact when   f is quadratic in the one-hots, jointly over all variables (τ = 1).
+    Costs        one evaluation of f and its gradient.
+    Differs      from the published code in returning D only (the code also offers p) and in subtracting no mean from
+                 dθ (it sums to 0 by itself, and masked classes stay at exactly 0).
+
+    logits, onehot (..., K)   ->   onehot, with gradients towards the logits
+    """
+
+    def backward(g):
+        def dlogits():
+            p = softmax_array(logits)
+            q = p if tau == 1.0 else softmax_array(logits / tau)
+            return 2.0 * softmax_vjp(0.5 * (q + onehot), g) - 0.5 * softmax_vjp(p, g)
+
+        return dlogits, None
+
+    return onehot, backward
+
+
+class ReinMax(Sampler):
+    """tau: at least 1, as in the published code, which refuses less, too (ValueError)."""
+
+    title = "ReinMax"
+    paper = "Liu, Dong, Liu, Yu & Gao 2023"
+    exact_for = "quadratic"
+
+    def __init__(self, tau: float = 1.0):
+        self.tau = check_tau(tau)
+        if tau < 1.0:
+            raise ValueError(f"ReinMax needs a temperature of at least 1, got {tau}.")
+
+    def draw(self, logits, rng):
+        return reinmax(logits, rng.one_hot(logits.data), tau=self.tau)

@@ -1,0 +1,161 @@
+"""Where arrays live: NumPy by default, CuPy when asked for.
+
+Two ideas, kept apart. Inside an op, `array_module(x)` answers "which library does this array belong to?" by looking
+at the array's type. At the edges of a program, a `Backend` creates arrays, moves them and waits for the device.
+This is the only file that names CuPy, and it imports it only when a caller asks for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import numpy as np
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "BackendUnavailable",
+    "array_module",
+    "asarray_like",
+    "get_backend",
+    "register_array_type",
+    "to_host",
+]
+
+log = logging.getLogger(__name__)
+
+INSTALL_HINT = (
+    "install CuPy 14 for your driver with pip install 'minigrad-estimators[cuda13]' (or [cuda12]), or use --backend numpy"
+)
+
+
+class BackendUnavailable(RuntimeError):
+    """The requested backend cannot run here; the message is one sentence that says why and what to do."""
+
+
+# NumPy's reductions return scalars (np.float32), which behave as 0-d arrays everywhere in this project.
+_MODULES: dict[type, object] = {np.ndarray: np, np.float32: np, np.float64: np, np.bool_: np, np.int64: np}
+
+
+def register_array_type(array_type: type, module: object) -> None:
+    """Make `array_module` answer `module` for arrays of exactly this type (CuPy and the tests' stand-in use it)."""
+    _MODULES[array_type] = module
+
+
+def array_module(x):
+    """The array library of `x`: numpy, cupy, or a registered stand-in. TypeError for anything else.
+
+    A dictionary look-up by type costs a tenth of `cupy.get_array_module` and, unlike it, refuses lists and None.
+    """
+    try:
+        return _MODULES[type(x)]
+    except KeyError:
+        if isinstance(x, np.generic):
+            return np
+        raise TypeError(
+            f"expected an array of a known backend, got {type(x).__module__}.{type(x).__qualname__}; "
+            "convert it with Backend.to_device or numpy.asarray first"
+        ) from None
+
+
+def asarray_like(host, like):
+    """Send the NumPy array `host` to where the array `like` lives. For NumPy this is the identity."""
+    return array_module(like).asarray(host)
+
+
+def to_host(x) -> np.ndarray:
+    """Copy an array of any backend to a NumPy array. This is the one door from a device to the host."""
+    return x.get() if hasattr(x, "get") else np.asarray(x)
+
+
+class Backend:
+    """An array library together with the operations a program needs at its edges.
+
+    name: "numpy" or "cupy".     xp: the array module.     device: a description that goes into result files.
+    """
+
+    name = "numpy"
+    xp = np
+    device = "cpu"
+    version = np.__version__
+
+    def to_device(self, host, dtype=None):
+        """A NumPy array (any shape) on the device, as `dtype` if given. The one door from the host to a device."""
+        return self.xp.asarray(np.asarray(host, dtype=dtype))
+
+    def to_host(self, array) -> np.ndarray:
+        """An array of this backend as a NumPy array; waits for the device to finish computing it."""
+        return to_host(array)
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished. Nothing to do on a CPU."""
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.name} {self.version}, {self.device})"
+
+
+class CupyBackend(Backend):
+    name = "cupy"
+
+    def __init__(self):
+        cp = load_cupy()
+        self.xp = cp
+        self.version = cp.__version__
+        properties = cp.cuda.runtime.getDeviceProperties(cp.cuda.Device().id)
+        self.device = properties["name"].decode()
+        register_array_type(cp.ndarray, cp)
+
+    def synchronize(self) -> None:
+        self.xp.cuda.get_current_stream().synchronize()
+
+
+@functools.cache
+def load_cupy():
+    """Import CuPy ≥ 14 and prove that it computes; otherwise BackendUnavailable with one sentence.
+
+    `import cupy` succeeds on machines without a GPU, and NVRTC, the CUDA headers and cuBLAS are searched only at
+    first use; so a small product of device arrays is the only real evidence.
+    """
+    try:
+        import cupy as cp
+    except Exception as error:  # ImportError as a rule, but broken installations raise others
+        raise BackendUnavailable(f"CuPy cannot be imported ({error}): {INSTALL_HINT}.") from error
+    if int(cp.__version__.split(".")[0]) < 14:
+        raise BackendUnavailable(f"CuPy {cp.__version__} is too old: {INSTALL_HINT}.")
+    try:
+        if cp.cuda.runtime.getDeviceCount() == 0:
+            raise RuntimeError("no device is visible, see CUDA_VISIBLE_DEVICES")
+        a = cp.arange(6, dtype=cp.float32).reshape(2, 3)
+        if not float((cp.exp(a) @ a.T).sum()) > 0:
+            raise RuntimeError("a matrix product came out wrong")
+    except Exception as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BackendUnavailable(
+            f"CuPy {cp.__version__} is installed but finds no usable GPU ({first_line}): "
+            "check the NVIDIA driver with nvidia-smi, or use --backend numpy."
+        ) from error
+    return cp
+
+
+@functools.cache
+def _auto() -> Backend:
+    try:
+        return CupyBackend()
+    except BackendUnavailable as error:
+        log.warning("backend auto: using numpy, because %s", error)
+        return Backend()
+
+
+BACKENDS = {"numpy": Backend, "cupy": CupyBackend, "auto": _auto}
+
+
+def get_backend(name: str = "numpy") -> Backend:
+    """The backend called `name`.
+
+    "cupy" raises BackendUnavailable where there is no usable GPU; "auto" falls back to NumPy and logs the reason
+    once, so that a result of the CPU is never mistaken for one of the GPU. ValueError for an unknown name.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; the known ones are {', '.join(sorted(BACKENDS))}.")
+    return BACKENDS[name]()

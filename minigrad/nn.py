@@ -1,0 +1,178 @@
+"""Modules hold parameters and name them; the mathematics is in `minigrad.fused`.
+
+A Module finds its parameters by looking at its attributes, in the order they were set: Tensors that require a
+gradient, other Modules, and lists of either. Initial values come from `minigrad.random`, so a seed fixes them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from . import fused
+from .backend import asarray_like
+from .ops import stack
+from .random import Rng
+from .tensor import Tensor
+
+# ---- initialisers: (rng, shape, dtype) -> array on the host. A weight is (I, O), so fan_in = I and fan_out = O.
+
+
+def uniform_fan_in(rng: Rng, shape, dtype=np.float32):
+    """U(−1/√I, 1/√I), PyTorch's default for the weight of a linear layer."""
+    return _uniform(rng, shape, 1.0 / math.sqrt(shape[0]), dtype)
+
+
+def xavier_uniform(rng: Rng, shape, dtype=np.float32):
+    """U(±√(6/(I+O))): keeps the variance of activations and gradients alike (Glorot & Bengio 2010, eq. 16)."""
+    return _uniform(rng, shape, math.sqrt(6.0 / (shape[0] + shape[1])), dtype)
+
+
+def he_normal(rng: Rng, shape, dtype=np.float32):
+    """N(0, 2/I): keeps the variance through ReLUs (He et al. 2015, eq. 10)."""
+    return normal(rng, shape, dtype, std=math.sqrt(2.0 / shape[0]))
+
+
+def normal(rng: Rng, shape, dtype=np.float32, std: float = 0.01):
+    """N(0, std²)."""
+    return (std * rng.normal(shape, like=np.empty(0, np.float64))).astype(dtype)
+
+
+def orthogonal(rng: Rng, shape, dtype=np.float32):
+    """A matrix with orthonormal rows or columns, uniformly distributed (Saxe et al. 2014; Mezzadri 2007).
+
+    QR of a normal matrix, with the signs of R's diagonal moved into Q: without that, Q is not uniform.
+    """
+    rows, columns = shape
+    tall = normal(rng, (rows, columns) if rows >= columns else (columns, rows), np.float64, std=1.0)
+    q, r = np.linalg.qr(tall)
+    q *= np.sign(np.diag(r))
+    return np.ascontiguousarray(q if rows >= columns else q.T, dtype=dtype)
+
+
+def _uniform(rng, shape, bound, dtype):
+    return (bound * (2.0 * rng.uniform(shape, like=np.empty(0, np.float64)) - 1.0)).astype(dtype)
+
+
+# ---- modules
+
+
+class Module:
+    """Base class. Set parameters and submodules as attributes; define `__call__`."""
+
+    def named_parameters(self, prefix: str = "") -> dict[str, Tensor]:
+        """{"decoder.0.weight": Tensor, ...}, in the order the attributes were set. A shared parameter counts once."""
+        found: dict[str, Tensor] = {}
+        for name, value in vars(self).items():
+            items = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
+            for i, item in items:
+                full = f"{prefix}{name}" if i is None else f"{prefix}{name}.{i}"
+                if isinstance(item, Module):
+                    found |= item.named_parameters(full + ".")
+                elif isinstance(item, Tensor) and item.requires_grad:
+                    found[full] = item
+        seen: set[int] = set()
+        return {k: p for k, p in found.items() if not (id(p) in seen or seen.add(id(p)))}
+
+    def parameters(self) -> list[Tensor]:
+        return list(self.named_parameters().values())
+
+    def to(self, backend) -> Module:
+        """Move every parameter to a `minigrad.backend.Backend`; call it before making an optimizer."""
+        for p in self.parameters():
+            p.data, p.grad = backend.to_device(p.numpy()), None
+        return self
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of all parameters, on the host."""
+        return {name: np.array(p.numpy()) for name, p in self.named_parameters().items()}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Write the arrays into the parameters, in place. ValueError if names, shapes or dtypes differ."""
+        parameters = self.named_parameters()
+        for names, what in ((parameters.keys() - state.keys(), "lacks"), (state.keys() - parameters.keys(), "has also")):
+            if names:
+                raise ValueError(f"the saved state {what} {', '.join(sorted(names))}: it belongs to another model.")
+        for name, p in parameters.items():
+            if state[name].shape != p.shape or state[name].dtype != p.dtype:
+                raise ValueError(
+                    f"{name} is {p.dtype}{p.shape} here and {state[name].dtype}{state[name].shape} in the saved "
+                    "state: it belongs to another model."
+                )
+        for name, p in parameters.items():
+            p.data[...] = asarray_like(state[name], p.data)
+
+
+def parameter(array) -> Tensor:
+    """A leaf Tensor that requires a gradient."""
+    return Tensor(array, requires_grad=True)
+
+
+class Linear(Module):
+    """y = x W + b, or max(x W + b, 0) with relu=True.     weight (inputs, outputs), bias (outputs,)
+
+    The bias is drawn as PyTorch does, U(±1/√inputs), unless `bias` gives a constant for it.
+    """
+
+    def __init__(self, inputs, outputs, rng, *, relu=False, init=uniform_fan_in, bias=None, dtype=np.float32):
+        self.weight = parameter(init(rng.site("weight"), (inputs, outputs), dtype))
+        start = _uniform(rng.site("bias"), (outputs,), 1.0 / math.sqrt(inputs), dtype)
+        self.bias = parameter(start if bias is None else np.full(outputs, bias, dtype))
+        self.relu = relu
+
+    def __call__(self, x) -> Tensor:
+        return (fused.linear_relu if self.relu else fused.linear)(x, self.weight, self.bias)
+
+
+class MLP(Module):
+    """Linear layers of the given sizes with ReLUs between them; the last layer has none."""
+
+    def __init__(self, sizes, rng, *, init=uniform_fan_in, dtype=np.float32):
+        last = len(sizes) - 2
+        self.layers = [
+            Linear(i, o, rng.site(n), relu=n < last, init=init, dtype=dtype)
+            for n, (i, o) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+        ]
+
+    def __call__(self, x) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Embedding(Module):
+    """Rows of a table, looked up by integer.     weight (vocabulary, width)"""
+
+    def __init__(self, vocabulary, width, rng, *, init=normal, dtype=np.float32):
+        self.weight = parameter(init(rng.site("weight"), (vocabulary, width), dtype))
+
+    def __call__(self, ids) -> Tensor:
+        return fused.embedding(self.weight, ids)
+
+
+class LSTM(Module):
+    """A one-layer LSTM over x (T, N, I), from zero states.  -> (T, N, H) hidden states and (T, N, H) cells.
+
+    Gates in the order i, f, u, o; the input's part of all pre-activations is one product for the whole sequence.
+    """
+
+    def __init__(self, inputs, hidden, rng, *, init_input=uniform_fan_in, init_hidden=orthogonal, dtype=np.float32):
+        self.hidden = hidden
+        self.w_input = parameter(init_input(rng.site("input"), (inputs, 4 * hidden), dtype))
+        blocks = [init_hidden(rng.site(f"hidden{i}"), (hidden, hidden), dtype) for i in range(4)]
+        self.w_hidden = parameter(np.concatenate(blocks, axis=1))
+        bias = np.zeros(4 * hidden, dtype)
+        bias[hidden : 2 * hidden] = 1.0  # remember at first (Jozefowicz et al. 2015)
+        self.bias = parameter(bias)
+
+    def __call__(self, x) -> tuple[Tensor, Tensor]:
+        pre = fused.linear(x, self.w_input, self.bias)
+        zeros = pre.data[0, :, : self.hidden] * 0.0
+        h, c, hs, cs = Tensor(zeros), Tensor(zeros), [], []
+        for t in range(pre.shape[0]):
+            h, c = fused.lstm_cell(pre[t] + h @ self.w_hidden, c)
+            hs.append(h)
+            cs.append(c)
+        return stack(*hs), stack(*cs)
+

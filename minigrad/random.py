@@ -1,0 +1,131 @@
+"""Counter-based noise: every number has an address, (seed, step, site), and no generator has a state.
+
+A Philox generator (Salmon et al. 2011) is a keyed bijection of a counter, so the noise of step 1,000 can be computed
+without the 999 steps before it. A resumed run, a reordered one, one on the CPU and one on a GPU all see the same
+numbers, and a checkpoint has nothing to save. Numbers are made on the host, to the last bit alike for every backend,
+and sent to the device of the array they are `like`.
+
+    rng = Rng(seed=0).at(step=7).site("code")
+    rng.gumbel((100, 30, 10), like=logits)       # pure: the same call gives the same numbers
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from .backend import array_module, asarray_like
+
+__all__ = ["Rng", "argmax_one_hot", "gumbel_from_uniform", "one_hot", "uniform_from_bits"]
+
+
+class Rng:
+    """An address in the noise. Immutable: `at` and `site` return new addresses, draws change nothing.
+
+    Drawing twice from one address gives the same numbers twice (common random numbers); name another site for
+    independent ones.
+
+    seed: 0 ≤ seed < 2⁶⁴.  step: 0 ≤ step < 2⁶⁴, the training step or epoch.  ValueError outside.
+    """
+
+    __slots__ = ("_seed", "_site", "_step")
+
+    def __init__(self, seed: int = 0, step: int = 0, _site: int = 0):
+        for name, value in (("seed", seed), ("step", step)):
+            if not 0 <= value < 2**64:
+                raise ValueError(f"{name} must be an integer from 0 to 2**64 - 1, got {value}.")
+        self._seed, self._step, self._site = int(seed), int(step), _site
+
+    def at(self, step: int) -> Rng:
+        """The same site at another step."""
+        return Rng(self._seed, step, self._site)
+
+    def site(self, name: str | int) -> Rng:
+        """A site below this one. Names are hashed to 64 bits together with the path that leads to them."""
+        digest = hashlib.blake2b(f"{self._site}/{name}".encode(), digest_size=8).digest()
+        return Rng(self._seed, self._step, int.from_bytes(digest, "little"))
+
+    def __repr__(self):
+        return f"Rng(seed={self._seed}, step={self._step}, site={self._site:#x})"
+
+    # -- draws: shape, and optionally an array whose dtype and device the result gets (default: float32 on the host)
+
+    def bits(self, n: int) -> np.ndarray:
+        """(n,) uint64, uniformly distributed."""
+        key = np.array([self._seed, 0], np.uint64)
+        counter = np.array([0, self._step, self._site, 0], np.uint64)
+        return np.random.Philox(key=key, counter=counter).random_raw((n + 3) // 4 * 4)[:n]
+
+    def _uniform(self, shape, like):
+        dtype = np.dtype(np.float32 if like is None else like.dtype)
+        n = int(np.prod(shape, dtype=np.int64))
+        words = self.bits(-(-n * dtype.itemsize // 8))
+        return uniform_from_bits(words, dtype)[:n].reshape(shape)
+
+    def uniform(self, shape, like=None):
+        """Uniform on the open interval (0, 1): never 0, never 1."""
+        return _send(self._uniform(shape, like), like)
+
+    def exponential(self, shape, like=None):
+        """Exp(1), strictly positive: E = −log U."""
+        u = self._uniform(shape, like)
+        return _send(np.negative(np.log(u, out=u), out=u), like)
+
+    def gumbel(self, shape, like=None):
+        """Standard Gumbel, always finite: G = −log(−log U)."""
+        return _send(gumbel_from_uniform(self._uniform(shape, like)), like)
+
+    def normal(self, shape, like=None):
+        """Standard normal (Box & Muller 1958): √(−2 log U₁) · cos 2πU₂."""
+        u = self._uniform((2, *shape), like)
+        return _send(np.sqrt(-2.0 * np.log(u[0])) * np.cos((2.0 * np.pi) * u[1]), like)
+
+    def one_hot(self, logits):
+        """D ~ Cat(softmax(logits)), one-hot in the last axis, by the Gumbel-max trick. logits (..., K) -> (..., K)."""
+        return argmax_one_hot(logits + self.gumbel(logits.shape, like=logits))
+
+    def permutation(self, n: int) -> np.ndarray:
+        """A uniformly random order of 0 … n−1, (n,) int64, on the host."""
+        return np.argsort(self.bits(n), kind="stable")
+
+
+def uniform_from_bits(words: np.ndarray, dtype) -> np.ndarray:
+    """uint64 words -> uniforms in the open interval (0, 1): u = (k + ½) / 2ᵇ with b bits, exact in the dtype.
+
+    float32 uses b = 23 bits of each half word, float64 b = 52 of each word. One bit more and the largest value would
+    round to 1.0; without the ½ the smallest would be 0.0, and −log(−log u) would be infinite once in a few million.
+    """
+    if np.dtype(dtype) == np.float32:
+        k = words.astype("<u8", copy=False).view("<u4") >> np.uint32(9)
+        u, scale = k.astype(np.float32), 2.0**-23
+    else:
+        u, scale = (words >> np.uint64(12)).astype(np.float64), 2.0**-52
+    u += 0.5
+    u *= scale
+    return u
+
+
+def gumbel_from_uniform(u: np.ndarray) -> np.ndarray:
+    """−log(−log u) in place, for u strictly between 0 and 1. float32 results lie in [−2.82, 16.64]."""
+    for _ in range(2):
+        np.log(u, out=u)
+        np.negative(u, out=u)
+    return u
+
+
+def one_hot(index, classes: int, like):
+    """index (...,) of integers in [0, classes) -> (..., classes) with the dtype of `like`, on its device."""
+    xp = array_module(like)
+    d = xp.zeros((index.size, classes), dtype=like.dtype)
+    d.reshape(-1)[xp.arange(0, index.size * classes, classes) + index.reshape(-1)] = 1.0
+    return d.reshape(*index.shape, classes)
+
+
+def argmax_one_hot(z):
+    """The one-hot of argmax over the last axis, (..., K) -> (..., K). A tie goes to the first: never two ones."""
+    return one_hot(z.argmax(axis=-1), z.shape[-1], z)
+
+
+def _send(host: np.ndarray, like):
+    return host if like is None else asarray_like(host, like)
