@@ -389,10 +389,9 @@ def take(x, index, *, axis: int = 0):
 
 
 def stable_sigmoid(x):
-    """σ(x) = 1/(1 + e⁻ˣ) without overflow: e^−|x| ≤ 1 is the only exponential taken."""
+    """σ(x) = 1/(1 + e⁻ˣ) = e^min(x,0) / (1 + e^−|x|): no exponential overflows, and small values keep their digits."""
     xp = array_module(x)
-    e = xp.exp(-abs(x))
-    return xp.where(x >= 0, 1.0, e) / (1.0 + e)
+    return xp.exp(xp.minimum(x, 0.0)) / (1.0 + xp.exp(-abs(x)))
 
 
 # ---- the operator table

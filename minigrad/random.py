@@ -12,12 +12,23 @@ and sent to the device of the array they are `like`.
 from __future__ import annotations
 
 import hashlib
+import threading
 
 import numpy as np
 
 from .backend import array_module, asarray_like
 
 __all__ = ["Rng", "argmax_one_hot", "gumbel_from_uniform", "one_hot", "uniform_from_bits"]
+
+
+_thread = threading.local()
+_EMPTY_BUFFER = {
+    "bit_generator": "Philox",
+    "buffer": np.zeros(4, np.uint64),
+    "buffer_pos": 4,
+    "has_uint32": 0,
+    "uinteger": 0,
+}
 
 
 class Rng:
@@ -53,9 +64,16 @@ class Rng:
 
     def bits(self, n: int) -> np.ndarray:
         """(n,) uint64, uniformly distributed."""
-        key = np.array([self._seed, 0], np.uint64)
-        counter = np.array([0, self._step, self._site, 0], np.uint64)
-        return np.random.Philox(key=key, counter=counter).random_raw((n + 3) // 4 * 4)[:n]
+        # Making a Philox asks the operating system for entropy, which costs more than the numbers: each thread keeps
+        # one and moves it to the address.
+        if not hasattr(_thread, "philox"):
+            _thread.philox = np.random.Philox()
+        address = {
+            "counter": np.array([0, self._step, self._site, 0], np.uint64),
+            "key": np.array([self._seed, 0], np.uint64),
+        }
+        _thread.philox.state = {"state": address} | _EMPTY_BUFFER
+        return _thread.philox.random_raw((n + 3) // 4 * 4)[:n]
 
     def _uniform(self, shape, like):
         dtype = np.dtype(np.float32 if like is None else like.dtype)
@@ -93,16 +111,19 @@ class Rng:
 def uniform_from_bits(words: np.ndarray, dtype) -> np.ndarray:
     """uint64 words -> uniforms in the open interval (0, 1): u = (k + ½) / 2ᵇ with b bits, exact in the dtype.
 
-    float32 uses b = 23 bits of each half word, float64 b = 52 of each word. One bit more and the largest value would
-    round to 1.0; without the ½ the smallest would be 0.0, and −log(−log u) would be infinite once in a few million.
+    float32 takes the upper b = 23 bits of each half word, float64 the upper 52 of each word: as many as the fraction
+    of a float has. Set beside the exponent of 1 they read 1 + k/2ᵇ, and subtracting 1 − 2⁻ᵇ⁻¹ leaves u without
+    rounding. One bit more and the largest value would round to 1.0; without the ½ the smallest would be 0.0, and
+    −log(−log u) would be infinite once in a few million draws.
     """
     if np.dtype(dtype) == np.float32:
-        k = words.astype("<u8", copy=False).view("<u4") >> np.uint32(9)
-        u, scale = k.astype(np.float32), 2.0**-23
+        k, shift, one, bits = words.astype("<u8").view("<u4"), np.uint32(9), np.uint32(0x3F800000), 23
     else:
-        u, scale = (words >> np.uint64(12)).astype(np.float64), 2.0**-52
-    u += 0.5
-    u *= scale
+        k, shift, one, bits = words.copy(), np.uint64(12), np.uint64(0x3FF0000000000000), 52
+    k >>= shift
+    k |= one
+    u = k.view(dtype)
+    u -= 1.0 - 2.0 ** (-bits - 1)
     return u
 
 

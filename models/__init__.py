@@ -1,0 +1,1 @@
+"""Compact models with discrete latent variables. A model is handed its estimator; it imports none."""

@@ -1,0 +1,2 @@
+class DataError(ValueError):
+    """A data file is missing, truncated or altered; the message is one sentence that says what to do."""

@@ -1,0 +1,282 @@
+"""How fast is a step? Everything is measured in one run, in turns, and reported as a ratio.
+
+    python scripts/bench.py vae      a training step of the categorical VAE beside its bare matrix products, and
+                                     beside PyTorch and JAX where they are installed
+    python scripts/bench.py ops      one small op, forward and backward, in a chain of 2,000
+
+Each contender runs in a process of its own, so that thread pools do not meet; the processes take turns of about a
+second, and a contender's figure is the median over all its steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import multiprocessing
+import platform
+import statistics
+import sys
+from time import perf_counter
+
+import numpy as np
+
+from estimators import create
+from minigrad import Rng, Tensor
+from minigrad.optim import Adam
+from models.vae import CategoricalVAE
+
+PIXELS, HIDDEN, VARIABLES, CATEGORIES, BATCH, TAU, LR = 784, (512, 256), 30, 10, 100, 1.0, 1e-3
+SIZES = [PIXELS, *HIDDEN, VARIABLES * CATEGORIES, *reversed(HIDDEN), PIXELS]
+
+
+def images():
+    """A batch of gray images is any (100, 784) array in [0, 1]: no branch depends on the values."""
+    return Rng(0).site("images").uniform((BATCH, PIXELS))
+
+
+# ---- contenders for `vae`: each returns a function that does one full step
+
+
+def floor():
+    """The 17 matrix products of the six layers: outputs, weight gradients, and input gradients but for the first."""
+    rng = Rng(0)
+    xs = [rng.site(f"x{i}").normal((BATCH, n)) for i, n in enumerate(SIZES)]
+    ws = [rng.site(f"w{i}").normal(shape) for i, shape in enumerate(zip(SIZES[:-1], SIZES[1:], strict=True))]
+
+    def step():
+        for x, w in zip(xs, ws, strict=False):
+            x @ w
+        for i in reversed(range(len(ws))):
+            xs[i].T @ xs[i + 1]
+            if i:
+                xs[i + 1] @ ws[i].T
+
+    return step
+
+
+def minigrad_vae():
+    rng = Rng(0)
+    model = CategoricalVAE(PIXELS, VARIABLES, CATEGORIES, HIDDEN, rng=rng)
+    optimizer, estimator, x, step_number = Adam(model.parameters(), LR), create("st-gs", TAU), images(), iter(range(10**9))
+
+    def step():
+        optimizer.zero_grad()
+        reconstruction, kl = model.negative_elbo(x, estimator, rng.at(next(step_number)))
+        (reconstruction + kl).mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def torch_vae(compiled=False):
+    import torch
+    from torch import nn
+
+    def mlp(sizes):
+        layers = []
+        for i, o in zip(sizes[:-1], sizes[1:], strict=True):
+            layers += [nn.Linear(i, o), nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
+
+    half = len(SIZES) // 2
+    encoder, decoder, x = mlp(SIZES[: half + 1]), mlp(SIZES[half:]), torch.from_numpy(images())
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=LR)
+
+    def loss(x):
+        logits = encoder(x).view(BATCH, VARIABLES, CATEGORIES)
+        d = nn.functional.gumbel_softmax(logits, tau=TAU, hard=True)
+        bce = nn.functional.binary_cross_entropy_with_logits(decoder(d.flatten(1)), x, reduction="sum")
+        log_p = logits.log_softmax(-1)
+        return (bce + (log_p.exp() * (log_p + np.log(CATEGORIES))).sum()) / BATCH
+
+    objective = torch.compile(loss) if compiled else loss
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        objective(x).backward()
+        optimizer.step()
+
+    return step
+
+
+def jax_vae():
+    import jax
+    import jax.numpy as jnp
+
+    keys = jax.random.split(jax.random.PRNGKey(0), len(SIZES))
+    bound = [1 / np.sqrt(i) for i in SIZES]
+    shapes = list(zip(SIZES[:-1], SIZES[1:], strict=True))
+    params = [
+        (jax.random.uniform(k, s, minval=-b, maxval=b), jnp.zeros(s[1]))
+        for k, s, b in zip(keys, shapes, bound, strict=False)
+    ]
+    x, half = jnp.asarray(images()), len(SIZES) // 2
+
+    def mlp(layers, h):
+        for w, b in layers[:-1]:
+            h = jax.nn.relu(h @ w + b)
+        return h @ layers[-1][0] + layers[-1][1]
+
+    def loss(params, key):
+        logits = mlp(params[:half], x).reshape(BATCH, VARIABLES, CATEGORIES)
+        z = logits + jax.random.gumbel(key, logits.shape)
+        soft = jax.nn.softmax(z / TAU)
+        hard = jax.nn.one_hot(z.argmax(-1), CATEGORIES)
+        d = jax.lax.stop_gradient(hard - soft) + soft
+        y = mlp(params[half:], d.reshape(BATCH, -1))
+        bce = (jax.nn.softplus(y) - x * y).sum()
+        log_p = jax.nn.log_softmax(logits)
+        return (bce + (jnp.exp(log_p) * (log_p + np.log(CATEGORIES))).sum()) / BATCH
+
+    def update(params, m, v, t, key):
+        key, noise = jax.random.split(key)
+        g = jax.grad(loss)(params, noise)
+        tree = jax.tree_util.tree_map
+        m = tree(lambda m, g: 0.9 * m + 0.1 * g, m, g)
+        v = tree(lambda v, g: 0.999 * v + 0.001 * g * g, v, g)
+        t = t + 1
+        c1, c2 = 1 - 0.9**t, 1 - 0.999**t
+        params = tree(lambda p, m, v: p - LR * (m / c1) / (jnp.sqrt(v / c2) + 1e-8), params, m, v)
+        return params, m, v, t, key
+
+    update = jax.jit(update, donate_argnums=(0, 1, 2))
+    zeros = lambda: jax.tree_util.tree_map(jnp.zeros_like, params)
+    state = [params, zeros(), zeros(), jnp.float32(0), jax.random.PRNGKey(1)]
+
+    def step():
+        state[:] = update(*state)
+        jax.block_until_ready(state)
+
+    return step
+
+
+# ---- contenders for `ops`: each returns a function that runs the chain once
+
+CHAIN = 2000
+
+
+def _chain(start, factor, loss):
+    y = start
+    for _ in range(CHAIN):
+        y = y * factor
+    return loss(y)
+
+
+def minigrad_ops():
+    x, w = (Tensor(np.full(16, v, np.float32), requires_grad=True) for v in (1.0, 0.999))
+    return lambda: _chain(x, w, lambda y: y.sum()).backward()
+
+
+def torch_ops():
+    import torch
+
+    x, w = (torch.full((16,), v, requires_grad=True) for v in (1.0, 0.999))
+    return lambda: _chain(x, w, lambda y: y.sum()).backward()
+
+
+def mygrad_ops():
+    import mygrad
+
+    x, w = (mygrad.tensor(np.full(16, v, np.float32)) for v in (1.0, 0.999))
+    return lambda: _chain(x, w, lambda y: y.sum()).backward()
+
+
+def autograd_ops():
+    import autograd
+
+    gradient = autograd.grad(lambda x, w: _chain(x, w, lambda y: y.sum()), argnum=(0, 1))
+    x, w = (np.full(16, v, np.float32) for v in (1.0, 0.999))
+    return lambda: gradient(x, w)
+
+
+CONTENDERS = {
+    "vae": {
+        "matrix products alone": (floor, None),
+        "minigrad": (minigrad_vae, None),
+        "PyTorch eager": (torch_vae, "torch"),
+        "PyTorch compiled": (lambda: torch_vae(compiled=True), "torch"),
+        "JAX jit": (jax_vae, "jax"),
+    },
+    "ops": {
+        "minigrad": (minigrad_ops, None),
+        "PyTorch eager": (torch_ops, "torch"),
+        "mygrad": (mygrad_ops, "mygrad"),
+        "autograd": (autograd_ops, "autograd"),
+    },
+}
+
+
+def _contender(benchmark, name, pipe):
+    """A process: build the step, then time it for a while whenever asked."""
+    try:
+        step = CONTENDERS[benchmark][name][0]()
+        for _ in range(5):
+            step()
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}")
+        return
+    pipe.send(None)
+    while (seconds := pipe.recv()) is not None:
+        for _ in range(3):
+            step()
+        times, end = [], perf_counter() + seconds
+        while perf_counter() < end:
+            start = perf_counter()
+            step()
+            times.append(perf_counter() - start)
+        pipe.send(times)
+
+
+def measure(benchmark: str, rounds: int, seconds: float) -> dict[str, float]:
+    """Median seconds of a step for each contender that is installed and works."""
+    spawn = multiprocessing.get_context("spawn")
+    running, times = {}, {}
+    for name, (_, module) in CONTENDERS[benchmark].items():
+        if module and importlib.util.find_spec(module) is None:
+            print(f"{name}: not installed, left out", file=sys.stderr)
+            continue
+        pipe, other = spawn.Pipe()
+        process = spawn.Process(target=_contender, args=(benchmark, name, other), daemon=True)
+        process.start()
+        other.close()
+        if problem := pipe.recv():
+            print(f"{name}: left out, {problem.splitlines()[0]}", file=sys.stderr)
+            continue
+        running[name], times[name] = (process, pipe), []
+    for _ in range(rounds):
+        for name, (_, pipe) in running.items():
+            pipe.send(seconds)
+            times[name] += pipe.recv()
+    for process, pipe in running.values():
+        pipe.send(None)
+        process.join()
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def show(benchmark: str, medians: dict[str, float]) -> None:
+    print(f"{platform.machine()}, {multiprocessing.cpu_count()} cores, Python {platform.python_version()}, ", end="")
+    print(f"NumPy {np.__version__}")
+    ours = medians["minigrad"]
+    if benchmark == "vae":
+        print(f"one training step, {'-'.join(map(str, SIZES))}, batch {BATCH}, float32, ST Gumbel-Softmax, Adam\n")
+        unit, scale = "ms", 1e3
+    else:
+        print(f"y = y * w with 16 float32 elements, {CHAIN:,} times, forward and backward, per op\n")
+        unit, scale = "µs", 1e6 / CHAIN
+    print(f"{'':24}{unit:>8}  minigrad takes")
+    for name, seconds in medians.items():
+        ratio = "" if name == "minigrad" else f"{ours / seconds:8.2f} of this"
+        print(f"{name:24}{seconds * scale:8.2f}  {ratio}")
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("benchmark", choices=CONTENDERS)
+    parser.add_argument("--rounds", type=int, default=10, help="how often each contender gets its turn (default 10)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="the length of a turn (default 1)")
+    flags = parser.parse_args(argv)
+    show(flags.benchmark, measure(flags.benchmark, max(1, flags.rounds), flags.seconds))
+
+
+if __name__ == "__main__":
+    main()
