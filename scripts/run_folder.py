@@ -1,0 +1,210 @@
+"""What every training script needs around its loop: flags from a dataclass, a run folder, errors in one sentence.
+
+A run folder holds `config.json` (all flags, versions, backend and device), `metrics.jsonl` (a line an epoch),
+`checkpoint.safetensors` (always whole, see `minigrad.checkpoint`) and the pictures of the script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import platform
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+import minigrad
+from minigrad import checkpoint
+from minigrad.backend import BackendUnavailable
+
+CHECKPOINT, CONFIG, METRICS = "checkpoint.safetensors", "config.json", "metrics.jsonl"
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one sentence; scripts print it and exit with code 2."""
+
+
+@contextlib.contextmanager
+def user_errors():
+    """Turn what bad input raises while a run is set up, or a failing disk, into a UserError."""
+    try:
+        yield
+    except (ValueError, BackendUnavailable) as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"{error.filename or 'the disk'}: {error.strerror or error}.") from error
+
+
+def report_errors(main):
+    """Run `main(argv)`; a UserError becomes a line on standard error and exit code 2."""
+
+    def wrapped(argv=None) -> int:
+        try:
+            return main(argv) or 0
+        except UserError as error:
+            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+            return 2
+
+    return wrapped
+
+
+# ---- flags
+
+
+def flag(default, text: str, **argparse_options):
+    """A dataclass field that is also a command-line flag with this help text."""
+    return dataclasses.field(default=default, metadata={"help": text, **argparse_options})
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message.rstrip('.')}; see --help.")
+
+
+def parse_flags(config_class, description: str, argv, extra=()):
+    """(the flags given, as a dict; the others, for `extra`: (name, options) pairs that are not part of the configuration).
+
+    Flags that were not given are absent, so that a resumed run can tell "left out" from "given".
+    """
+    parser = _Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    fields = dataclasses.fields(config_class)
+    for f in fields:
+        options = dict(f.metadata)
+        text = f"{options.pop('help')} (default: {_shown(f.default)})"
+        options.setdefault("type", type(f.default))
+        parser.add_argument(f"--{f.name.replace('_', '-')}", default=argparse.SUPPRESS, help=text, **options)
+    for name, options in extra:
+        parser.add_argument(name, **({"default": argparse.SUPPRESS} | options))
+    given = vars(parser.parse_args(argv))
+    names = {f.name for f in fields}
+    return {k: v for k, v in given.items() if k in names}, {k: v for k, v in given.items() if k not in names}
+
+
+def _shown(value):
+    return ",".join(map(str, value)) if isinstance(value, tuple) else "chosen by the program" if value is None else value
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """The type of a flag like --hidden 512,256."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers like 512,256") from None
+
+
+def require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise UserError(sentence)
+
+
+# ---- the folder
+
+
+class RunFolder:
+    """A folder for one run. `create` makes it, `resume` opens one that has a checkpoint."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @classmethod
+    def create(cls, path, config, backend) -> RunFolder:
+        path = Path(path)
+        require(not path.exists(), f"the output folder {path} exists already: choose another --out, or --resume it.")
+        try:
+            path.mkdir(parents=True)
+            about = {
+                "config": dataclasses.asdict(config),
+                "minigrad": minigrad.__version__,
+                "python": platform.python_version(),
+                "numpy": np.__version__,
+                "backend": backend.name,
+                "backend_version": backend.version,
+                "device": backend.device,
+            }
+            checkpoint.write_atomically(path / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
+        except OSError as error:
+            raise UserError(f"the output folder {path} cannot be written ({error.strerror}): choose another --out.") from error
+        return cls(path)
+
+    @classmethod
+    def resume(cls, path, config_class, given: dict, may_change: set[str]):
+        """(folder, config): the stored configuration, which the flags `given` may not contradict."""
+        path = Path(path)
+        require(path.is_dir(), f"there is no run folder {path} to resume.")
+        try:
+            stored = json.loads((path / CONFIG).read_text())["config"]
+            defaults = {f.name: f.default for f in dataclasses.fields(config_class)}
+            stored = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+            if stored.keys() != defaults.keys():
+                raise ValueError("it belongs to another program")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} cannot be resumed: its {CONFIG} is missing or damaged ({error}).") from error
+        for name, value in given.items():
+            if value != stored[name] and name not in may_change:
+                raise UserError(
+                    f"{path} was made with another configuration (--{name.replace('_', '-')} {_shown(stored[name])}, "
+                    f"not {_shown(value)}): leave the flag out, or start a new run."
+                )
+        return cls(path), config_class(**(stored | given))
+
+    def save(self, arrays, info) -> None:
+        """Replace the checkpoint. `info` also remembers how long the metrics are, so that a resumed run adds to them
+        where this checkpoint stands and not where a later crash happened."""
+        metrics = self.path / METRICS
+        info = info | {"metrics_bytes": metrics.stat().st_size if metrics.exists() else 0}
+        checkpoint.save(self.path / CHECKPOINT, arrays, info)
+
+    def load(self):
+        """(arrays, info) of the checkpoint."""
+        arrays, info = checkpoint.load(self.path / CHECKPOINT)
+        return arrays, info
+
+    def rewind_metrics(self, info) -> None:
+        metrics = self.path / METRICS
+        if metrics.exists():
+            with open(metrics, "r+b") as file:
+                file.truncate(info["metrics_bytes"])
+
+    def log(self, line: dict) -> str:
+        """Append one JSON line to the metrics; returns it."""
+        text = json.dumps(line)
+        with open(self.path / METRICS, "a") as file:
+            file.write(text + "\n")
+        return text
+
+    def metrics(self) -> list[dict]:
+        path = self.path / METRICS
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def default_folder(*parts) -> Path:
+    """runs/PART-PART-…-date-time, a name that is not taken."""
+    base = Path("runs") / "-".join([*map(str, parts), time.strftime("%Y%m%d-%H%M%S")]).replace("/", "_")
+    path, n = base, 1
+    while path.exists():
+        n += 1
+        path = base.with_name(f"{base.name}-{n}")
+    return path
+
+
+class Interrupt:
+    """While active, the first Ctrl-C (or a SIGTERM) only sets `requested`; the second one interrupts as usual."""
+
+    requested = False
+
+    def __enter__(self):
+        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _handle(self, *_):
+        self.requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *_):
+        for s, handler in self._before.items():
+            signal.signal(s, handler)

@@ -1,0 +1,28 @@
+"""Fixtures: the backends under test, and floating-point errors as exceptions."""
+
+import numpy as np
+import pytest
+from devsim import DevsimBackend
+
+from minigrad.backend import Backend, BackendUnavailable, get_backend
+
+
+@pytest.fixture(autouse=True)
+def floating_point_errors_raise():
+    with np.errstate(divide="raise", over="raise", invalid="raise"):
+        yield
+
+
+@pytest.fixture(params=["numpy", "devsim", pytest.param("cupy", marks=pytest.mark.gpu)])
+def backend(request):
+    if request.param == "cupy":
+        try:
+            return get_backend("cupy")
+        except BackendUnavailable as error:
+            pytest.skip(f"GPU NOT RUN: {error}")
+    return {"numpy": Backend, "devsim": DevsimBackend}[request.param]()
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)

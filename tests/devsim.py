@@ -1,0 +1,278 @@
+"""A stand-in device: arrays that compute with NumPy and refuse what CuPy refuses.
+
+It runs the ops, the estimators and whole training steps where there is no GPU, and turns "no hidden transfer in a
+training step" into a test:
+
+    with forbid("sync", "d2h", "h2d"):
+        step()
+
+What it knows of CuPy comes from `cupy_api.json`, made by `scripts/snapshot_cupy_api.py`. It is stricter than CuPy where
+CuPy is silently slow or wrong: host arrays as indices, repeated indices in an assignment, indices out of range.
+Since it computes with NumPy, its results must equal NumPy's to the last bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import types
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from minigrad.backend import Backend, register_array_type
+
+API = json.loads((Path(__file__).parent / "cupy_api.json").read_text())
+
+stats: Counter = Counter()  # "launch", "sync", "h2d", "d2h"
+_forbidden: list[str] = []
+
+
+class ForbiddenTransfer(AssertionError):
+    """A host-device transfer or a wait where `forbid` allows none."""
+
+
+@contextlib.contextmanager
+def forbid(*kinds):
+    _forbidden.extend(kinds)
+    try:
+        yield
+    finally:
+        del _forbidden[-len(kinds) :]
+
+
+def _event(kind: str, what: str):
+    stats[kind] += 1
+    if kind in _forbidden:
+        raise ForbiddenTransfer(f"hidden {kind} in a place that allows none: {what}")
+
+
+def _implicit():
+    return TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()` (as CuPy says).")
+
+
+def _unwrap(x, where: str):
+    if isinstance(x, DeviceArray):
+        return x._a
+    if isinstance(x, np.ndarray):
+        raise TypeError(f"Unsupported type {type(x)}: {where} mixes a host array with device arrays (as CuPy says).")
+    if isinstance(x, list | tuple):
+        return type(x)(_unwrap(y, where) for y in x)
+    return x
+
+
+def _wrap(x):
+    if isinstance(x, np.ndarray | np.generic):
+        return DeviceArray(np.asarray(x))
+    if isinstance(x, list | tuple):
+        return type(x)(_wrap(y) for y in x)
+    return x
+
+
+def _check_keywords(name, given, allowed):
+    if allowed is not None:
+        for keyword in given:
+            if keyword not in allowed:
+                raise TypeError(f"CuPy's {name} has no parameter {keyword!r}")
+
+
+def _call(function, name, arguments, keywords, allowed=None):
+    _check_keywords(name, keywords, allowed)
+    stats["launch"] += 1
+    out = keywords.get("out")
+    keywords = {k: _unwrap(v, name) for k, v in keywords.items()}
+    result = function(*(_unwrap(a, name) for a in arguments), **keywords)
+    return out if out is not None else _wrap(result)
+
+
+class DeviceArray:
+    """An array on the stand-in device. Reductions give 0-d arrays, never scalars."""
+
+    __slots__ = ("_a",)
+    __array_priority__ = 100
+
+    def __init__(self, a: np.ndarray):
+        self._a = a
+
+    shape = property(lambda self: self._a.shape)
+    dtype = property(lambda self: self._a.dtype)
+    ndim = property(lambda self: self._a.ndim)
+    size = property(lambda self: self._a.size)
+    nbytes = property(lambda self: self._a.nbytes)
+    strides = property(lambda self: self._a.strides)
+    T = property(lambda self: DeviceArray(self._a.T))
+
+    # -- what waits for the device or copies to the host
+
+    def get(self):
+        _event("d2h", ".get()")
+        return self._a.copy()
+
+    def item(self):
+        _event("sync", ".item()")
+        return self._a.item()
+
+    def tolist(self):
+        _event("sync", ".tolist()")
+        return self._a.tolist()
+
+    def __float__(self):
+        _event("sync", "float()")
+        return float(self._a)
+
+    def __int__(self):
+        _event("sync", "int()")
+        return int(self._a)
+
+    def __bool__(self):
+        _event("sync", "bool()")
+        return bool(self._a)
+
+    def __repr__(self):
+        _event("sync", "repr()")
+        return f"device {self._a!r}"
+
+    def __array__(self, *_, **__):
+        raise _implicit()
+
+    def __array_ufunc__(self, *_, **__):
+        raise _implicit()
+
+    def __array_function__(self, *_, **__):
+        raise TypeError("np.f(device array): call the function of the array's own module instead")
+
+    def __len__(self):
+        return len(self._a)
+
+    def __iter__(self):
+        if not self._a.ndim:
+            raise TypeError("iteration over a 0-d array")
+        return (DeviceArray(a) for a in self._a)
+
+    # -- methods, as far as CuPy's ndarray has them
+
+    def __getattr__(self, name):
+        if name not in API["ndarray"] or name.startswith("__"):
+            raise AttributeError(f"CuPy's ndarray has no attribute {name!r}")
+        method = getattr(self._a, name)
+        return lambda *arguments, **keywords: _call(method, name, arguments, keywords, API["ndarray"][name])
+
+    # -- indexing
+
+    def _key(self, key, assignment=False):
+        keys = key if isinstance(key, tuple) else (key,)
+        indices = []
+        for k in keys:
+            if isinstance(k, np.ndarray | list):
+                raise TypeError("a host array as an index: CuPy would copy it silently; send it once with asarray")
+            if isinstance(k, DeviceArray):
+                if k.dtype == bool:
+                    _event("sync", "a boolean array as an index")
+                elif k.dtype.kind in "iu":
+                    indices.append(k._a)
+                k = k._a
+            yield k
+        if assignment and indices:
+            flat = np.stack([b.reshape(-1) for b in np.broadcast_arrays(*indices)])
+            if np.unique(flat, axis=1).shape[1] != flat.shape[1]:
+                raise ValueError("repeated indices in an assignment: the result is undefined on a GPU, use add.at")
+
+    def __getitem__(self, key):
+        stats["launch"] += 1
+        return _wrap(self._a[tuple(self._key(key))])
+
+    def __setitem__(self, key, value):
+        stats["launch"] += 1
+        if isinstance(value, np.ndarray):
+            raise TypeError("device[key] = host array")
+        self._a[tuple(self._key(key, assignment=True))] = _unwrap(value, "assignment")
+
+
+def _operator(name):
+    def forward(self, other):
+        if isinstance(other, np.ndarray):
+            raise TypeError(f"Unsupported type {type(other)}: {name} mixes a host array with a device array")
+        if not isinstance(other, DeviceArray | int | float | bool | np.generic):
+            return NotImplemented
+        stats["launch"] += 1
+        result = getattr(self._a, name)(_unwrap(other, name))
+        if name.startswith("__i") and name not in ("__invert__",):
+            return self
+        return result if result is NotImplemented else _wrap(result)
+
+    return forward
+
+
+for _name in "add sub mul truediv floordiv pow mod and or xor matmul".split():
+    for _prefix in ("", "r", "i"):
+        if not (_prefix == "i" and _name == "matmul"):  # CuPy has no @=
+            setattr(DeviceArray, f"__{_prefix}{_name}__", _operator(f"__{_prefix}{_name}__"))
+for _name in "lt le gt ge eq ne".split():
+    setattr(DeviceArray, f"__{_name}__", _operator(f"__{_name}__"))
+DeviceArray.__hash__ = None
+for _name in "neg pos abs invert".split():
+    setattr(
+        DeviceArray,
+        f"__{_name}__",
+        lambda self, _method=f"__{_name}__": _call(getattr(self._a, _method), _method, (), {}),
+    )
+
+
+class _Ufunc:
+    def __init__(self, name):
+        self._function, self.__name__ = getattr(np, name), name
+
+    def __call__(self, *arguments, **keywords):
+        allowed = API["ufunc_keywords"]
+        if self.__name__ == "matmul":
+            allowed = API["functions"].get("matmul") or allowed
+        return _call(self._function, self.__name__, arguments, keywords, allowed)
+
+    def __getattr__(self, method):
+        if self.__name__ not in API["ufunc_methods"].get(method, ()):
+            raise AttributeError(f"CuPy has no {self.__name__}.{method}")
+        function = getattr(self._function, method)
+        if method != "at":
+            return lambda *arguments, **keywords: _call(function, method, arguments, keywords)
+
+        def at(array, key, value=None):
+            stats["launch"] += 1
+            function(array._a, tuple(array._key(key)), _unwrap(value, "add.at"))
+
+        return at
+
+
+class _Module(types.ModuleType):
+    """The array module of the stand-in: what CuPy has, with CuPy's parameters."""
+
+    ndarray = DeviceArray
+
+    def asarray(self, a, dtype=None):
+        if isinstance(a, DeviceArray):
+            return a if dtype is None else a.astype(dtype)
+        _event("h2d", "asarray")
+        return DeviceArray(np.array(a, dtype=dtype))
+
+    def __getattr__(self, name):
+        if name in API["constants"]:
+            return getattr(np, name)
+        if name in API["ufuncs"] or name == "matmul":
+            return _Ufunc(name)
+        if name in API["functions"]:
+            value = getattr(np, name)
+            if isinstance(value, type):
+                return value  # a dtype
+            allowed = API["functions"][name]
+            return lambda *arguments, **keywords: _call(value, name, arguments, keywords, allowed)
+        raise AttributeError(f"CuPy has no function {name!r}")
+
+
+xp = _Module("devsim")
+register_array_type(DeviceArray, xp)
+
+
+class DevsimBackend(Backend):
+    name = "devsim"
+    xp = xp
+    device = "stand-in"

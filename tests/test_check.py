@@ -1,0 +1,208 @@
+"""The testers are tested: every planted error must be caught, every right rule must pass."""
+
+import numpy as np
+import pytest
+
+from estimators import ESTIMATORS, create
+from minigrad import Rng, Tensor, op, ops
+from minigrad.backend import Backend
+from minigrad.check import CheckFailed, audit, check_rule, gradcheck
+from minigrad.fused import bce_with_logits, softmax_array, softmax_vjp
+from models.vae import CategoricalVAE
+
+X = np.array([[0.3, -1.2, 0.7], [1.1, 0.2, -0.4]])
+
+
+def right(x):
+    p = softmax_array(x)
+    return p, lambda g: softmax_vjp(p, g)
+
+
+def wrong_sign(x):
+    p = softmax_array(x)
+    return p, lambda g: -softmax_vjp(p, g)
+
+
+def wrong_factor(x):
+    p = softmax_array(x)
+    return p, lambda g: softmax_vjp(p, g) * 1.001
+
+
+def missing_term(x):
+    p = softmax_array(x)
+    return p, lambda g: p * g
+
+
+def upcast(x):
+    p = softmax_array(x)
+    return p, lambda g: softmax_vjp(p, g).astype(np.float64)
+
+
+def upcast_output(x):
+    p = softmax_array(x) * np.float64(1.0)
+    return p, lambda g: softmax_vjp(p, g)
+
+
+def writes_into_g(x):
+    p = softmax_array(x)
+
+    def backward(g):
+        g *= p
+        return g - p * g.sum(axis=-1, keepdims=True)
+
+    return p, backward
+
+
+def writes_into_input(x):
+    x -= x.max(axis=-1, keepdims=True)
+    return right(x)
+
+
+def changes_what_it_saved(x):
+    p = softmax_array(x)
+    saved = p.copy()
+
+    def backward(g):
+        out = softmax_vjp(saved, g)
+        saved[...] = 0.0
+        return out
+
+    return p, backward
+
+
+def wrong_shape(x):
+    p = softmax_array(x)
+    return p, lambda g: softmax_vjp(p, g)[:1]
+
+
+def no_gradient(x):
+    return softmax_array(x), lambda g: None
+
+
+def needs_contiguous(x):
+    flat = np.frombuffer(np.asarray(x).data if x.flags.c_contiguous else bytes(x.nbytes), x.dtype).reshape(x.shape)
+    p = softmax_array(x)
+    return p, lambda g: softmax_vjp(softmax_array(flat), g)
+
+
+PLANTED = [
+    wrong_sign,
+    wrong_factor,
+    missing_term,
+    upcast,
+    upcast_output,
+    writes_into_g,
+    writes_into_input,
+    changes_what_it_saved,
+    wrong_shape,
+    no_gradient,
+    needs_contiguous,
+]
+
+
+def test_the_right_rule_passes():
+    check_rule(right, X)
+    gradcheck(lambda a, b: (a * b).sum(), [[1.0, 2.0], [3.0, 4.0]])
+
+
+@pytest.mark.parametrize("rule", PLANTED, ids=lambda rule: rule.__name__)
+def test_a_planted_error_is_caught(rule):
+    with pytest.raises(CheckFailed):
+        check_rule(rule, X)
+
+
+def test_a_seed_of_ones_would_have_missed_the_missing_sign():
+    """Why the cotangent is random: with g = 1 the gradient of softmax is 0 whatever its sign."""
+    _, backward = wrong_sign(X)
+    np.testing.assert_allclose(backward(np.ones_like(X)), 0.0, atol=1e-15)
+
+
+def test_a_case_whose_gradients_vanish_is_refused():
+    with pytest.raises(CheckFailed, match="tests nothing"):
+        check_rule(ops.relu.rule, -np.ones(3))
+
+
+def test_gradcheck_catches_a_wrong_op():
+    bad = op(wrong_factor)
+    with pytest.raises(CheckFailed):
+        gradcheck(lambda x: (bad(x) * bad(x)).sum(), [X])
+
+
+AUDITED = [wrong_sign, wrong_factor, missing_term]
+
+
+@pytest.mark.parametrize("rule", AUDITED, ids=lambda rule: rule.__name__)
+def test_audit_names_the_wrong_node_and_where_it_was_made(rule):
+    x = Tensor(X, requires_grad=True)
+    bad = op(rule)
+    loss = ((bad(x * 2.0) + x.tanh()) ** 2.0).sum()
+    result = audit(loss)
+    assert not result.ok
+    failed = [row for row in result.rows if not row.ok]
+    assert [row.op for row in failed] == [rule.__name__]
+    assert failed[0].created.startswith("test_check.py:")
+    assert "FAILED" in str(result)
+    loss.backward()  # an audit leaves the graph as it was
+
+
+def test_audit_compares_the_live_closure_with_the_rule():
+    @op
+    def drifting(x):
+        return x * 2.0, (lambda g: g * 2.0) if x.dtype == np.float64 else (lambda g: g * 3.0)
+
+    x = Tensor(X.astype(np.float32), requires_grad=True)
+    result = audit(drifting(x).sum())
+    assert "live closure" in result.rows[0].verdict
+
+
+def test_audit_does_not_mistake_a_kink_for_an_error_nor_call_it_ok_blindly():
+    x = np.linspace(0.5, 2.0, 20)
+    x[3] = 0.0
+    assert audit(ops.relu(Tensor(x, requires_grad=True)).sum()).ok
+    result = audit(ops.relu(Tensor(np.zeros(5), requires_grad=True)).sum())
+    assert not result.ok
+    assert "kink" in result.rows[0].verdict
+
+
+def test_audit_says_when_a_rule_is_checked_elsewhere_or_has_none():
+    @op(enumerated="test_ladder.py")
+    def sampled(x):
+        return x * 1.0, lambda g: g
+
+    @op
+    def constant(x):
+        return x * 1.0, None
+
+    x = Tensor(X, requires_grad=True)
+    rows = audit((sampled(x) * constant(x)).sum()).rows
+    assert rows[0].verdict == "checked by enumeration in tests (test_ladder.py)"
+    assert rows[0].ok
+    assert rows[1].verdict == "no derivative"
+    assert not rows[1].ok
+
+
+def test_audit_refuses_a_graph_that_was_used():
+    x = Tensor(X, requires_grad=True)
+    loss = (x * x).sum()
+    loss.backward()
+    with pytest.raises(RuntimeError, match="before backward"):
+        audit(loss)
+
+
+@pytest.mark.parametrize("name", [n for n in ESTIMATORS if n != "exact"] + ["exact"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_node_of_a_training_step_passes_the_audit(name, dtype):
+    rng = Rng(1)
+    model = CategoricalVAE(12, 2, 3, (8, 6), rng=rng, dtype=dtype)
+    x = rng.uniform((5, 12), like=np.empty(0, dtype))
+    reconstruction, kl = model.negative_elbo(x, create(name), rng.at(3))
+    result = audit((reconstruction + kl).mean())
+    assert result.ok, str(result)
+    assert {"linear_relu", "bce_with_logits", "kl_to_uniform"} <= {row.op for row in result.rows}
+
+
+def test_audit_works_on_a_mixture_of_settings_and_several_outputs():
+    x = Tensor(X, requires_grad=True)
+    a, b, c = ops.split(x, sections=3, axis=1)
+    loss = bce_with_logits(ops.concat(a * b, c, axis=1), Backend().to_device(np.full((2, 2), 0.3))).sum()
+    assert audit(loss).ok

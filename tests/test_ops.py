@@ -1,0 +1,158 @@
+"""Every rule of minigrad.ops and minigrad.fused against finite differences, on every backend."""
+
+import inspect
+import pkgutil
+
+import cases
+import numpy as np
+import pytest
+from devsim import forbid
+
+import estimators
+from minigrad import Tensor, fused, ops
+from minigrad.check import audit, check_rule
+
+
+@pytest.mark.parametrize("case", cases.CASES, ids=cases.name)
+def test_rule_is_the_derivative_of_its_output(case):
+    op, arrays, settings = case
+    wrt = [0] if op in (fused.mask_logits,) else None
+    check_rule(op.rule, *arrays, wrt=wrt, **settings)
+
+
+def all_ops(module):
+    return {f.op.name: f for f in vars(module).values() if hasattr(f, "op")}
+
+
+def test_every_op_has_a_case():
+    tested = {op.op.name for op, _, _ in cases.CASES + cases.ESTIMATOR_CASES}
+    modules = [ops, fused]
+    for info in pkgutil.iter_modules(estimators.__path__):
+        modules.append(__import__(f"estimators.{info.name}", fromlist=["_"]))
+    missing = {name for module in modules for name in all_ops(module)} - tested
+    assert not missing, f"no case in tests/cases.py for {sorted(missing)}"
+
+
+def on(backend, arrays, dtype=np.float32):
+    return [backend.to_device(a, dtype if a.dtype.kind == "f" else None) for a in arrays]
+
+
+def device_settings(backend, settings):
+    return {k: backend.to_device(v) if isinstance(v, np.ndarray) else v for k, v in settings.items()}
+
+
+@pytest.mark.parametrize("case", cases.CASES + cases.ESTIMATOR_CASES, ids=cases.name)
+def test_rule_is_the_same_on_every_backend_and_never_leaves_it(backend, case):
+    op, arrays, settings = case
+
+    def run(xs, settings, g_of):
+        outs, backward = op.rule(*xs, **settings)
+        gs = [g_of(o) for o in (outs if type(outs) is tuple else (outs,))]
+        gradients = backward(*gs)
+        gradients = gradients if type(gradients) is tuple else (gradients,)
+        floating = [x.dtype.kind == "f" for x in xs]
+        dxs = [(d() if inspect.isfunction(d) else d) if f else None for d, f in zip(gradients, floating, strict=True)]
+        return [*(outs if type(outs) is tuple else (outs,)), *(d for d in dxs if d is not None)]
+
+    cotangents = lambda to: lambda o: to(np.sin(np.arange(o.size, dtype=np.float32)).reshape(o.shape))
+    expected = run([a.astype(np.float32) if a.dtype.kind == "f" else a for a in arrays], settings, cotangents(lambda a: a))
+    xs, dev = on(backend, arrays), device_settings(backend, settings)
+    with forbid("sync", "d2h"):
+        found = run(xs, dev, cotangents(backend.to_device))
+    for a, b in zip(expected, found, strict=True):
+        assert b.dtype == np.float32
+        if backend.name == "cupy":
+            np.testing.assert_allclose(backend.to_host(b), a, rtol=2e-5, atol=2e-5)
+        else:
+            np.testing.assert_array_equal(backend.to_host(b), a)
+
+
+@pytest.mark.parametrize("case", cases.ESTIMATOR_CASES, ids=cases.name)
+def test_estimator_rule_is_the_derivative_of_its_surrogate(case):
+    op, (first, *rest), settings = case
+    x = Tensor(first, requires_grad=True)
+    second = Tensor(rest[0], requires_grad=True) if op.op.name == "attach_gradient" else rest[0]
+    result = audit(op(x, second, *rest[1:], **settings))
+    assert result.ok, str(result)
+
+
+def test_softmax_gradients_sum_to_zero_and_vanish_with_the_probability(rng):
+    p = np.array([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]])
+    g = rng.standard_normal((2, 3))
+    d = fused.softmax_vjp(p, g)
+    np.testing.assert_allclose(d.sum(axis=-1), 0.0, atol=1e-15)
+    assert d[0, 2] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("fused_op", "composed", "arrays"),
+    [
+        (fused.softmax, lambda x: ops.exp(x) / ops.exp(x).sum(axis=-1, keepdims=True), [cases.normal(3, 4)]),
+        (fused.log_softmax, lambda x: x - x.logsumexp(axis=-1, keepdims=True), [cases.normal(3, 4)]),
+        (
+            fused.kl_to_uniform,
+            lambda x: (fused.softmax(x) * (fused.log_softmax(x) + np.log(4.0).item())).sum(axis=-1),
+            [cases.normal(3, 4)],
+        ),
+        (
+            lambda x: fused.cross_entropy(x, np.array([1, 0, 3])),
+            lambda x: -fused.log_softmax(x)[np.arange(3), np.array([1, 0, 3])],
+            [cases.normal(3, 4)],
+        ),
+        (
+            fused.bce_with_logits,
+            lambda y, x: (ops.softplus(y) - x * y).sum(axis=-1),
+            [cases.normal(3, 4), np.abs(cases.normal(3, 4)) % 1],
+        ),
+        (fused.linear, lambda x, w, b: x @ w + b, [cases.normal(3, 4), cases.normal(4, 2), cases.normal(2)]),
+        (
+            fused.linear_relu,
+            lambda x, w, b: ops.relu(x @ w + b),
+            [cases.normal(3, 4), cases.normal(4, 2), cases.normal(2)],
+        ),
+        (
+            lambda a, c: fused.lstm_cell(a, c)[0] + 2.0 * fused.lstm_cell(a, c)[1],
+            lambda a, c: composed_lstm(a, c),
+            [cases.normal(2, 12), cases.normal(2, 3)],
+        ),
+    ],
+    ids=["softmax", "log_softmax", "kl", "cross_entropy", "bce", "linear", "linear_relu", "lstm_cell"],
+)
+def test_fused_equals_the_composed_formula(fused_op, composed, arrays):
+    results = []
+    for f in (fused_op, composed):
+        tensors = [Tensor(a, requires_grad=True) for a in arrays]
+        y = f(*tensors)
+        y.backward(np.cos(np.arange(y.size, dtype=float)).reshape(y.shape))
+        results.append([y.data, *(t.grad for t in tensors)])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
+
+
+def composed_lstm(a, c):
+    i, f, u, o = ops.split(a, sections=4, axis=1)
+    c_new = f.sigmoid() * c + i.sigmoid() * u.tanh()
+    return o.sigmoid() * c_new.tanh() + 2.0 * c_new
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("scale", [1e2, 1e4])
+def test_exponentials_do_not_overflow(dtype, scale):
+    x = np.array([[-scale, 0.0, scale], [scale, scale, -scale]], dtype)
+    for op in (ops.sigmoid, ops.softplus, ops.tanh, ops.logsumexp, fused.softmax, fused.log_softmax, fused.kl_to_uniform):
+        y, backward = op.rule(x)
+        assert np.isfinite(y).all(), op.op.name
+        assert np.isfinite(backward(np.ones_like(y))).all(), op.op.name
+    loss, backward = fused.bce_with_logits.rule(x, np.full_like(x, 0.5))
+    assert np.isfinite(loss).all()
+    assert np.isfinite(backward(np.ones_like(loss))[0]()).all()
+
+
+def test_sigmoid_keeps_the_digits_of_small_values():
+    y, _ = ops.sigmoid.rule(np.array([-30.0, -80.0], np.float32))
+    np.testing.assert_allclose(y, np.exp([-30.0, -80.0]), rtol=1e-5)
+
+
+def test_ties_of_max_share_the_gradient():
+    _, backward = ops.max.rule(np.array([2.0, 2.0, 1.0]))
+    np.testing.assert_array_equal(backward(np.float64(1.0)), [0.5, 0.5, 0.0])

@@ -1,0 +1,262 @@
+"""The engine: accumulation, order, freeing, errors. Rules are tested in test_ops.py."""
+
+import gc
+import sys
+import weakref
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor, grad, no_grad, op, ops
+from minigrad.tensor import unbroadcast
+
+
+def leaf(*values):
+    return Tensor(np.array(values), requires_grad=True)
+
+
+def test_a_value_used_twice_gets_both_gradients():
+    a = leaf(3.0)
+    b = a + a
+    c = b + b
+    (c * b).sum().backward()  # 8a², so 16a
+    np.testing.assert_array_equal(a.grad, [48.0])
+
+
+def test_many_uses_accumulate_without_touching_shared_arrays():
+    a, b = leaf(1.0, 2.0), leaf(5.0, 6.0)
+    s = a + b  # the rule of add hands the same array g to both
+    (s + a + a + b * 2.0).sum().backward()
+    np.testing.assert_array_equal(a.grad, [3.0, 3.0])
+    np.testing.assert_array_equal(b.grad, [3.0, 3.0])
+    assert a.grad is not b.grad
+
+
+def test_gradients_add_up_over_backward_calls():
+    a = leaf(2.0)
+    (a * a).sum().backward()
+    (a * 3.0).sum().backward()
+    np.testing.assert_array_equal(a.grad, [7.0])
+
+
+def test_a_hundred_thousand_chained_ops_do_not_recurse():
+    x = leaf(1.0)
+    y = x
+    for _ in range(100_000):
+        y = y + 1.0
+    assert sys.getrecursionlimit() < 100_000
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad, [1.0])
+    y = x
+    for _ in range(100_000):
+        y = y + 1.0
+    del y  # dropping a long graph does not recurse either
+
+
+def test_a_dropped_graph_leaves_nothing_for_the_cyclic_collector():
+    def build(run_backward):
+        x = leaf(1.0, 2.0, 3.0, 4.0)
+        a, b = ops.split((x * x).tanh(), sections=2)
+        loss = (a * b + x[:2]).logsumexp()
+        if run_backward:
+            loss.backward()
+
+    for run_backward in (False, True):
+        build(run_backward)
+        gc.collect()
+        gc.disable()
+        try:
+            build(run_backward)
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
+
+
+def test_closures_are_freed_as_they_are_used():
+    class Marker:
+        pass
+
+    alive, marks = [], []
+
+    @op
+    def marked(x):
+        mark = Marker()
+        marks.append(weakref.ref(mark))
+
+        def backward(g):
+            alive.append(sum(m() is not None for m in marks))
+            return g * (mark is not None)
+
+        return x * 1.0, backward
+
+    x = leaf(1.0)
+    marked(marked(marked(x))).sum().backward()
+    assert alive == [3, 2, 1]
+
+
+def test_backward_twice_is_an_error():
+    a = leaf(2.0)
+    y = (a * a).sum()
+    y.backward()
+    with pytest.raises(RuntimeError, match="already differentiated"):
+        y.backward()
+    b = leaf(2.0)
+    shared = b * b
+    shared.sum().backward()
+    with pytest.raises(RuntimeError, match="already differentiated"):
+        (shared * 2.0).sum().backward()
+
+
+def test_grad_visits_only_the_way_to_its_target():
+    visited = []
+
+    @op
+    def noisy(x, *, name):
+        def backward(g):
+            visited.append(name)
+            return g
+
+        return x * 1.0, backward
+
+    w, z = leaf(2.0), leaf(3.0)
+    y = noisy(w, name="w") * noisy(z, name="z")
+    (dz,) = grad(y.sum(), [z])
+    np.testing.assert_array_equal(dz, [2.0])
+    assert visited == ["z"]
+    assert z.grad is None
+
+
+def test_grad_skips_deferred_work_for_other_inputs():
+    @op
+    def product(a, b):
+        def expensive():
+            raise AssertionError("the gradient of b was computed although nobody asked for it")
+
+        return a * b, lambda g: (lambda: g * b, expensive)
+
+    a, b = leaf(2.0), leaf(3.0)
+    (da,) = grad(product(a, b), [a])
+    np.testing.assert_array_equal(da, [3.0])
+
+
+def test_grad_of_an_inner_node_can_be_repeated_with_keep():
+    x = leaf(2.0)
+    h = x * x
+    y = h * h
+    for _ in range(2):
+        dh, dx = grad(y, [h, x], keep=True)
+        np.testing.assert_array_equal(dh, [8.0])
+        np.testing.assert_array_equal(dx, [32.0])
+
+
+def test_grad_of_something_unrelated_is_zero():
+    x, z = leaf(2.0), leaf(1.0, 1.0)
+    np.testing.assert_array_equal(grad(x * x, [z])[0], [0.0, 0.0])
+
+
+def test_unused_outputs_of_a_rule_count_as_zero():
+    x = leaf(1.0, 2.0, 3.0, 4.0)
+    first, _ = ops.split(x, sections=2)
+    (first * first).sum().backward()
+    np.testing.assert_array_equal(x.grad, [2.0, 4.0, 0.0, 0.0])
+
+
+def test_no_grad_builds_no_graph():
+    x = leaf(1.0)
+    with no_grad():
+        y = x * x
+    assert not y.requires_grad
+    with pytest.raises(RuntimeError, match="does not depend"):
+        y.backward()
+    assert (x * x).requires_grad
+
+
+def test_an_op_without_a_rule_refuses_a_gradient():
+    @op
+    def rounded(x):
+        return np.round(x), None
+
+    y = rounded(leaf(1.2)).sum()
+    with pytest.raises(RuntimeError, match=r"rounded, created at test_tensor\.py:\d+, has no derivative"):
+        y.backward()
+
+
+@pytest.mark.parametrize(
+    ("gradient", "message"),
+    [
+        (lambda g: g[:1], r"wrong, created at test_tensor\.py:\d+: .*float64\(2,\) came out as float64\(1,\)"),
+        (lambda g: g.astype(np.float32), "came out as float32"),
+        (lambda g: (g, g), "has 1 inputs, its rule gave 2 gradients"),
+    ],
+)
+def test_a_wrong_gradient_is_named(gradient, message):
+    @op
+    def wrong(x):
+        return x * 1.0, gradient
+
+    y = wrong(leaf(1.0, 2.0))
+    with pytest.raises(RuntimeError, match=message):
+        y.sum().backward()
+
+
+def test_mixed_dtypes_are_an_error_and_constants_keep_the_dtype():
+    a32 = Tensor(np.ones(2, np.float32), requires_grad=True)
+    a64 = Tensor(np.ones(2), requires_grad=True)
+    with pytest.raises(TypeError, match="multiply: float32.*float64"):
+        a32 * a64
+    with pytest.raises(TypeError, match="add"):
+        a32 + np.ones(2)
+    for y in (a32 * 2.0, 2.0 / a32, a32**2, 1 - a32, a32.mean(), ops.where(np.array([True, False]), a32, 0.0)):
+        assert y.dtype == np.float32
+        y.sum().backward()
+    assert a32.grad.dtype == np.float32
+
+
+def test_arrays_and_numbers_on_the_left_reach_the_tensor():
+    a = leaf(2.0, 4.0)
+    for y, expected in [
+        (np.ones(2) + a, [3, 5]),
+        (np.ones(2) - a, [-1, -3]),
+        (np.ones(2) * a, [2, 4]),
+        (8.0 / a, [4, 2]),
+        (2.0**a, [4, 16]),
+        (np.eye(2) @ a, [2, 4]),
+    ]:
+        assert isinstance(y, Tensor)
+        np.testing.assert_array_equal(y.data, expected)
+    y = 2.0 ** Tensor(np.ones(2, np.float32), requires_grad=True)
+    y.sum().backward()
+    assert (a > 3.0).tolist() == [False, True]
+
+
+def test_errors_name_the_op_and_its_inputs():
+    with pytest.raises(ValueError, match=r"matmul: .*float64\(1, 2\), float64\(3,\)"):
+        leaf(1.0, 2.0).reshape(1, 2) @ leaf(1.0, 2.0, 3.0)
+    with pytest.raises(TypeError, match="float32 or float64, got int64"):
+        Tensor(np.arange(3))
+    with pytest.raises(TypeError, match=r"use \.data"):
+        np.asarray(leaf(1.0))
+    with pytest.raises(RuntimeError, match="needs the gradient"):
+        leaf(1.0, 2.0).backward()
+    with pytest.raises(TypeError, match="must be alike"):
+        (leaf(1.0, 2.0) * 2.0).backward(np.ones(3))
+
+
+def test_unbroadcast_sums_what_was_repeated():
+    g = np.arange(24.0).reshape(2, 3, 4)
+    np.testing.assert_array_equal(unbroadcast(g, (3, 1)), g.sum(axis=0).sum(axis=1, keepdims=True))
+    assert unbroadcast(g, g.shape) is g
+    assert unbroadcast(g, ()).shape == ()
+
+
+def test_tensor_methods_match_numpy(rng):
+    x = rng.standard_normal((2, 3, 4))
+    t = Tensor(x)
+    np.testing.assert_array_equal(t.T.data, x.T)
+    np.testing.assert_array_equal(t.reshape(6, 4).data, t.reshape((6, 4)).data)
+    np.testing.assert_array_equal(t.transpose(1, 0, 2).data, x.transpose(1, 0, 2))
+    np.testing.assert_array_equal(t.sum(axis=(0, 2)).data, x.sum(axis=(0, 2)))
+    np.testing.assert_array_equal(t[1, :, ::2].data, x[1, :, ::2])
+    assert len(t) == 2
+    assert t.sum().item() == pytest.approx(x.sum())
+    assert "Tensor" in repr(t)
