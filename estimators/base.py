@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from minigrad import Tensor, op
 from minigrad.backend import asarray_like
 from minigrad.fused import mask_logits
+
+import numpy as np
 
 
 class Estimator:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 
-import numpy as np
-
 from minigrad import Tensor
 from minigrad.backend import array_module, asarray_like
 from minigrad.fused import softmax_array
 from minigrad.ops import stack
+
+import numpy as np
 
 from .base import Estimator, attach_gradient
 
@@ -34,7 +34,7 @@ def exact_gradient(p, codes, costs):
     """
     xp = array_module(p)
     q = xp.ones_like(costs)
-    for l in range(p.shape[1]):  # noqa: E741
+    for l in range(p.shape[1]):
         q = q * (p[:, l] @ codes[:, l].T)
     weight = q * costs
     N, L, K = codes.shape
@@ -55,7 +55,9 @@ class Exact(Estimator):
         B, K = logits.shape[0], logits.shape[-1]
         L = logits.size // max(B * K, 1)
         if K**L > LIMIT:
-            raise ValueError(f"exact enumeration of {K}**{L} outcomes: at most {LIMIT} are allowed, use fewer variables.")
+            raise ValueError(
+                f"exact enumeration of {K}**{L} outcomes: at most {LIMIT} are allowed, use fewer variables."
+            )
         p = softmax_array(logits.data).reshape(B, L, K)
         codes = asarray_like(enumerate_codes(L, K).astype(logits.dtype), p)
         xp = array_module(p)

@@ -7,12 +7,12 @@ f without changing the expectation; a good one changes the variance a lot.
 
 from __future__ import annotations
 
-import numpy as np
-
 from minigrad import Tensor
 from minigrad.backend import array_module, to_host
 from minigrad.fused import softmax_array
 from minigrad.ops import stack
+
+import numpy as np
 
 from .base import Estimator, attach_gradient, check_samples
 

@@ -25,9 +25,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-INSTALL_HINT = (
-    "install CuPy 14 for your driver with pip install 'minigrad-estimators[cuda13]' (or [cuda12]), or use --backend numpy"
-)
+INSTALL_HINT = "install CuPy 14 for your driver with pip install 'minigrad-estimators[cuda13]' (or [cuda12]), or use --backend numpy"
 
 
 class BackendUnavailable(RuntimeError):

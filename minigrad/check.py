@@ -92,7 +92,9 @@ def check_rule(rule, *arrays, wrt=None, tolerance: float = 1e-6, float32: bool =
                 f"{name}: input {i} at {tuple(map(int, at))}: the rule gives {dx[at]:.9g}, differences {true[at]:.9g}."
             )
     if wrt and largest < 1e-3:
-        raise CheckFailed(f"{name}: every true gradient is below 1e-3, so this case tests nothing; choose other inputs.")
+        raise CheckFailed(
+            f"{name}: every true gradient is below 1e-3, so this case tests nothing; choose other inputs."
+        )
 
     strided = [_non_contiguous(x) if i in floating else x for i, x in enumerate(x64)]
     for a, b in zip(found, gradients(strided, gs), strict=True):
@@ -178,7 +180,9 @@ def audit(loss: Tensor, tolerance: float = 1e-5, seed: int = 0) -> Audit:
         t = nodes[order]
         if t._op is not None and t._index is None:
             if not t._inputs:
-                raise RuntimeError("audit: this graph was already differentiated and freed; call audit before backward.")
+                raise RuntimeError(
+                    "audit: this graph was already differentiated and freed; call audit before backward."
+                )
             rows.append(_audit_node(t, rng, tolerance))
     return Audit(tuple(rows))
 
@@ -231,10 +235,14 @@ def _audit_node(t: Tensor, rng, tolerance) -> AuditRow:
             return row(None, f"no gradient for input {i}")
         symbolic = float(np.sum(dx * v))
         # the scale a sum of random signs has; a plain |numeric| could be small by chance
-        scale = max(np.sqrt(sum(float(np.sum(term**2)) for term in terms)), np.sqrt(float(np.sum((dx * v) ** 2))), 1e-12)
+        scale = max(
+            np.sqrt(sum(float(np.sum(term**2)) for term in terms)), np.sqrt(float(np.sum((dx * v) ** 2))), 1e-12
+        )
         worst = max(worst, abs(numeric - symbolic) / scale)
 
-    live = _evaluated(t._backward(*[asarray_like(g.astype(o.dtype), o) for g, o in zip(gs, _as_tuple(t.data), strict=True)]), wrt)
+    live = _evaluated(
+        t._backward(*[asarray_like(g.astype(o.dtype), o) for g, o in zip(gs, _as_tuple(t.data), strict=True)]), wrt
+    )
     exact = _evaluated(backward(*gs) if several else backward(gs[0]), wrt)
     for i in wrt:
         a, b = to_host(live[i]).astype(np.float64), exact[i]
@@ -273,9 +281,7 @@ def _settings_to_host(v):
 def _evaluated(gradients, wrt) -> tuple:
     """A backward's result as a tuple, deferred work done for the inputs `wrt`; None for the others."""
     gradients = _as_tuple(gradients)
-    return tuple(
-        None if i not in wrt else dx() if inspect.isfunction(dx) else dx for i, dx in enumerate(gradients)
-    )
+    return tuple(None if i not in wrt else dx() if inspect.isfunction(dx) else dx for i, dx in enumerate(gradients))
 
 
 def _freeze(a) -> None:

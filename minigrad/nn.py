@@ -91,7 +91,10 @@ class Module:
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Write the arrays into the parameters, in place. ValueError if names, shapes or dtypes differ."""
         parameters = self.named_parameters()
-        for names, what in ((parameters.keys() - state.keys(), "lacks"), (state.keys() - parameters.keys(), "has also")):
+        for names, what in (
+            (parameters.keys() - state.keys(), "lacks"),
+            (state.keys() - parameters.keys(), "has also"),
+        ):
             if names:
                 raise ValueError(f"the saved state {what} {', '.join(sorted(names))}: it belongs to another model.")
         for name, p in parameters.items():
@@ -175,4 +178,3 @@ class LSTM(Module):
             hs.append(h)
             cs.append(c)
         return stack(*hs), stack(*cs)
-

@@ -39,6 +39,7 @@ __all__ = ["Op", "Tensor", "grad", "no_grad", "op", "unbroadcast"]
 _PACKAGE = os.path.dirname(__file__) + os.sep
 _creation = itertools.count()
 _recording = True
+_new = object.__new__
 
 
 class Tensor:
@@ -54,12 +55,13 @@ class Tensor:
     __slots__ = (
         "__weakref__",
         "_backward",  # the rule's closure, until it is used
+        "_code",  # the code object that called the op …
         "_index",  # which output of a rule with several outputs this is, else None
         "_inputs",  # the positional arguments of the rule: Tensors and constants
+        "_instruction",  # … and where in it
         "_op",  # the op that made it, None for a leaf
         "_order",  # creation number; an op's output is newer than its inputs
         "_settings",  # the keyword arguments of the rule
-        "_where",  # (code object, instruction) that called the op
         "buffer",  # for a parameter: where its gradient has to be written, see minigrad.optim
         "data",
         "grad",
@@ -75,7 +77,14 @@ class Tensor:
         if data.dtype != np.float32 and data.dtype != np.float64:
             raise TypeError(f"a Tensor holds float32 or float64, got {data.dtype}: use data.astype('float32').")
         array_module(data)
-        _fill(self, data, requires_grad, None, (), None, None)
+        self._start(data, requires_grad)
+
+    def _start(self, data, requires_grad):
+        self.data = data
+        self.requires_grad = requires_grad
+        self.grad = self.buffer = self._op = self._backward = self._settings = self._code = self._index = None
+        self._inputs = ()
+        self._order = next(_creation)
 
     # -- what it is
 
@@ -218,48 +227,49 @@ def op(rule=None, *, surrogate=None, enumerated=None):
             return _several(this, out, backward, inputs, settings, tracked and _recording)
         if dtype is not None and out.dtype != dtype:
             raise TypeError(f"{this.name}: {_describe(inputs)} give {out.dtype}; convert the inputs to one dtype.")
-        tensor = Tensor.__new__(Tensor)
         if tracked and _recording:
-            frame = sys._getframe(1)
-            while frame.f_code.co_filename.startswith(_PACKAGE):
-                frame = frame.f_back
-            _fill(tensor, out, True, this, inputs, settings, backward)
-            tensor._where = (frame.f_code, frame.f_lasti)
-        else:
-            _fill(tensor, out, False, None, (), None, None)
-        return tensor
+            return _node(out, this, inputs, settings, backward, sys._getframe(1))
+        return _constant(out)
 
     apply.rule, apply.op = rule, this
     return apply
 
 
-def _fill(tensor, data, requires_grad, this, inputs, settings, backward):
+def _constant(data):
+    tensor = _new(Tensor)
+    tensor._start(data, False)
+    return tensor
+
+
+def _node(data, this, inputs, settings, backward, frame):
+    """The Tensor that remembers how it was made; `frame` is where the op was called."""
+    code = frame.f_code
+    while code.co_filename.startswith(_PACKAGE):  # the user's line, not the one in nn.py or in the operator table
+        frame = frame.f_back
+        code = frame.f_code
+    tensor = _new(Tensor)
     tensor.data = data
-    tensor.requires_grad = requires_grad
+    tensor.requires_grad = True
+    tensor.grad = tensor.buffer = tensor._index = None
     tensor._op = this
     tensor._inputs = inputs
     tensor._settings = settings
     tensor._backward = backward
     tensor._order = next(_creation)
-    tensor._index = tensor._where = tensor.grad = tensor.buffer = None
+    tensor._code = code
+    tensor._instruction = frame.f_lasti
+    return tensor
 
 
 def _several(this, outs, backward, inputs, settings, tracked):
     """One node holds all outputs of a rule; each output is a Tensor that knows its place in that node."""
-    node, tensors = None, []
+    tensors = tuple(map(_constant, outs))
     if tracked:
-        frame = sys._getframe(2)
-        while frame.f_code.co_filename.startswith(_PACKAGE):
-            frame = frame.f_back
-        node = Tensor.__new__(Tensor)
-        _fill(node, outs, True, this, inputs, settings, backward)
-        node._where = (frame.f_code, frame.f_lasti)
-    for i, out in enumerate(outs):
-        tensor = Tensor.__new__(Tensor)
-        _fill(tensor, out, tracked, this if tracked else None, (node,) if tracked else (), None, None)
-        tensor._index = i if tracked else None
-        tensors.append(tensor)
-    return tuple(tensors)
+        node = _node(outs, this, inputs, settings, backward, sys._getframe(2))
+        for i, tensor in enumerate(tensors):
+            tensor.requires_grad, tensor._op, tensor._inputs, tensor._index = True, this, (node,), i
+            tensor._order = next(_creation)  # newer than the node
+    return tensors
 
 
 def _used(*_):
@@ -336,7 +346,7 @@ def _walk(y: Tensor, g, targets, keep):
             raise RuntimeError(f"{t._op.name} has {len(inputs)} inputs, its rule gave {len(gradients)} gradients.")
 
         for x, dx in zip(inputs, gradients):  # noqa: B905 (lengths were compared just above)
-            if dx is None or type(x) is not Tensor or not x.requires_grad:
+            if type(x) is not Tensor or not x.requires_grad or dx is None:
                 continue
             k = x._order
             if on_path is not None and k not in on_path:
@@ -370,11 +380,8 @@ def _takes_out(function) -> bool:
 
 def created_at(t: Tensor) -> str:
     """`file.py:12`, the line that called the op."""
-    code, instruction = t._where
-    for start, end, line in code.co_lines():
-        if start <= instruction < end:
-            return f"{os.path.basename(code.co_filename)}:{line}"
-    return os.path.basename(code.co_filename)
+    line = next((line for start, end, line in t._code.co_lines() if start <= t._instruction < end), "?")
+    return f"{os.path.basename(t._code.co_filename)}:{line}"
 
 
 def unbroadcast(g, shape):

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from minigrad import Rng, Tensor, no_grad
 from minigrad.backend import array_module
 from minigrad.fused import bce_with_logits, kl_to_uniform, log_softmax
 from minigrad.nn import MLP, Module
 from minigrad.ops import stable_sigmoid
+
+import numpy as np
 
 
 class CategoricalVAE(Module):

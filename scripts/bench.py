@@ -18,12 +18,12 @@ import statistics
 import sys
 from time import perf_counter
 
-import numpy as np
-
 from estimators import create
 from minigrad import Rng, Tensor
 from minigrad.optim import Adam
 from models.vae import CategoricalVAE
+
+import numpy as np
 
 PIXELS, HIDDEN, VARIABLES, CATEGORIES, BATCH, TAU, LR = 784, (512, 256), 30, 10, 100, 1.0, 1e-3
 SIZES = [PIXELS, *HIDDEN, VARIABLES * CATEGORIES, *reversed(HIDDEN), PIXELS]
@@ -57,7 +57,12 @@ def floor():
 def minigrad_vae():
     rng = Rng(0)
     model = CategoricalVAE(PIXELS, VARIABLES, CATEGORIES, HIDDEN, rng=rng)
-    optimizer, estimator, x, step_number = Adam(model.parameters(), LR), create("st-gs", TAU), images(), iter(range(10**9))
+    optimizer, estimator, x, step_number = (
+        Adam(model.parameters(), LR),
+        create("st-gs", TAU),
+        images(),
+        iter(range(10**9)),
+    )
 
     def step():
         optimizer.zero_grad()

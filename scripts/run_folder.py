@@ -16,11 +16,11 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 import minigrad
 from minigrad import checkpoint
 from minigrad.backend import BackendUnavailable
+
+import numpy as np
 
 CHECKPOINT, CONFIG, METRICS = "checkpoint.safetensors", "config.json", "metrics.jsonl"
 
@@ -71,7 +71,9 @@ def parse_flags(config_class, description: str, argv, extra=()):
 
     Flags that were not given are absent, so that a resumed run can tell "left out" from "given".
     """
-    parser = _Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser = _Parser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
     fields = dataclasses.fields(config_class)
     for f in fields:
         options = dict(f.metadata)
@@ -86,7 +88,9 @@ def parse_flags(config_class, description: str, argv, extra=()):
 
 
 def _shown(value):
-    return ",".join(map(str, value)) if isinstance(value, tuple) else "chosen by the program" if value is None else value
+    return (
+        ",".join(map(str, value)) if isinstance(value, tuple) else "chosen by the program" if value is None else value
+    )
 
 
 def sizes(text: str) -> tuple[int, ...]:
@@ -128,7 +132,9 @@ class RunFolder:
             }
             checkpoint.write_atomically(path / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
         except OSError as error:
-            raise UserError(f"the output folder {path} cannot be written ({error.strerror}): choose another --out.") from error
+            raise UserError(
+                f"the output folder {path} cannot be written ({error.strerror}): choose another --out."
+            ) from error
         return cls(path)
 
     @classmethod

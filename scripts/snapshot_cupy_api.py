@@ -73,7 +73,9 @@ def main() -> None:
         "ndarray": methods,
     }
     TARGET.write_text(json.dumps(snapshot, indent=0, sort_keys=True) + "\n")
-    print(f"{TARGET}: {len(functions)} functions, {len(ufuncs)} ufuncs, {len(methods)} methods of CuPy {cupy.__version__}")
+    print(
+        f"{TARGET}: {len(functions)} functions, {len(ufuncs)} ufuncs, {len(methods)} methods of CuPy {cupy.__version__}"
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
     python scripts/train_vae.py                                    # the embedded 8×8 digits, half a minute
     python scripts/train_vae.py --data mnist --estimator st-gs --tau 0.5 --epochs 20
     python scripts/train_vae.py --resume runs/NAME                 # goes on bit for bit where it stopped
+
+All flags are listed by --help.
 """
 
 from __future__ import annotations
@@ -13,17 +15,28 @@ import sys
 import time
 from dataclasses import dataclass
 
-import numpy as np
-from tqdm import tqdm
-
-import pictures
 from estimators import ESTIMATORS, create
 from minigrad import Rng
 from minigrad.backend import BACKENDS, get_backend
 from minigrad.optim import OPTIMIZERS
 from models.data import DATASETS, PIXELS, binarise, load_images
 from models.vae import CategoricalVAE
-from run_folder import Interrupt, RunFolder, UserError, default_folder, flag, parse_flags, report_errors, require, sizes, user_errors
+from pictures import curves, page
+from run_folder import (
+    Interrupt,
+    RunFolder,
+    UserError,
+    default_folder,
+    flag,
+    parse_flags,
+    report_errors,
+    require,
+    sizes,
+    user_errors,
+)
+
+import numpy as np
+from tqdm import tqdm
 
 DTYPES = ("float32", "float64")
 CHECK_EVERY = 100  # steps between two looks at the losses; each look waits for the device
@@ -124,13 +137,17 @@ class Training:
             reconstruction, kl = self.model.evaluate(images[start : start + EVALUATION_BATCH], rng.site(start))
             parts.append((reconstruction.sum(), kl.sum()))
         xp = self.backend.xp
-        totals = self.backend.to_host(xp.stack([xp.stack(p) for p in parts])).astype(np.float64).sum(axis=0) / len(images)
+        totals = self.backend.to_host(xp.stack([xp.stack(p) for p in parts])).astype(np.float64).sum(axis=0) / len(
+            images
+        )
         return float(totals[0]), float(totals[1])
 
     def importance_bound(self) -> float:
         rng, total = self.rng.site("bound"), 0.0
         for start in range(0, len(self.test), 100):
-            bound = self.model.importance_bound(self.test[start : start + 100], rng.site(start), self.config.bound_samples)
+            bound = self.model.importance_bound(
+                self.test[start : start + 100], rng.site(start), self.config.bound_samples
+            )
             total += float(self.backend.to_host(bound).sum(dtype=np.float64))
         return total / len(self.test)
 
@@ -204,12 +221,17 @@ class Training:
     def draw(self, folder: RunFolder) -> None:
         """The curve of −ELBO, a page of reconstructions, a page of samples from the prior."""
         to_host, rng = self.backend.to_host, self.rng.site("pictures")
-        pictures.curves(folder.path / "curve.png", folder.metrics(), f"{self.config.estimator} on {self.config.data}")
+        curves(folder.path / "curve.png", folder.metrics(), f"{self.config.estimator} on {self.config.data}")
         x = self.test[:50]
         pairs = np.stack([to_host(x), to_host(self.model.reconstruct(x, rng))], axis=1).reshape(-1, x.shape[1])
-        pictures.page(folder.path / "reconstructions.png", pairs, self.images.shape, "test images, each left of its reconstruction")
+        page(
+            folder.path / "reconstructions.png",
+            pairs,
+            self.images.shape,
+            "test images, each left of its reconstruction",
+        )
         samples = to_host(self.model.sample(100, rng.site("prior")))
-        pictures.page(folder.path / "samples.png", samples, self.images.shape, "samples from the prior")
+        page(folder.path / "samples.png", samples, self.images.shape, "samples from the prior")
 
 
 @report_errors
@@ -233,7 +255,8 @@ def main(argv=None) -> int:
             except KeyError as error:
                 raise ValueError(f"{folder.path} has a checkpoint of another program ({error} is missing).") from error
             require(
-                training.epoch <= config.epochs, f"{folder.path} is at epoch {training.epoch}: --epochs must not be less."
+                training.epoch <= config.epochs,
+                f"{folder.path} is at epoch {training.epoch}: --epochs must not be less.",
             )
             folder.rewind_metrics(info)
     else:

@@ -1,7 +1,5 @@
 """One line per op: its name, inputs and settings. Every op in minigrad and in the estimators has at least one."""
 
-import numpy as np
-
 import estimators.base
 import estimators.gapped
 import estimators.gumbel_rao
@@ -9,6 +7,8 @@ import estimators.gumbel_softmax
 import estimators.reinmax
 import estimators.straight_through
 from minigrad import fused, ops
+
+import numpy as np
 
 _rng = np.random.default_rng(20)
 

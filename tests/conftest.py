@@ -1,10 +1,10 @@
 """Fixtures: the backends under test, and floating-point errors as exceptions."""
 
+from devsim import DevsimBackend
+from minigrad.backend import Backend, BackendUnavailable, get_backend
+
 import numpy as np
 import pytest
-from devsim import DevsimBackend
-
-from minigrad.backend import Backend, BackendUnavailable, get_backend
 
 
 @pytest.fixture(autouse=True)

@@ -19,9 +19,9 @@ import types
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
 from minigrad.backend import Backend, register_array_type
+
+import numpy as np
 
 API = json.loads((Path(__file__).parent / "cupy_api.json").read_text())
 
@@ -204,14 +204,14 @@ def _operator(name):
     return forward
 
 
-for _name in "add sub mul truediv floordiv pow mod and or xor matmul".split():
+for _name in ["add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "and", "or", "xor", "matmul"]:
     for _prefix in ("", "r", "i"):
         if not (_prefix == "i" and _name == "matmul"):  # CuPy has no @=
             setattr(DeviceArray, f"__{_prefix}{_name}__", _operator(f"__{_prefix}{_name}__"))
-for _name in "lt le gt ge eq ne".split():
+for _name in ["lt", "le", "gt", "ge", "eq", "ne"]:
     setattr(DeviceArray, f"__{_name}__", _operator(f"__{_name}__"))
 DeviceArray.__hash__ = None
-for _name in "neg pos abs invert".split():
+for _name in ["neg", "pos", "abs", "invert"]:
     setattr(
         DeviceArray,
         f"__{_name}__",

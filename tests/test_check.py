@@ -1,14 +1,14 @@
 """The testers are tested: every planted error must be caught, every right rule must pass."""
 
-import numpy as np
-import pytest
-
 from estimators import ESTIMATORS, create
 from minigrad import Rng, Tensor, op, ops
 from minigrad.backend import Backend
 from minigrad.check import CheckFailed, audit, check_rule, gradcheck
 from minigrad.fused import bce_with_logits, softmax_array, softmax_vjp
 from models.vae import CategoricalVAE
+
+import numpy as np
+import pytest
 
 X = np.array([[0.3, -1.2, 0.7], [1.1, 0.2, -0.4]])
 

@@ -1,11 +1,7 @@
 """Estimators against the exact gradient: by enumeration where the randomness is discrete, by quadrature where it is
 one-dimensional, and otherwise by Monte Carlo in units of standard errors, with a fixed seed."""
 
-import numpy as np
-import pytest
 from devsim import DevsimBackend, forbid
-from scipy import stats
-
 from estimators import ESTIMATORS, create, facts
 from estimators.categorical import conditional_gumbel, log_probability
 from estimators.exact import enumerate_codes, exact_gradient
@@ -18,6 +14,10 @@ from estimators.straight_through import straight_through
 from minigrad import Rng, Tensor
 from minigrad.backend import Backend
 from minigrad.fused import log_softmax, softmax_array, softmax_vjp
+
+import numpy as np
+import pytest
+from scipy import stats
 
 L, K = 2, 4
 _rng = np.random.default_rng(5)
@@ -113,7 +113,12 @@ def mean_gradient(name, cost):
     return enumerated(lambda d: rule(op, logits, d, g=gradient_of(cost, d), **settings))
 
 
-EXACT_ON = {"all": {"linear", "quadratic", "cubic"}, "quadratic": {"linear", "quadratic"}, "linear": {"linear"}, "none": set()}
+EXACT_ON = {
+    "all": {"linear", "quadratic", "cubic"},
+    "quadratic": {"linear", "quadratic"},
+    "linear": {"linear"},
+    "none": set(),
+}
 CONTINUOUS = {"gumbel-softmax", "st-gs", "gumbel-rao"}
 
 
@@ -203,7 +208,10 @@ def test_gumbel_rao_with_one_draw_is_st_gumbel_softmax_given_its_noise():
     e = np.where(d > 0, z * np.exp(-top), np.exp(logits) * (np.exp(-q) - np.exp(-top)) + d)
     np.testing.assert_allclose(conditional_gumbel(logits, d, e[None])[0], q, rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(
-        rule(gumbel_rao, logits, d, e[None], g=g, tau=0.7), rule(st_gumbel_softmax, logits, gumbel, g=g, tau=0.7), rtol=1e-6, atol=1e-9
+        rule(gumbel_rao, logits, d, e[None], g=g, tau=0.7),
+        rule(st_gumbel_softmax, logits, gumbel, g=g, tau=0.7),
+        rtol=1e-6,
+        atol=1e-9,
     )
 
 
@@ -416,7 +424,9 @@ def test_masked_classes_have_no_probability_and_no_gradient(name):
     assert (g[:, ~mask] == 0.0).all()
     assert np.abs(g[:, mask]).max() > 1e-3
     if name == "exact":  # the same as the problem without those classes
-        _, small, _ = run(logits[mask], None, lambda d: ((d * np.array([1.0, -2.0, 0.5])).sum(axis=(1, 2)) + 0.5) ** 2.0)
+        _, small, _ = run(
+            logits[mask], None, lambda d: ((d * np.array([1.0, -2.0, 0.5])).sum(axis=(1, 2)) + 0.5) ** 2.0
+        )
         np.testing.assert_allclose(g[:, mask], small, atol=1e-12)
     else:
         assert all((d[..., ~mask] == 0.0).all() for d in seen)
@@ -429,7 +439,13 @@ def test_masked_classes_have_no_probability_and_no_gradient(name):
 def test_masking_a_class_is_leaving_it_out(op, settings):
     _, logits, d, g = samples(k=3)
     far = np.full((len(d), 1), -1e30)
-    full = rule(op, np.concatenate([logits, far], 1), np.concatenate([d, 0 * far], 1), g=np.concatenate([g, far * 0 + 3], 1), **settings)
+    full = rule(
+        op,
+        np.concatenate([logits, far], 1),
+        np.concatenate([d, 0 * far], 1),
+        g=np.concatenate([g, far * 0 + 3], 1),
+        **settings,
+    )
     np.testing.assert_allclose(full[:, :3], rule(op, logits, d, g=g, **settings), atol=1e-14)
     assert (full[:, 3] == 0).all()
 
@@ -445,7 +461,14 @@ def test_a_bad_mask_is_refused(mask):
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_extreme_logits_and_temperatures_stay_finite(name, dtype):
     rng = np.random.default_rng(3)
-    for scale, tau, classes in [(1e4, None, 4), (1.0, 1e3, 4), (1e4, 1e3, 4), (1.0, 1e-3, 4), (1e4, 1e-3, 4), (1.0, None, 1)]:
+    for scale, tau, classes in [
+        (1e4, None, 4),
+        (1.0, 1e3, 4),
+        (1e4, 1e3, 4),
+        (1.0, 1e-3, 4),
+        (1e4, 1e-3, 4),
+        (1.0, None, 1),
+    ]:
         if tau and ("tau" not in vars(create(name)) or (name == "reinmax" and tau < 1)):
             continue
         logits = Tensor((scale * rng.standard_normal((1, 2, classes))).astype(dtype), requires_grad=True)

@@ -1,16 +1,19 @@
 """Modules, initialisers and optimizers."""
 
-import numpy as np
-import pytest
-
 from minigrad import Rng, Tensor, nn
 from minigrad.fused import cross_entropy
 from minigrad.optim import OPTIMIZERS, SGD, Adam, RAdam, clip_grad_norm
 
+import numpy as np
+import pytest
+
 
 class Net(nn.Module):
     def __init__(self, rng, dtype=np.float64):
-        self.layers = [nn.Linear(3, 4, rng.site("a"), relu=True, dtype=dtype), nn.Linear(4, 2, rng.site("b"), dtype=dtype)]
+        self.layers = [
+            nn.Linear(3, 4, rng.site("a"), relu=True, dtype=dtype),
+            nn.Linear(4, 2, rng.site("b"), dtype=dtype),
+        ]
         self.shared = self.layers[0]
         self.scale = nn.parameter(np.ones(1, dtype))
 

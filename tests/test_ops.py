@@ -4,13 +4,13 @@ import inspect
 import pkgutil
 
 import cases
-import numpy as np
-import pytest
-from devsim import forbid
-
 import estimators
+from devsim import forbid
 from minigrad import Tensor, fused, ops
 from minigrad.check import audit, check_rule
+
+import numpy as np
+import pytest
 
 
 @pytest.mark.parametrize("case", cases.CASES, ids=cases.name)
@@ -55,7 +55,9 @@ def test_rule_is_the_same_on_every_backend_and_never_leaves_it(backend, case):
         return [*(outs if type(outs) is tuple else (outs,)), *(d for d in dxs if d is not None)]
 
     cotangents = lambda to: lambda o: to(np.sin(np.arange(o.size, dtype=np.float32)).reshape(o.shape))
-    expected = run([a.astype(np.float32) if a.dtype.kind == "f" else a for a in arrays], settings, cotangents(lambda a: a))
+    expected = run(
+        [a.astype(np.float32) if a.dtype.kind == "f" else a for a in arrays], settings, cotangents(lambda a: a)
+    )
     xs, dev = on(backend, arrays), device_settings(backend, settings)
     with forbid("sync", "d2h"):
         found = run(xs, dev, cotangents(backend.to_device))
@@ -139,7 +141,15 @@ def composed_lstm(a, c):
 @pytest.mark.parametrize("scale", [1e2, 1e4])
 def test_exponentials_do_not_overflow(dtype, scale):
     x = np.array([[-scale, 0.0, scale], [scale, scale, -scale]], dtype)
-    for op in (ops.sigmoid, ops.softplus, ops.tanh, ops.logsumexp, fused.softmax, fused.log_softmax, fused.kl_to_uniform):
+    for op in (
+        ops.sigmoid,
+        ops.softplus,
+        ops.tanh,
+        ops.logsumexp,
+        fused.softmax,
+        fused.log_softmax,
+        fused.kl_to_uniform,
+    ):
         y, backward = op.rule(x)
         assert np.isfinite(y).all(), op.op.name
         assert np.isfinite(backward(np.ones_like(y))).all(), op.op.name

@@ -4,11 +4,11 @@ import gc
 import sys
 import weakref
 
-import numpy as np
-import pytest
-
 from minigrad import Tensor, grad, no_grad, op, ops
 from minigrad.tensor import unbroadcast
+
+import numpy as np
+import pytest
 
 
 def leaf(*values):
