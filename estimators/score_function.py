@@ -100,7 +100,7 @@ class ReinforceRunningMean(Reinforce):
 
     def load_state_dict(self, state):
         super().load_state_dict(state)
-        self.mean, self.started = float(self.mean), bool(self.started)
+        self.mean, self.started = self.mean[()], bool(self.started)  # the mean in its dtype, to the bit
 
 
 class Rloo(Estimator):

@@ -25,7 +25,9 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-INSTALL_HINT = "install CuPy 14 for your driver with pip install 'minigrad-estimators[cuda13]' (or [cuda12]), or use --backend numpy"
+INSTALL_HINT = (
+    "pip install 'minigrad-estimators[cuda13]' (or [cuda12], as your driver wants it), or use --backend numpy"
+)
 
 
 class BackendUnavailable(RuntimeError):

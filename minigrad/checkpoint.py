@@ -32,7 +32,7 @@ def save(path, arrays: dict[str, np.ndarray], info: dict) -> None:
     """Save named arrays (any shape; NumPy) and `info` (anything JSON can hold; floats survive to the last bit)."""
     from safetensors.numpy import save as to_bytes
 
-    contiguous = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
+    contiguous = {name: np.asarray(a, order="C") for name, a in arrays.items()}
     write_atomically(path, to_bytes(contiguous, metadata={"info": json.dumps(info)}))
 
 

@@ -6,6 +6,7 @@ gradient, other Modules, and lists of either. Initial values come from `minigrad
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -135,7 +136,7 @@ class MLP(Module):
         last = len(sizes) - 2
         self.layers = [
             Linear(i, o, rng.site(n), relu=n < last, init=init, dtype=dtype)
-            for n, (i, o) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+            for n, (i, o) in enumerate(itertools.pairwise(sizes))
         ]
 
     def __call__(self, x) -> Tensor:

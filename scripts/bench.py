@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import multiprocessing
 import platform
 import statistics
@@ -41,7 +42,7 @@ def floor():
     """The 17 matrix products of the six layers: outputs, weight gradients, and input gradients but for the first."""
     rng = Rng(0)
     xs = [rng.site(f"x{i}").normal((BATCH, n)) for i, n in enumerate(SIZES)]
-    ws = [rng.site(f"w{i}").normal(shape) for i, shape in enumerate(zip(SIZES[:-1], SIZES[1:], strict=True))]
+    ws = [rng.site(f"w{i}").normal(shape) for i, shape in enumerate(itertools.pairwise(SIZES))]
 
     def step():
         for x, w in zip(xs, ws, strict=False):
@@ -79,7 +80,7 @@ def torch_vae(compiled=False):
 
     def mlp(sizes):
         layers = []
-        for i, o in zip(sizes[:-1], sizes[1:], strict=True):
+        for i, o in itertools.pairwise(sizes):
             layers += [nn.Linear(i, o), nn.ReLU()]
         return nn.Sequential(*layers[:-1])
 
@@ -110,7 +111,7 @@ def jax_vae():
 
     keys = jax.random.split(jax.random.PRNGKey(0), len(SIZES))
     bound = [1 / np.sqrt(i) for i in SIZES]
-    shapes = list(zip(SIZES[:-1], SIZES[1:], strict=True))
+    shapes = list(itertools.pairwise(SIZES))
     params = [
         (jax.random.uniform(k, s, minval=-b, maxval=b), jnp.zeros(s[1]))
         for k, s, b in zip(keys, shapes, bound, strict=False)

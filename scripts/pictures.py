@@ -1,4 +1,4 @@
-"""The pictures that the scripts leave in a run folder, drawn with matplotlib's object interface: no window, no state."""
+"""The pictures that the scripts leave in a run folder: matplotlib's object interface, no window, no state."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_flags(config_class, description: str, argv, extra=()):
-    """(the flags given, as a dict; the others, for `extra`: (name, options) pairs that are not part of the configuration).
+    """(the flags given, the others), two dicts. `extra`: (name, options) of flags that are not in the configuration.
 
     Flags that were not given are absent, so that a resumed run can tell "left out" from "given".
     """

@@ -114,19 +114,22 @@ class Training:
         self.step_in_epoch += 1
 
     def check_losses(self) -> np.ndarray:
-        """The losses of this epoch on the host, (steps, 2) float64. UserError that names the first bad step."""
+        """The losses of this epoch on the host, (steps, 2) float64. UserError that names the first one not finite."""
         xp = self.backend.xp
         losses = np.zeros((0, 2))
         if self.losses:
             losses = self.backend.to_host(xp.stack([xp.stack(pair) for pair in self.losses])).astype(np.float64)
         bad = ~np.isfinite(losses).all(axis=1)
         if bad.any():
-            step = self.epoch * self.steps_per_epoch + int(bad.argmax()) + 1
-            raise UserError(
-                f"the loss became {losses[bad][0].sum()} at step {step} (epoch {self.epoch + 1}): the last good "
-                "checkpoint is kept; try a smaller --lr or another --tau."
-            )
+            self.fail(f"the loss became {losses[bad][0].sum()}", int(bad.argmax()) + 1)
         return losses
+
+    def fail(self, what: str, step_in_epoch: int):
+        step = self.epoch * self.steps_per_epoch + step_in_epoch
+        raise UserError(
+            f"{what} at step {step} (epoch {self.epoch + 1}): training stopped, the last good checkpoint is kept; "
+            "try a smaller --lr or another --tau in a new run."
+        )
 
     # -- evaluation, always with hard samples
 
@@ -154,7 +157,10 @@ class Training:
     # -- the state: everything that a step depends on and that is not addressed by (seed, step)
 
     def state(self):
+        """(arrays, info) for a checkpoint. UserError, so that nothing is saved, if a parameter is not finite."""
         arrays = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        if not all(np.isfinite(a).all() for a in arrays.values()):
+            self.fail("a parameter became infinite or NaN", self.step_in_epoch)
         arrays |= {f"optimizer.{k}": v for k, v in self.optimizer.state_dict().items()}
         arrays |= {f"estimator.{k}": v for k, v in self.estimator.state_dict().items()}
         arrays["losses"] = self.check_losses()
@@ -165,10 +171,8 @@ class Training:
         self.model.load_state_dict(part("model"))
         self.optimizer.load_state_dict(part("optimizer"))
         self.estimator.load_state_dict(part("estimator"))
-        xp = self.backend.xp
         losses = self.backend.to_device(arrays["losses"], self.config.dtype)
         self.losses = [(pair[0], pair[1]) for pair in losses] if len(losses) else []
-        del xp
         self.epoch, self.step_in_epoch = info["epoch"], info["step_in_epoch"]
 
     # -- the loop
@@ -179,7 +183,10 @@ class Training:
         total = c.epochs * self.steps_per_epoch
         done = self.epoch * self.steps_per_epoch + self.step_in_epoch
         progress = tqdm(total=total, initial=done, unit="step", disable=quiet, dynamic_ncols=True, smoothing=0.05)
-        with progress, Interrupt() as interrupt:
+        # losses and parameters are looked at explicitly; NumPy's own warnings would only blur the message
+        with progress, Interrupt() as interrupt, np.errstate(all="ignore"):
+            if not done:
+                folder.save(*self.state())
             while self.epoch < c.epochs:
                 order = self.backend.to_device(order_rng.at(self.epoch).permutation(len(self.train)))
                 start, first = time.perf_counter(), self.step_in_epoch
@@ -207,15 +214,17 @@ class Training:
         reconstruction, kl = self.check_losses().sum(axis=0) / len(self.train)
         self.backend.synchronize()
         rate = images_seen / max(time.perf_counter() - start, 1e-9)
-        self.epoch, self.step_in_epoch, self.losses = self.epoch + 1, 0, []
-        line = {"epoch": self.epoch}
+        line = {"epoch": self.epoch + 1}
         if self.estimator.support == "soft":  # the training objective is of relaxed codes: not a bound of anything
             line["train_relaxed"] = reconstruction + kl
-            reconstruction, kl = self.evaluate(self.train, self.rng.site("train, hard").at(self.epoch))
+            reconstruction, kl = self.evaluate(self.train, self.rng.site("train, hard").at(self.epoch + 1))
         line |= {"train": reconstruction + kl, "train_reconstruction": reconstruction, "train_kl": kl}
-        test_reconstruction, test_kl = self.evaluate(self.test, self.rng.site("test").at(self.epoch))
+        test_reconstruction, test_kl = self.evaluate(self.test, self.rng.site("test").at(self.epoch + 1))
         line["test"] = test_reconstruction + test_kl
         line |= {"test_reconstruction": test_reconstruction, "test_kl": test_kl, "images_per_second": round(rate, 1)}
+        if not all(map(math.isfinite, line.values())):
+            self.fail("the evaluation became infinite or NaN", self.step_in_epoch)
+        self.epoch, self.step_in_epoch, self.losses = self.epoch + 1, 0, []
         return {k: float(v) if k != "epoch" else v for k, v in line.items()}
 
     def draw(self, folder: RunFolder) -> None:

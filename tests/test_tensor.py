@@ -202,7 +202,7 @@ def test_a_wrong_gradient_is_named(gradient, message):
 def test_mixed_dtypes_are_an_error_and_constants_keep_the_dtype():
     a32 = Tensor(np.ones(2, np.float32), requires_grad=True)
     a64 = Tensor(np.ones(2), requires_grad=True)
-    with pytest.raises(TypeError, match="multiply: float32.*float64"):
+    with pytest.raises(TypeError, match=r"multiply: float32.*float64"):
         a32 * a64
     with pytest.raises(TypeError, match="add"):
         a32 + np.ones(2)

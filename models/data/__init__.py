@@ -1,7 +1,7 @@
 """Data sets: arrays in, batches out.
 
-`load_images` gives images for the VAE experiments; `DATASETS` lists the names it knows. Nothing here draws from a global
-generator: binarisation and the order of an epoch are addressed noise (`minigrad.random`).
+`load_images` gives images for the VAE experiments; `DATASETS` lists the names it knows. Nothing here draws from a
+global generator: binarisation and the order of an epoch are addressed noise (`minigrad.random`).
 """
 
 from __future__ import annotations

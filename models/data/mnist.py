@@ -86,6 +86,8 @@ def parse_idx(name: str, content: bytes) -> np.ndarray:
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise DataError(f"{name} is not an IDX file of unsigned bytes.")
     ndim = content[3]
+    if len(content) < 4 + 4 * ndim:
+        raise DataError(f"{name} ends within its header.")
     shape = struct.unpack(f">{ndim}I", content[4 : 4 + 4 * ndim])
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * ndim)
     if values.size != np.prod(shape):
