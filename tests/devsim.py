@@ -224,6 +224,8 @@ class _Ufunc:
         self._function, self.__name__ = getattr(np, name), name
 
     def __call__(self, *arguments, **keywords):
+        if any(isinstance(a, list | tuple) for a in arguments):
+            raise TypeError(f"Unsupported type list in {self.__name__} (as CuPy says)")
         allowed = API["ufunc_keywords"]
         if self.__name__ == "matmul":
             allowed = API["functions"].get("matmul") or allowed

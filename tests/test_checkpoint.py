@@ -1,0 +1,70 @@
+"""Checkpoints: exact, whole, or refused."""
+
+import os
+
+from minigrad import blas, checkpoint
+
+import numpy as np
+import pytest
+
+
+def test_arrays_and_info_come_back_to_the_bit(tmp_path):
+    arrays = {
+        "a": np.random.default_rng(0).standard_normal((3, 4)).T,
+        "scalar": np.array(0.1, np.float32),
+        "n": np.array([2**62]),
+        "flag": np.array(True),
+        "empty": np.zeros((0, 2)),
+    }
+    info = {"epoch": 3, "value": 0.1 + 0.2, "name": "µ"}
+    checkpoint.save(tmp_path / "c", arrays, info)
+    loaded, loaded_info = checkpoint.load(tmp_path / "c")
+    assert loaded_info == info
+    assert loaded.keys() == arrays.keys()
+    for name, a in arrays.items():
+        assert loaded[name].dtype == a.dtype
+        assert loaded[name].shape == a.shape
+        np.testing.assert_array_equal(loaded[name], a)
+    assert os.listdir(tmp_path) == ["c"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path / "c", {"a": np.ones(2)}, {"epoch": 1})
+
+    def crash(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", crash)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(tmp_path / "c", {"a": np.zeros(2)}, {"epoch": 2})
+    assert checkpoint.load(tmp_path / "c")[1] == {"epoch": 1}
+
+
+@pytest.mark.parametrize("keep", [0, 1, 7, 30, 0.5, 0.99])
+def test_a_truncated_file_is_refused(tmp_path, keep):
+    path = tmp_path / "c"
+    checkpoint.save(path, {"a": np.ones(100)}, {"epoch": 1})
+    content = path.read_bytes()
+    path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
+    with pytest.raises(checkpoint.CheckpointError, match="truncated or not a checkpoint"):
+        checkpoint.load(path)
+    with pytest.raises(checkpoint.CheckpointError, match="there is no checkpoint"):
+        checkpoint.load(tmp_path / "other")
+
+
+CPU = "processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\n"
+AVX512 = "avx512f avx512cd avx512bw avx512dq avx512vl"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "flags", "expected"),
+    [
+        ("AuthenticAMD", 26, AVX512, "SkylakeX"),
+        ("AuthenticAMD", 26, "avx2", None),  # no AVX-512: the kernels would crash
+        ("AuthenticAMD", 25, AVX512, None),  # known to OpenBLAS
+        ("GenuineIntel", 26, AVX512, None),
+    ],
+)
+def test_openblas_is_told_only_about_processors_it_does_not_know(vendor, family, flags, expected):
+    assert blas.kernels_for(CPU.format(vendor=vendor, family=family, flags=flags)) == expected
+    assert blas.kernels_for("") is None

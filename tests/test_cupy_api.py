@@ -1,0 +1,179 @@
+"""Static checks: the code uses nothing that CuPy lacks, and the rooms of the house import only from below."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+API = json.loads((ROOT / "tests" / "cupy_api.json").read_text())
+SOURCES = sorted(p for d in ("minigrad", "estimators", "models", "scripts") for p in (ROOT / d).rglob("*.py"))
+
+
+def tree(path):
+    return ast.parse(path.read_text())
+
+
+def is_module_of_arrays(node):
+    """`xp`, `self.xp`, `backend.xp` or `array_module(…)`."""
+    if isinstance(node, ast.Name):
+        return node.id in ("xp", "cp")
+    if isinstance(node, ast.Attribute):
+        return node.attr == "xp"
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "array_module"
+
+
+def problems_in(source: ast.AST) -> list[str]:
+    """What CuPy would refuse, as far as it is written as xp.name(…), xp.name.method(…) or getattr(xp, …)."""
+    found = []
+    for node in ast.walk(source):
+        line = getattr(node, "lineno", 0)
+        if isinstance(node, ast.Attribute) and is_module_of_arrays(node.value):
+            known = node.attr in API["functions"] or node.attr in API["ufuncs"] or node.attr in API["constants"]
+            if not known and node.attr not in ("cuda", "ndarray", "__version__", "asarray"):
+                found.append(f"line {line}: CuPy has no {node.attr}")
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
+            inner = node.value
+            of_ufunc = is_module_of_arrays(inner.value) and inner.attr in API["ufuncs"]
+            if of_ufunc and inner.attr not in API["ufunc_methods"].get(node.attr, ()):
+                found.append(f"line {line}: CuPy has no {inner.attr}.{node.attr}")
+        if isinstance(node, ast.Call):
+            f = node.func
+            if isinstance(f, ast.Attribute) and is_module_of_arrays(f.value):
+                allowed = API["ufunc_keywords"] if f.attr in API["ufuncs"] else API["functions"].get(f.attr)
+                for keyword in node.keywords:
+                    if allowed is not None and keyword.arg not in allowed:
+                        found.append(f"line {line}: CuPy's {f.attr} has no parameter {keyword.arg}")
+            elif isinstance(f, ast.Attribute) and f.attr in ("sum", "mean", "max", "min", "argmax", "astype"):
+                for keyword in node.keywords:
+                    if keyword.arg in ("where", "initial", "correction"):
+                        found.append(f"line {line}: CuPy's ndarray.{f.attr} has no parameter {keyword.arg}")
+            if isinstance(f, ast.Name) and f.id == "getattr" and is_module_of_arrays(node.args[0]):
+                found.append(f"line {line}: getattr on the array module hides a name from this check")
+        if isinstance(node, ast.ImportFrom) and node.module == "numpy":
+            found.append(f"line {line}: from numpy import … hides a name from this check")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_is_used_that_cupy_lacks(path):
+    if module_of(path) not in ("scripts.snapshot_cupy_api", "minigrad.check"):  # the latter works on the host alone
+        assert problems_in(tree(path)) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "xp.unstack(x)",
+        "xp.clip(x, min=0)",
+        "xp.exp(x, where=m)",
+        "xp.logaddexp.reduce(x)",
+        "xp.divide.at(x, i, y)",
+        "array_module(x).geomspace(1, 2)",
+        "self.xp.errstate()",
+        "getattr(xp, name)",
+        "from numpy import exp",
+        "x.sum(axis=0, where=m)",
+    ],
+)
+def test_the_check_finds_planted_errors(line):
+    assert len(problems_in(ast.parse(line))) == 1
+
+
+def is_rule(function: ast.FunctionDef) -> bool:
+    names = {n.id for d in function.decorator_list for n in ast.walk(d) if isinstance(n, ast.Name)}
+    return "op" in names or function.name.endswith("_gradient")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_rules_never_say_np(path):
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef) and is_rule(node):
+            used = [n.lineno for part in node.body for n in ast.walk(part) if isinstance(n, ast.Name) and n.id == "np"]
+            assert not used, f"{path.name}: {node.name} says np. on line {used}: use array_module(x)"
+
+
+def test_only_the_backend_imports_cupy():
+    for path in SOURCES:
+        imported = {name.split(".")[0] for name in imports(path)}
+        if path.name not in ("backend.py", "snapshot_cupy_api.py"):
+            assert "cupy" not in imported, path
+
+
+# ---- the floors of the house
+
+FLOOR = {
+    "minigrad.blas": 0,
+    "minigrad.backend": 0,
+    "minigrad.random": 0.5,  # sends its numbers through the backend
+    "minigrad.tensor": 1,
+    "minigrad.ops": 2,
+    "minigrad.fused": 3,
+    "minigrad.nn": 4,
+    "minigrad.optim": 4,
+    "minigrad.check": 4,
+    "minigrad.checkpoint": 4,
+    "minigrad": 4.5,
+    "estimators.base": 5,
+    "estimators.categorical": 5,
+    "estimators": 6.5,
+    "models": 6,
+    "scripts": 7,
+}
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(p for p in parts if p != "__init__")
+
+
+def imports(path) -> set[str]:
+    """The absolute names of the modules that a file imports, wherever in the file."""
+    package = module_of(path).split(".")
+    package = package if path.name == "__init__.py" else package[:-1]
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{module}.{a.name}" if f"{module}.{a.name}" in MODULES else module for a in node.names}
+    return found
+
+
+MODULES = {module_of(p) for p in SOURCES}
+
+
+def floor(module: str) -> float:
+    if module in FLOOR:
+        return FLOOR[module]
+    return {"estimators": 6, "models": 6, "scripts": 7}.get(module.split(".")[0], -1)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_imports_only_from_floors_below(path):
+    me = module_of(path)
+    for other in imports(path):
+        if (
+            other not in MODULES
+            or me.startswith("scripts")
+            or (me == "models.data" and other.startswith("models.data."))
+        ):
+            continue
+        same_data_room = me.startswith("models.data") and other == "models.data.errors"
+        assert floor(other) < floor(me) or same_data_room, f"{me} must not import {other}"
+        if me.startswith("models"):
+            assert not other.startswith("estimators"), "models are handed an estimator"
+
+
+def test_importing_the_library_needs_neither_cupy_nor_matplotlib():
+    code = (
+        "import sys, minigrad, estimators, models, models.vae, models.data\n"
+        "heavy = {'cupy', 'matplotlib', 'tqdm', 'pooch', 'safetensors', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
