@@ -1,0 +1,57 @@
+"""The README is true: its example runs, its table is current, its map names what exists."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import estimator_table
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def example() -> str:
+    return re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+
+
+def test_the_example_runs_and_learns(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", example()], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    probabilities = [float(x) for x in re.findall(r"\d\.\d*", result.stdout)]
+    assert len(probabilities) == 4
+    assert probabilities[2] > 0.9
+
+
+def test_the_audit_in_the_readme_is_what_audit_prints():
+    code = example().replace("    loss.mean().backward()", "    break") + (
+        "\nfrom minigrad.check import audit\nresult = audit(loss.mean())\nprint(result)\nassert result.ok"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    shown = re.search(r"```\n(op +created at.*?)\.\.\.", README, re.DOTALL).group(1).splitlines()
+    for line in shown[:1] + shown[2:]:
+        op = line.split()[0]
+        assert re.search(rf"^{op} .*(verdict|ok)", result.stdout, re.MULTILINE), op
+
+
+def test_the_estimator_table_is_current():
+    assert estimator_table.with_table(README) == README, "run python scripts/estimator_table.py --write"
+
+
+@pytest.mark.parametrize("path", re.findall(r"`((?:minigrad|estimators|models|scripts|tests)/[\w/.]*)`", README))
+def test_what_the_readme_names_exists(path):
+    assert (ROOT / path).exists()
+
+
+def test_the_package_lists_every_package():
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = set(re.search(r"^packages = \[(.*?)\]", text, re.MULTILINE).group(1).replace('"', "").split(", "))
+    found = {
+        ".".join(p.parent.relative_to(ROOT).parts)
+        for d in ("minigrad", "estimators", "models")
+        for p in (ROOT / d).rglob("*.py")
+    }
+    assert listed == found
