@@ -21,6 +21,7 @@ from .backend import array_module, asarray_like
 __all__ = ["Rng", "argmax_one_hot", "gumbel_from_uniform", "one_hot", "uniform_from_bits"]
 
 
+_LAYOUT = 1  # the second word of the key; to be raised whenever the same address would mean other numbers
 _thread = threading.local()
 _EMPTY_BUFFER = {
     "bit_generator": "Philox",
@@ -70,7 +71,7 @@ class Rng:
             _thread.philox = np.random.Philox()
         address = {
             "counter": np.array([0, self._step, self._site, 0], np.uint64),
-            "key": np.array([self._seed, 0], np.uint64),
+            "key": np.array([self._seed, _LAYOUT], np.uint64),
         }
         _thread.philox.state = {"state": address} | _EMPTY_BUFFER
         return _thread.philox.random_raw((n + 3) // 4 * 4)[:n]

@@ -53,7 +53,7 @@ class Config:
     variables: int = flag(8, "L, the number of categorical variables")
     categories: int = flag(8, "K, the number of categories of each")
     hidden: tuple = flag((512, 256), "widths of the encoder's hidden layers; the decoder mirrors them", type=sizes)
-    epochs: int = flag(60, "passes over the training images")
+    epochs: int = flag(120, "passes over the training images")
     batch: int = flag(100, "images in a batch")
     lr: float = flag(1e-3, "learning rate")
     optimizer: str = flag("adam", f"one of {', '.join(OPTIMIZERS)}")
