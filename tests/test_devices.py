@@ -1,10 +1,13 @@
 """What is assumed of a device array. The same assertions run on the stand-in, where they prove that it refuses what
 CuPy refuses, and (marker `gpu`) on CuPy itself, where they prove that the stand-in is right about it."""
 
+import sys
+import types
+
 import devsim
 from devsim import DevsimBackend, ForbiddenTransfer, forbid
 from minigrad import Rng
-from minigrad.backend import BackendUnavailable, array_module, asarray_like, get_backend, to_host
+from minigrad.backend import BackendUnavailable, array_module, asarray_like, get_backend, load_cupy, to_host
 
 import numpy as np
 import pytest
@@ -134,6 +137,41 @@ def test_unknown_arrays_are_refused():
     for x in ([1.0], None, "x", 1.0):
         with pytest.raises(TypeError, match="known backend"):
             array_module(x)
+
+
+def fake_cupy(version="14.2.0", devices=1):
+    """A module that can be imported like CuPy on a machine without a driver, and fails where CuPy fails there."""
+
+    def get_device_count():
+        if devices is None:
+            raise RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient\nmore lines")
+        return devices
+
+    cupy = types.ModuleType("cupy")
+    cupy.__version__ = version
+    cupy.cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=get_device_count))
+    return cupy
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (None, "CuPy cannot be imported .*pip install 'minigrad-estimators"),
+        (fake_cupy(version="13.6.0"), "CuPy 13.6.0 is too old"),
+        (fake_cupy(devices=None), "finds no usable GPU .cudaErrorInsufficientDriver.*nvidia-smi"),
+        (fake_cupy(devices=0), "finds no usable GPU .no device is visible"),
+        (fake_cupy(devices=1), "finds no usable GPU .*arange"),  # the driver is there, but nothing computes
+    ],
+)
+def test_an_unusable_cupy_is_explained_in_one_sentence(monkeypatch, module, message):
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    load_cupy.cache_clear()
+    try:
+        with pytest.raises(BackendUnavailable, match=message) as caught:
+            get_backend("cupy")
+        assert "\n" not in str(caught.value)
+    finally:
+        load_cupy.cache_clear()
 
 
 def test_auto_falls_back_and_says_why(caplog):

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import run_folder
 import train_vae
+from devsim import DevsimBackend, forbid
+from minigrad import Rng
+from minigrad.backend import Backend
 
 import numpy as np
 import pytest
@@ -97,6 +100,27 @@ def test_soft_samples_are_evaluated_with_hard_ones(tmp_path):
 def test_other_settings_train(tmp_path, capsys, optimizer, dtype):
     assert run("--out", tmp_path / "run", "--optimizer", optimizer, "--dtype", dtype, "--pixels", "fixed") == 0
     assert "final train -ELBO" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pixels", ["gray", "dynamic", "fixed"])
+@pytest.mark.parametrize("optimizer", ["adam", "radam", "sgd"])
+def test_the_script_s_own_step_stays_on_the_device(monkeypatch, pixels, optimizer):
+    """The stand-in device refuses any wait and any copy to the host; its losses and weights are NumPy's to the bit."""
+    results = []
+    for backend in (Backend(), DevsimBackend()):
+        monkeypatch.setattr(train_vae, "get_backend", lambda _, backend=backend: backend)
+        config = train_vae.Config(pixels=pixels, optimizer=optimizer, hidden=(16,), variables=2, categories=3, lr=1e-2)
+        training = train_vae.Training(config)
+        order = backend.to_device(Rng(0).permutation(len(training.train)))
+        with forbid("sync", "d2h"):
+            for step in range(7):  # with RAdam, before and after its rectification begins
+                training.step(order[step * 20 : step * 20 + 20])
+        state, _ = training.state()
+        training.restore(state, {"epoch": 0, "step_in_epoch": 7})
+        training.step(order[:20])
+        results.append(training.state()[0])
+    for name in results[0]:
+        np.testing.assert_array_equal(results[0][name], results[1][name], err_msg=name)
 
 
 # ---- bad input: one sentence on standard error, exit code 2, no traceback, nothing lost
