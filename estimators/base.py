@@ -74,6 +74,13 @@ class Sampler(Estimator):
         return cost(self.draw(logits, rng))
 
 
+class TemperedSampler(Sampler):
+    """A sampler with a temperature. tau: positive and finite (ValueError)."""
+
+    def __init__(self, tau: float = 1.0):
+        self.tau = check_tau(tau)
+
+
 def masked(logits: Tensor, mask) -> Tensor:
     """The logits with the classes outside the mask at probability 0; the mask is checked where it is, on the host."""
     if logits.ndim < 1 or logits.shape[-1] < 1:

@@ -8,7 +8,7 @@ from minigrad import op
 from minigrad.backend import array_module
 from minigrad.fused import inner, softmax_array, softmax_vjp
 
-from .base import Sampler, check_tau
+from .base import TemperedSampler
 
 
 def gapped_logits(logits, onehot, gap):
@@ -73,7 +73,7 @@ def gapped_straight_through(logits, onehot, *, gap=1.0, tau=1.0):
     return onehot, backward
 
 
-class GappedStraightThrough(Sampler):
+class GappedStraightThrough(TemperedSampler):
     """gap: a number ≥ 0, or "p"."""
 
     title = "Gapped straight-through"
@@ -81,7 +81,7 @@ class GappedStraightThrough(Sampler):
     exact_for = "none"
 
     def __init__(self, tau: float = 1.0, gap: float | str = 1.0):
-        self.tau = check_tau(tau)
+        super().__init__(tau)
         if gap != "p" and not (isinstance(gap, int | float) and math.isfinite(gap) and gap >= 0):
             raise ValueError(f"gap must be a number of at least 0, or 'p', got {gap!r}.")
         self.gap = gap if gap == "p" else float(gap)

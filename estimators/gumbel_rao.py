@@ -5,7 +5,7 @@ from __future__ import annotations
 from minigrad import op
 from minigrad.fused import inner, softmax_array
 
-from .base import Sampler, check_samples, check_tau
+from .base import TemperedSampler, check_samples
 from .categorical import conditional_gumbel
 
 
@@ -40,7 +40,7 @@ def gumbel_rao(logits, onehot, exponential, *, tau=1.0):
     return onehot, backward
 
 
-class GumbelRao(Sampler):
+class GumbelRao(TemperedSampler):
     """samples: the number S of conditional Gumbel draws averaged for each outcome."""
 
     title = "Gumbel-Rao"
@@ -48,7 +48,8 @@ class GumbelRao(Sampler):
     exact_for = "none"
 
     def __init__(self, tau: float = 1.0, samples: int = 10):
-        self.tau, self.samples = check_tau(tau), check_samples(samples, least=1)
+        super().__init__(tau)
+        self.samples = check_samples(samples, least=1)
 
     def draw(self, logits, rng):
         onehot = rng.one_hot(logits.data)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from minigrad import op
 from minigrad.fused import softmax_array, softmax_vjp
 
-from .base import Sampler, check_tau
+from .base import TemperedSampler
 from .categorical import argmax_one_hot
 
 
@@ -59,26 +59,20 @@ def st_gumbel_softmax(logits, gumbel, *, tau=1.0):
     return argmax_one_hot(z), backward
 
 
-class GumbelSoftmax(Sampler):
+class GumbelSoftmax(TemperedSampler):
     title = "Gumbel-Softmax"
     paper = "Jang, Gu & Poole 2017; Maddison, Mnih & Teh 2017"
     exact_for = "none"
     support = "soft"
 
-    def __init__(self, tau: float = 1.0):
-        self.tau = check_tau(tau)
-
     def draw(self, logits, rng):
         return gumbel_softmax(logits, rng.gumbel(logits.shape, like=logits.data), tau=self.tau)
 
 
-class STGumbelSoftmax(Sampler):
+class STGumbelSoftmax(TemperedSampler):
     title = "ST Gumbel-Softmax"
     paper = "Jang, Gu & Poole 2017"
     exact_for = "none"
-
-    def __init__(self, tau: float = 1.0):
-        self.tau = check_tau(tau)
 
     def draw(self, logits, rng):
         return st_gumbel_softmax(logits, rng.gumbel(logits.shape, like=logits.data), tau=self.tau)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from minigrad import op
 from minigrad.backend import array_module
-from minigrad.fused import softmax_array, softmax_vjp
+from minigrad.fused import TINY, softmax_array, softmax_vjp
 
-from .base import Sampler, check_tau
-
-_TINY = 1.2e-38
+from .base import TemperedSampler
 
 
 def _heun_surrogate(logits, onehot, *, tau=1.0):
     q = 0.5 * (softmax_array(logits / tau) + onehot)
     xp = array_module(q)
-    shift = xp.log(xp.maximum(q, _TINY)) - logits  # so that softmax(θ + shift) = q at the present θ, and J(q) its slope
+    shift = xp.log(xp.maximum(q, TINY)) - logits  # so that softmax(θ + shift) = q at the present θ, and J(q) its slope
     return (0,), lambda logits: 2.0 * softmax_array(logits + shift) - 0.5 * softmax_array(logits)
 
 
@@ -47,7 +45,7 @@ def reinmax(logits, onehot, *, tau=1.0):
     return onehot, backward
 
 
-class ReinMax(Sampler):
+class ReinMax(TemperedSampler):
     """tau: at least 1, as in the published code, which refuses less, too (ValueError)."""
 
     title = "ReinMax"
@@ -55,7 +53,7 @@ class ReinMax(Sampler):
     exact_for = "quadratic"
 
     def __init__(self, tau: float = 1.0):
-        self.tau = check_tau(tau)
+        super().__init__(tau)
         if tau < 1.0:
             raise ValueError(f"ReinMax needs a temperature of at least 1, got {tau}.")
 

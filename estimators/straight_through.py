@@ -8,7 +8,7 @@ from __future__ import annotations
 from minigrad import op
 from minigrad.fused import softmax_array, softmax_vjp
 
-from .base import Sampler, check_tau
+from .base import TemperedSampler
 
 
 def _softened(logits, onehot, *, tau=1.0):
@@ -37,13 +37,10 @@ def straight_through(logits, onehot, *, tau=1.0):
     return onehot, backward
 
 
-class StraightThrough(Sampler):
+class StraightThrough(TemperedSampler):
     title = "Straight-through"
     paper = "Bengio, Léonard & Courville 2013"
     exact_for = "linear"
-
-    def __init__(self, tau: float = 1.0):
-        self.tau = check_tau(tau)
 
     def draw(self, logits, rng):
         return straight_through(logits, rng.one_hot(logits.data), tau=self.tau)

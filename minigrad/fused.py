@@ -17,7 +17,7 @@ from .tensor import op, unbroadcast
 # 1e3, and unlike −∞ it survives 0·x and x − x. Real logits must be larger, by far.
 MASKED = -1e30
 
-_TINY = 1.2e-38  # the smallest normal float32: log of it is finite, and p log p below it is no more than 1e-36
+TINY = 1.2e-38  # the smallest normal float32: log of it is finite, and p log p below it is no more than 1e-36
 
 
 def softmax_array(x):
@@ -80,7 +80,7 @@ def kl_to_uniform(logits):
     """
     xp = array_module(logits)
     p = softmax_array(logits)
-    log_p = xp.log(xp.maximum(p, _TINY))
+    log_p = xp.log(xp.maximum(p, TINY))
     kl = math.log(p.shape[-1]) + inner(p, log_p)[..., 0]
     return kl, lambda g: g[..., None] * softmax_vjp(p, log_p)
 
