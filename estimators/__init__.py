@@ -17,15 +17,21 @@ from .exact import Exact
 from .gapped import GappedStraightThrough
 from .gumbel_rao import GumbelRao
 from .gumbel_softmax import GumbelSoftmax, STGumbelSoftmax
+from .local_expectation import LocalExpectation
+from .muprop import MuProp, SimpleMuProp
 from .reinmax import ReinMax
 from .score_function import Reinforce, ReinforceRunningMean, Rloo
 from .straight_through import StraightThrough
+from .zgr import Zgr
 
 ESTIMATORS = {
     "exact": Exact,
     "reinforce": Reinforce,
     "reinforce-mean": ReinforceRunningMean,
     "rloo": Rloo,
+    "muprop": MuProp,
+    "muprop-simple": SimpleMuProp,
+    "local-expectation": LocalExpectation,
     "st": StraightThrough,
     "gumbel-softmax": GumbelSoftmax,
     "st-gs": STGumbelSoftmax,
@@ -34,6 +40,7 @@ ESTIMATORS = {
     "gst-p": functools.partial(GappedStraightThrough, gap="p"),
     "gst": GappedStraightThrough,
     "reinmax": ReinMax,
+    "zgr": Zgr,
 }
 
 __all__ = ["ESTIMATORS", "Estimator", "Sampler", "attach_gradient", "create", "facts"]

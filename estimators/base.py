@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 
-from minigrad import Tensor, op
+from minigrad import Tensor, grad, op
 from minigrad.backend import asarray_like
 from minigrad.fused import mask_logits
 
@@ -72,6 +72,17 @@ class Sampler(Estimator):
 
     def estimate(self, logits, cost, rng):
         return cost(self.draw(logits, rng))
+
+
+def value_and_grad(cost, point):
+    """cost's values (B,) and its gradient (B, ..., K) at the array `point` (B, ..., K), both as arrays.
+
+    Only the way from the point to the cost is differentiated: a decoder's weights get no gradient from an evaluation
+    that serves a control variate, and their matrix products are not computed.
+    """
+    z = Tensor(point, requires_grad=True)
+    f = cost(z)
+    return f.data, grad(f.sum(), [z])[0]
 
 
 class TemperedSampler(Sampler):

@@ -6,6 +6,7 @@ import estimators.gumbel_rao
 import estimators.gumbel_softmax
 import estimators.reinmax
 import estimators.straight_through
+import estimators.zgr
 from minigrad import fused, ops
 
 import numpy as np
@@ -129,6 +130,7 @@ ESTIMATOR_CASES = [
     (estimators.gapped.gapped_straight_through, (normal(2, 4), onehots(2, 4)), {"tau": 0.7, "gap": 1.0}),
     (estimators.gapped.gapped_straight_through, (normal(2, 4), onehots(2, 4)), {"tau": 0.7, "gap": "p"}),
     (estimators.reinmax.reinmax, (normal(2, 4), onehots(2, 4)), {"tau": 1.3}),
+    (estimators.zgr.zgr, (normal(2, 4), onehots(2, 4)), {}),
     (estimators.base.attach_gradient, (normal(3), normal(3, 2, 4), normal(3, 2, 4)), {}),
 ]
 

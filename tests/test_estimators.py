@@ -8,9 +8,12 @@ from estimators.exact import enumerate_codes, exact_gradient
 from estimators.gapped import expected_gap, gapped_logits, gapped_straight_through
 from estimators.gumbel_rao import gumbel_rao
 from estimators.gumbel_softmax import gumbel_softmax, st_gumbel_softmax
+from estimators.local_expectation import local_expectation_gradient
+from estimators.muprop import muprop_gradient, simple_muprop_gradient
 from estimators.reinmax import reinmax
 from estimators.score_function import reinforce_gradient, rloo_gradient
 from estimators.straight_through import straight_through
+from estimators.zgr import zgr
 from minigrad import Rng, Tensor
 from minigrad.backend import Backend
 from minigrad.fused import log_softmax, softmax_array, softmax_vjp
@@ -103,14 +106,32 @@ def mean_gradient(name, cost):
             g = rloo_gradient(p, pair, np.stack([f(pair[0]), f(pair[1])]))
             total = total + q1 * np.einsum("n,nlk->lk", q, g)
         return total
+    if name in ("muprop", "muprop-simple"):
+        at_p, df = f(p[:1]), gradient_of(cost, p[:1])
+        if name == "muprop":
+            return enumerated(lambda d: muprop_gradient(p, d, f(d), at_p, df))
+        return enumerated(lambda d: simple_muprop_gradient(p, d, f(d), at_p))
+    if name == "local-expectation":
+        return enumerated(lambda d: local_expectation_gradient(p, local_costs(f, d)))
     op, settings = {
         "st": (straight_through, {}),
         "reinmax": (reinmax, {}),
+        "zgr": (zgr, {}),
         "gst-1.0": (gapped_straight_through, {"gap": 1.0}),
         "gst": (gapped_straight_through, {"gap": 0.5}),
         "gst-p": (gapped_straight_through, {"gap": "p"}),
     }[name]
     return enumerated(lambda d: rule(op, logits, d, g=gradient_of(cost, d), **settings))
+
+
+def local_costs(f, d):
+    """F (N, L, K): f with each variable in turn set to each class."""
+    costs = np.empty(d.shape)
+    for l, k in np.ndindex(d.shape[1:]):
+        moved = d.copy()
+        moved[:, l] = np.eye(d.shape[2])[k]
+        costs[:, l, k] = f(moved)
+    return costs
 
 
 EXACT_ON = {
@@ -195,6 +216,28 @@ def test_reinmax_is_half_straight_through_and_half_linearised_score_function():
     p = softmax_array(logits)
     expected = 0.5 * softmax_vjp(p, g) + 0.5 * (g * (d - p)).sum(axis=-1, keepdims=True) * (d - p)
     np.testing.assert_allclose(rule(reinmax, logits, d, g=g), expected, atol=1e-14)
+
+
+def test_reinmax_is_zgr():
+    _, logits, d, g = samples()
+    np.testing.assert_allclose(rule(zgr, logits, d, g=g), rule(reinmax, logits, d, g=g), atol=1e-14)
+
+
+def test_muprop_has_no_variance_on_a_linear_cost_and_reinforce_has():
+    f, df = COSTS["linear"]
+    codes, _ = joint(LOGITS)
+    p = np.broadcast_to(softmax_array(LOGITS), codes.shape)
+    at_p = f(p[:1])
+    spread = muprop_gradient(p, codes, f(codes), at_p, df(p[:1]).reshape(1, L, K)).std(axis=0)
+    assert spread.max() < 1e-14
+    assert reinforce_gradient(p, codes, f(codes)).std(axis=0).max() > 0.1
+
+
+def test_local_expectation_is_the_measure_valued_derivative_and_exact_for_one_variable():
+    p, F = softmax_array(THETA), (WEIGHT + 0.5) ** 3
+    weak = [p[j] * (1 - p[j]) * (F[j] - np.delete(p * F, j).sum() / (1 - p[j])) for j in range(4)]
+    np.testing.assert_allclose(local_expectation_gradient(p, F), weak, atol=1e-14)
+    np.testing.assert_allclose(weak, true_gradient(), atol=1e-14)
 
 
 def test_gumbel_rao_with_one_draw_is_st_gumbel_softmax_given_its_noise():
@@ -334,19 +377,28 @@ def call(name, n=N, seed=3, **options):
     return value.data, logits.grad[:, 0]
 
 
+def sampled(name, seen):
+    """Of the points at which a cost was evaluated, the ones that are the estimator's samples: they come first, and
+    what serves a control variate or a local enumeration after them."""
+    return seen if name == "exact" else seen[: 2 if name == "rloo" else 1]
+
+
 def true_gradient():
     return softmax_vjp(softmax_array(THETA), (WEIGHT + 0.5) ** 3)
 
 
 @pytest.mark.parametrize("name", [n for n in ESTIMATORS if facts(n).exact_for == "all"])
 def test_unbiased_estimators_are_unbiased_as_called(name):
-    value, g = call(name, n=2000 if name == "exact" else N)
+    without_variance = name in ("exact", "local-expectation")  # the latter for a single variable
+    value, g = call(name, n=2000 if without_variance else N)
     expected = softmax_array(THETA) @ (WEIGHT + 0.5) ** 3
-    if name == "exact":
+    if without_variance:
         np.testing.assert_allclose(g, np.broadcast_to(true_gradient(), g.shape), atol=1e-12)
-        np.testing.assert_allclose(value, expected)
     else:
         assert np.abs(z_scores(g, true_gradient())).max() < 4.5
+    if name == "exact":
+        np.testing.assert_allclose(value, expected)
+    else:
         assert abs(z_scores(value[:, None], expected)[0]) < 4.5
 
 
@@ -375,7 +427,7 @@ def test_the_forward_distribution_is_softmax(name):
 
     logits = Tensor(np.broadcast_to(THETA, (20_000, 1, 4)).copy(), requires_grad=True)
     create(name)(logits, cost, Rng(8))
-    for d in seen:
+    for d in sampled(name, seen):
         if facts(name).support == "hard":
             assert np.array_equal(d.sum(axis=-1), np.ones((20_000, 1)))
             assert set(np.unique(d)) == {0.0, 1.0}
@@ -383,7 +435,8 @@ def test_the_forward_distribution_is_softmax(name):
             np.testing.assert_allclose(d.sum(axis=-1), 1.0)
         counts = np.bincount(d[:, 0].argmax(axis=-1), minlength=4)
         assert stats.chisquare(counts, 20_000 * softmax_array(THETA)).pvalue > 1e-3
-    assert len(seen) == (2 if name == "rloo" else 1)
+    evaluations = {"rloo": 2, "muprop": 2, "muprop-simple": 2, "local-expectation": 1 + 4}
+    assert len(seen) == evaluations.get(name, 1)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -398,6 +451,7 @@ def test_what_the_cost_depends_on_gets_its_gradient_from_the_sample_only(name):
 
     logits = Tensor(np.broadcast_to(THETA, (3, 1, 4)).copy(), requires_grad=True)
     create(name)(logits, cost, Rng(2)).sum().backward()
+    points = sampled(name, points)
     weights = softmax_array(THETA) if name == "exact" else np.full(len(points), 1 / len(points))
     expected = sum(
         q * 2 * ((d @ WEIGHT + 0.5)[..., None] * d).sum(axis=(0, 1)) for q, d in zip(weights, points, strict=True)
@@ -429,7 +483,7 @@ def test_masked_classes_have_no_probability_and_no_gradient(name):
         )
         np.testing.assert_allclose(g[:, mask], small, atol=1e-12)
     else:
-        assert all((d[..., ~mask] == 0.0).all() for d in seen)
+        assert all((d[..., ~mask] == 0.0).all() for d in sampled(name, seen))
 
 
 @pytest.mark.parametrize(

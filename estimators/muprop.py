@@ -1,0 +1,69 @@
+"""MuProp: REINFORCE with a first-order Taylor expansion around the mean as its baseline.
+
+The expansion's expectation is known, so what the baseline takes away is given back exactly.
+"""
+
+from __future__ import annotations
+
+from minigrad import Tensor, no_grad
+from minigrad.fused import softmax_array, softmax_vjp
+
+from .base import Estimator, attach_gradient, value_and_grad
+
+
+def muprop_gradient(p, onehot, costs, mean_costs, mean_g):
+    """MuProp (Gu, Levine, Sutskever & Mnih 2016, eq. 5).   D ~ Cat(p), p = softmax(θ), drawn by the caller.
+
+    Estimates    ∇θ E f(D)
+    Derivation   expand f around the mean field p:  f(D) ≈ h(D) = f(p) + ⟨f'(p), D − p⟩.  Subtract h as a baseline and
+                 add its exact contribution ∇θ E h(D) = Σₗ J(pₗ) f'(p)ₗ back (p inside h is held fixed):
+                 dθ = (f(D) − f(p) − ⟨f'(p), D − p⟩)(D − p) + J(p) f'(p)
+    Exact when   always; for a linear f without variance, since f = h.
+    Costs        two evaluations of f, at D and at p, and the gradient at p.
+    Differs      from the code of Tucker et al. 2017 in having no learned scales on the two terms.
+
+    p, onehot (B, ..., K), costs = f(D) (B,), mean_costs = f(p) (B,), mean_g = f'(p) (B, ..., K)   ->   dθ (B, ..., K)
+    """
+    score = onehot - p
+    axes = tuple(range(1, p.ndim))
+    residual = costs - mean_costs - (mean_g * score).sum(axis=axes)
+    return residual.reshape(residual.shape + (1,) * (p.ndim - 1)) * score + softmax_vjp(p, mean_g)
+
+
+def simple_muprop_gradient(p, onehot, costs, mean_costs):
+    """MuProp without its linear term (Tucker et al. 2017): REINFORCE with the baseline f(p).
+
+        dθ = (f(D) − f(p))(D − p)
+
+    Exact when   always: p does not depend on the sample.
+    Costs        two evaluations of f and no gradient.
+    """
+    advantage = costs - mean_costs
+    return advantage.reshape(advantage.shape + (1,) * (p.ndim - 1)) * (onehot - p)
+
+
+class MuProp(Estimator):
+    title = "MuProp"
+    paper = "Gu, Levine, Sutskever & Mnih 2016"
+    exact_for = "all"
+    evaluations = "2"
+
+    def estimate(self, logits, cost, rng):
+        p, onehot = softmax_array(logits.data), rng.one_hot(logits.data)
+        f = cost(Tensor(onehot))
+        return attach_gradient(f, logits, muprop_gradient(p, onehot, f.data, *value_and_grad(cost, p)))
+
+
+class SimpleMuProp(Estimator):
+    title = "MuProp without its linear term"
+    paper = "Tucker, Mnih, Maddison, Lawson & Sohl-Dickstein 2017"
+    exact_for = "all"
+    evaluations = "2"
+    cost_gradient = False
+
+    def estimate(self, logits, cost, rng):
+        p, onehot = softmax_array(logits.data), rng.one_hot(logits.data)
+        f = cost(Tensor(onehot))
+        with no_grad():
+            mean_costs = cost(Tensor(p)).data
+        return attach_gradient(f, logits, simple_muprop_gradient(p, onehot, f.data, mean_costs))

@@ -1,0 +1,50 @@
+"""ZGR: the zero-temperature limit of Gumbel-Rao, in closed form."""
+
+from __future__ import annotations
+
+from minigrad import op
+from minigrad.fused import inner, softmax_array, softmax_vjp
+
+from .base import Sampler
+
+
+def _half_and_half(logits, onehot):
+    """½ softmax(θ) for the first half; for the second, ½ D ⟨D − p, θ⟩, whose θ-gradient along g is ½⟨g, D⟩(D − p),
+    and −½ p ⟨D − p, θ⟩ to turn D into D − p. All but the last θ are constants."""
+    score = onehot - softmax_array(logits)
+    return (0,), lambda logits: 0.5 * softmax_array(logits) + 0.5 * score * inner(score, logits)
+
+
+@op(surrogate=_half_and_half)
+def zgr(logits, onehot):
+    """ZGR (Shekhovtsov 2023).   D ~ Cat(p), p = softmax(θ), drawn by the caller.
+
+    Estimates    ∇θ E f(D), as the limit τ → 0 of Gumbel-Rao
+    Derivation   half straight-through, half DARN: REINFORCE with the cost linearised at D and the baseline at p,
+                 f(D) − f(p) ≈ ⟨g, D − p⟩:
+                 dθ = ½ J(p) g + ½ (D − p) ⟨g, D − p⟩,      g = ∇f(D)
+    Exact when   f is quadratic in the one-hots, jointly over all variables.
+    Costs        one evaluation of f and its gradient; one softmax, no temperature.
+    Differs      from ReinMax at τ = 1 in nothing but the order of the arithmetic: the tests hold them together.
+
+    logits, onehot (..., K)   ->   onehot, with gradients towards the logits
+    """
+
+    def backward(g):
+        def dlogits():
+            p = softmax_array(logits)
+            score = onehot - p
+            return 0.5 * (softmax_vjp(p, g) + score * inner(score, g))
+
+        return dlogits, None
+
+    return onehot, backward
+
+
+class Zgr(Sampler):
+    title = "ZGR"
+    paper = "Shekhovtsov 2023"
+    exact_for = "quadratic"
+
+    def draw(self, logits, rng):
+        return zgr(logits, rng.one_hot(logits.data))
