@@ -39,8 +39,20 @@ class Estimator:
     state: tuple[str, ...] = ()
 
     def __call__(self, logits: Tensor, cost, rng, mask=None) -> Tensor:
-        """cost's value for each example, (B,), with the estimator's gradient attached."""
-        return self.estimate(masked(logits, mask), cost, rng)
+        """cost's value for each example, (B,), with the estimator's gradient attached.
+
+        ValueError if the cost's result has another shape: (B, 1), say, would broadcast silently against (B,).
+        """
+
+        def per_example(d):
+            f = cost(d)
+            if f.shape != logits.shape[:1]:
+                raise ValueError(
+                    f"the cost must give one value per example, {logits.shape[:1]}, but it gave {f.shape}."
+                )
+            return f
+
+        return self.estimate(masked(logits, mask), per_example, rng)
 
     def estimate(self, logits, cost, rng):
         raise NotImplementedError

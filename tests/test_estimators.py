@@ -612,6 +612,14 @@ def test_options_in_the_name_reach_the_estimator():
     assert create("gst-p", 0.5).gap == "p"
 
 
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("axes", [2, (0, 1, 2)])
+def test_a_cost_that_is_not_per_example_is_refused(name, axes):
+    logits = Tensor(np.zeros((3, 1, 4)), requires_grad=True)
+    with pytest.raises(ValueError, match="one value per example"):
+        create(name)(logits, lambda d: d.sum(axis=axes), Rng(0))
+
+
 def test_exact_refuses_too_many_outcomes():
     logits = Tensor(np.zeros((1, 30, 10)), requires_grad=True)
     with pytest.raises(ValueError, match=r"10\*\*30 outcomes"):
