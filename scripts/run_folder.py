@@ -119,23 +119,27 @@ class RunFolder:
     def create(cls, path, config, backend) -> RunFolder:
         path = Path(path)
         require(not path.exists(), f"the output folder {path} exists already: choose another --out, or --resume it.")
+        folder = cls(path)
         try:
             path.mkdir(parents=True)
-            about = {
-                "config": dataclasses.asdict(config),
-                "minigrad": minigrad.__version__,
-                "python": platform.python_version(),
-                "numpy": np.__version__,
-                "backend": backend.name,
-                "backend_version": backend.version,
-                "device": backend.device,
-            }
-            checkpoint.write_atomically(path / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
+            folder.write_config(config, backend)
         except OSError as error:
-            raise UserError(
-                f"the output folder {path} cannot be written ({error.strerror}): choose another --out."
-            ) from error
-        return cls(path)
+            why = error.strerror or error
+            raise UserError(f"the output folder {path} cannot be written ({why}): choose another --out.") from error
+        return folder
+
+    def write_config(self, config, backend) -> None:
+        """Record all flags, and what they ran on."""
+        about = {
+            "config": dataclasses.asdict(config),
+            "minigrad": minigrad.__version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "backend": backend.name,
+            "backend_version": backend.version,
+            "device": backend.device,
+        }
+        checkpoint.write_atomically(self.path / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
 
     @classmethod
     def resume(cls, path, config_class, given: dict, may_change: set[str]):

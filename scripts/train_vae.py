@@ -268,6 +268,7 @@ def main(argv=None) -> int:
                 f"{folder.path} is at epoch {training.epoch}: --epochs must not be less.",
             )
             folder.rewind_metrics(info)
+            folder.write_config(config, training.backend)  # --epochs may have changed
     else:
         config = dataclasses.replace(Config(), **given)
         training = Training(config)

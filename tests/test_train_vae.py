@@ -87,6 +87,7 @@ def test_a_finished_run_can_be_continued_to_more_epochs(tmp_path, capsys):
     a, b = capsys.readouterr().out.splitlines()[0::2]
     assert a == b
     assert len(run_folder.RunFolder(tmp_path / "short").metrics()) == 3
+    assert train_vae.main(["--resume", str(tmp_path / "short"), "--quiet"]) == 0  # the folder knows its epochs
 
 
 def test_soft_samples_are_evaluated_with_hard_ones(tmp_path):
