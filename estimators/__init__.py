@@ -61,11 +61,14 @@ def create(spec: str, tau: float | None = None) -> Estimator:
     name, _, text = spec.partition(":")
     if name not in ESTIMATORS:
         raise ValueError(f"unknown estimator {name!r}; the known ones are {', '.join(ESTIMATORS)}.")
-    known = [p for p in inspect.signature(ESTIMATORS[name]).parameters if p != "kwargs"]
+    fixed = getattr(ESTIMATORS[name], "keywords", {})
+    known = [p for p in inspect.signature(ESTIMATORS[name]).parameters if p not in fixed]
     options: dict[str, object] = {} if tau is None else {"tau": tau}
     for item in filter(None, text.split(",")):
-        key, _, value = item.partition("=")
-        options[key.strip()] = _number(value.strip())
+        key, _, value = (part.strip() for part in item.partition("="))
+        if key in options:
+            raise ValueError(f"the option {key!r} of the estimator {name} is given twice.")
+        options[key] = _number(value)
     for key in options:
         if key not in known:
             has = f"its options are {', '.join(known)}" if known else "it has no options"

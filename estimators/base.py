@@ -1,6 +1,7 @@
 """What every estimator is: one call, `estimator(logits, cost, rng) -> per-example value`.
 
-The value is an unbiased estimate of E f(D), and its backward pass leaves an estimate of ∇θ E f(D) in the logits θ and
+The value is an unbiased estimate of E f(D) (of the relaxed cost, for an estimator whose samples are soft), and its
+backward pass leaves an estimate of ∇θ E f(D) in the logits θ and
 of the cost's own gradient in whatever the cost depends on (a decoder's weights, say).
 
     logits θ  (B, ..., K)   a Tensor; the axes between the batch B and the K classes hold independent variables
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import math
 
-from minigrad import Tensor, grad, op
+from minigrad import Tensor, enable_grad, grad, op
 from minigrad.backend import asarray_like
 from minigrad.fused import mask_logits
 
@@ -57,8 +58,11 @@ class Estimator:
     def estimate(self, logits, cost, rng):
         raise NotImplementedError
 
+    def check_size(self, variables: int, categories: int) -> None:
+        """ValueError if the estimator cannot handle so many variables of so many categories."""
+
     def update(self) -> None:
-        """Learn from the costs seen since the last update; call it once after each training step."""
+        """Learn from the costs of the latest call; to be called once after each training step."""
 
     def state_dict(self) -> dict[str, np.ndarray]:
         return {name: np.array(getattr(self, name)) for name in self.state}
@@ -92,9 +96,10 @@ def value_and_grad(cost, point):
     Only the way from the point to the cost is differentiated: a decoder's weights get no gradient from an evaluation
     that serves a control variate, and their matrix products are not computed.
     """
-    z = Tensor(point, requires_grad=True)
-    f = cost(z)
-    return f.data, grad(f.sum(), [z])[0]
+    with enable_grad():
+        z = Tensor(point, requires_grad=True)
+        f = cost(z)
+        return f.data, grad(f.sum(), [z])[0]
 
 
 class TemperedSampler(Sampler):
@@ -126,9 +131,9 @@ def check_tau(tau: float) -> float:
 
 
 def check_samples(samples: int, least: int) -> int:
-    if samples != int(samples) or samples < least:
+    if not isinstance(samples, int) or samples < least:
         raise ValueError(f"samples must be an integer of at least {least}, got {samples}.")
-    return int(samples)
+    return samples
 
 
 def _linear_in_logits(value, logits, g):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 from minigrad import Tensor
 from minigrad.backend import array_module, asarray_like
@@ -51,13 +52,17 @@ class Exact(Estimator):
     evaluations = "Kᴸ"
     cost_gradient = False
 
+    def check_size(self, variables, categories):
+        if variables * math.log(max(categories, 1)) > math.log(LIMIT) + 1e-9:
+            raise ValueError(
+                f"exact enumeration of {categories}**{variables} outcomes: at most {LIMIT} are allowed, "
+                "use fewer variables."
+            )
+
     def estimate(self, logits, cost, rng):
         B, K = logits.shape[0], logits.shape[-1]
         L = logits.size // max(B * K, 1)
-        if K**L > LIMIT:
-            raise ValueError(
-                f"exact enumeration of {K}**{L} outcomes: at most {LIMIT} are allowed, use fewer variables."
-            )
+        self.check_size(L, K)
         p = softmax_array(logits.data).reshape(B, L, K)
         codes = asarray_like(enumerate_codes(L, K).astype(logits.dtype), p)
         xp = array_module(p)

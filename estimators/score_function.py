@@ -100,7 +100,8 @@ class ReinforceRunningMean(Reinforce):
 
     def load_state_dict(self, state):
         super().load_state_dict(state)
-        self.mean, self.started = self.mean[()], bool(self.started)  # the mean in its dtype, to the bit
+        self.started = bool(self.started)
+        self.mean = self.mean[()] if self.started else 0.0  # in its dtype, to the bit
 
 
 class Rloo(Estimator):

@@ -16,7 +16,7 @@ blas.choose_kernels()  # before anything imports NumPy
 from . import backend, check, checkpoint, fused, nn, ops, optim, random
 from .backend import get_backend
 from .random import Rng
-from .tensor import Tensor, grad, no_grad, op
+from .tensor import Tensor, enable_grad, grad, no_grad, op
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "blas",
     "check",
     "checkpoint",
+    "enable_grad",
     "fused",
     "get_backend",
     "grad",

@@ -120,9 +120,10 @@ def load_cupy():
     try:
         import cupy as cp
     except Exception as error:  # ImportError as a rule, but broken installations raise others
-        raise BackendUnavailable(f"CuPy cannot be imported ({error}): {INSTALL_HINT}.") from error
-    if int(cp.__version__.split(".")[0]) < 14:
-        raise BackendUnavailable(f"CuPy {cp.__version__} is too old: {INSTALL_HINT}.")
+        raise BackendUnavailable(f"CuPy cannot be imported ({_first_line(error)}): {INSTALL_HINT}.") from error
+    major = cp.__version__.split(".")[0]
+    if not major.isdigit() or int(major) < 14:
+        raise BackendUnavailable(f"CuPy {cp.__version__} is not version 14 or newer: {INSTALL_HINT}.")
     try:
         if cp.cuda.runtime.getDeviceCount() == 0:
             raise RuntimeError("no device is visible, see CUDA_VISIBLE_DEVICES")
@@ -130,12 +131,23 @@ def load_cupy():
         if not float((cp.exp(a) @ a.T).sum()) > 0:
             raise RuntimeError("a matrix product came out wrong")
     except Exception as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BackendUnavailable(
-            f"CuPy {cp.__version__} is installed but finds no usable GPU ({first_line}): "
+            f"CuPy {cp.__version__} is installed but finds no usable GPU ({_first_line(error)}): "
             "check the NVIDIA driver with nvidia-smi, or use --backend numpy."
         ) from error
     return cp
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip(" =") for line in str(error).splitlines()]
+    return next(filter(None, lines), type(error).__name__)
+
+
+def check_index(index, size: int) -> None:
+    """IndexError if an integer array on the host leaves [0, size). A device is not asked: it would have to be waited
+    for."""
+    if array_module(index) is np and index.size and not (index.min() >= 0 and index.max() < size):
+        raise IndexError(f"an index or label lies outside 0 to {size - 1}")
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """Composite ops whose joint derivative is shorter than the chain of its parts.
 
-Each docstring derives the rule; `tests/test_fused.py` holds the rule against finite differences and against the same
+Each docstring derives the rule; `tests/test_ops.py` holds the rule against finite differences and against the same
 function composed of elementary ops. The field's one formula, J(p) g = p ⊙ (g − ⟨p, g⟩), lives here as `softmax_vjp`.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from .backend import array_module
+from .backend import array_module, check_index
 from .ops import stable_sigmoid
 from .random import one_hot
 from .tensor import op, unbroadcast
@@ -92,6 +92,7 @@ def cross_entropy(logits, labels):
     ∂ℓ/∂xⱼ = pⱼ − [j = label]
     """
     xp = array_module(logits)
+    check_index(labels, logits.shape[-1])
     z = logits - logits.max(axis=-1, keepdims=True)
     e = xp.exp(z)
     total = e.sum(axis=-1, keepdims=True)
@@ -104,7 +105,7 @@ def cross_entropy(logits, labels):
 def bce_with_logits(logits, x):
     """−log Πᵢ Bernoulli(xᵢ | σ(yᵢ)) = Σᵢ log(1 + e^yᵢ) − xᵢyᵢ over the last axis, in nats.
 
-    logits y (..., D); x (..., D) in [0, 1], binary or gray, may broadcast -> (...)
+    logits y (..., D); x (..., D) in [0, 1], binary or gray, broadcast to the shape of y -> (...)
 
     With max(y, 0) = ½|y| + ½y, the terms are  log(1 + e^−|y|) + ½|y| + (½ − x) y,  which never overflow.
     dy = g (σ(y) − x)       dx = −g y       σ(y) = ½ + ½ tanh ½y, whose small absolute error is all that counts here
@@ -176,6 +177,7 @@ def embedding(table, ids):
     a small vocabulary that product is both faster than scattered additions and, on a GPU, always the same to the bit.
     """
     V, D = table.shape
+    check_index(ids, V)
 
     def backward(g):
         g, xp = g.reshape(-1, D), array_module(table)

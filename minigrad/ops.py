@@ -60,7 +60,8 @@ def power(a, b):
     log_a = lambda: array_module(a).log(a) if hasattr(a, "dtype") else math.log(a)
 
     def backward(g):
-        da = lambda: unbroadcast(g * b * a ** (b - 1), a.shape)
+        constant = not hasattr(b, "dtype") and b == 0  # a⁰ = 1 everywhere, also where a⁻¹ is infinite
+        da = lambda: unbroadcast(0.0 * g if constant else g * b * a ** (b - 1), a.shape)
         db = lambda: unbroadcast(g * y * log_a(), b.shape)
         return da, db
 
@@ -341,6 +342,8 @@ def split(x, *, sections: int, axis: int = 0):
 def getitem(x, *, key):
     """y = x[key] for integers, slices, None, Ellipsis, and integer arrays on x's device (duplicates add up)."""
     keys = key if isinstance(key, tuple) else (key,)
+    if any(isinstance(k, list) for k in keys):
+        raise TypeError("getitem: a list as a key; make it an integer array first.")
     has_arrays = any(hasattr(k, "dtype") for k in keys)
 
     def backward(g):
@@ -357,7 +360,10 @@ def getitem(x, *, key):
 
 @op
 def gather(x, index, *, axis: int = -1):
-    """y[..., i, ...] = x[..., index[..., i, ...], ...]: one element per entry of `index` (take_along_axis)."""
+    """y[..., i, ...] = x[..., index[..., i, ...], ...]: one element per entry of `index` (take_along_axis).
+
+    index: integers, of x's shape but for the length of `axis`.
+    """
     xp = array_module(x)
     axis = axis % x.ndim
 

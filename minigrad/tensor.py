@@ -34,7 +34,7 @@ import numpy as np
 
 from .backend import array_module, to_host
 
-__all__ = ["Op", "Tensor", "grad", "no_grad", "op", "unbroadcast"]
+__all__ = ["Op", "Tensor", "enable_grad", "grad", "no_grad", "op", "unbroadcast"]
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
 _creation = itertools.count()
@@ -157,7 +157,7 @@ def grad(y: Tensor, inputs, g=None, keep: bool = False) -> list:
 
     Only nodes on a path from some z to y are visited, so a rule's work for other inputs (the weight products of a
     network, say) is skipped. g: as for `Tensor.backward`.  keep: leave the graph usable for another call.
-    A z that y does not depend on gets an array of zeros.
+    A z that y does not depend on gets an array of zeros. The arrays may be shared or read-only: copy before writing.
     """
     inputs = list(inputs)
     for z in inputs:
@@ -170,13 +170,21 @@ def grad(y: Tensor, inputs, g=None, keep: bool = False) -> list:
 class no_grad:
     """`with no_grad():` computes values only: no closure is kept, no graph is built."""
 
+    _record = False
+
     def __enter__(self):
         global _recording
-        self._before, _recording = _recording, False
+        self._before, _recording = _recording, self._record
 
     def __exit__(self, *_):
         global _recording
         _recording = self._before
+
+
+class enable_grad(no_grad):
+    """`with enable_grad():` builds graphs again, also within `no_grad()`."""
+
+    _record = True
 
 
 class Op:

@@ -34,6 +34,8 @@ def user_errors():
     """Turn what bad input raises while a run is set up, or a failing disk, into a UserError."""
     try:
         yield
+    except (MemoryError, OverflowError) as error:
+        raise UserError(f"this does not fit into memory ({error}): choose smaller sizes.") from error
     except (ValueError, BackendUnavailable) as error:
         raise UserError(str(error)) from error
     except OSError as error:
@@ -49,6 +51,9 @@ def report_errors(main):
         except UserError as error:
             print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            print(f"{Path(sys.argv[0]).name}: interrupted.", file=sys.stderr)
+            return 130
 
     return wrapped
 
@@ -152,6 +157,11 @@ class RunFolder:
             stored = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
             if stored.keys() != defaults.keys():
                 raise ValueError("it belongs to another program")
+            for name, default in defaults.items():
+                if default is not None and not isinstance(
+                    stored[name], (int, float) if type(default) is float else type(default)
+                ):
+                    raise ValueError(f"{name} is {stored[name]!r}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} cannot be resumed: its {CONFIG} is missing or damaged ({error}).") from error
         for name, value in given.items():
@@ -175,10 +185,15 @@ class RunFolder:
         return arrays, info
 
     def rewind_metrics(self, info) -> None:
-        metrics = self.path / METRICS
-        if metrics.exists():
+        """Cut off what was logged after the checkpoint. UserError if what was logged before it is not there."""
+        metrics, kept = self.path / METRICS, info["metrics_bytes"]
+        size = metrics.stat().st_size if metrics.exists() else 0
+        require(
+            size >= kept, f"{metrics} is shorter than when the checkpoint was made: restore it, or start a new run."
+        )
+        if size > kept:
             with open(metrics, "r+b") as file:
-                file.truncate(info["metrics_bytes"])
+                file.truncate(kept)
 
     def log(self, line: dict) -> str:
         """Append one JSON line to the metrics; returns it."""

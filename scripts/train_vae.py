@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ class Training:
             c.check()
             self.backend = get_backend(c.backend)
             self.estimator = create(c.estimator, c.tau)
+            self.estimator.check_size(c.variables, c.categories)
             self.images = load_images(c.data, c.data_dir or None, c.pixels, np.dtype(c.dtype))
             self.rng = Rng(c.seed)
             self.train, self.test = (self.backend.to_device(x) for x in (self.images.train, self.images.test))
@@ -164,7 +166,11 @@ class Training:
         arrays |= {f"optimizer.{k}": v for k, v in self.optimizer.state_dict().items()}
         arrays |= {f"estimator.{k}": v for k, v in self.estimator.state_dict().items()}
         arrays["losses"] = self.check_losses()
-        return arrays, {"epoch": self.epoch, "step_in_epoch": self.step_in_epoch}
+        return arrays, {
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "config": dataclasses.asdict(self.config),
+        }
 
     def restore(self, arrays, info) -> None:
         part = lambda name: {k[len(name) + 1 :]: v for k, v in arrays.items() if k.startswith(name + ".")}
@@ -199,7 +205,7 @@ class Training:
                     if interrupt.requested:
                         folder.save(*self.state())
                         return False
-                line = self.finish_epoch((self.step_in_epoch - first) * c.batch, start)
+                line = self.finish_epoch(len(self.train) - first * c.batch, start)
                 text = folder.log(line)
                 folder.save(*self.state())
                 if not quiet:
@@ -255,7 +261,8 @@ def main(argv=None) -> int:
     if "resume" in other:
         require("out" not in other, "--out and --resume exclude each other: a resumed run stays in its folder.")
         may_change = {"epochs", "data_dir", "bound_samples"}
-        folder, config = RunFolder.resume(other["resume"], Config, given, may_change)
+        with user_errors():
+            folder, config = RunFolder.resume(other["resume"], Config, given, may_change)
         training = Training(config)
         with user_errors():
             arrays, info = folder.load()
@@ -267,13 +274,19 @@ def main(argv=None) -> int:
                 training.epoch <= config.epochs,
                 f"{folder.path} is at epoch {training.epoch}: --epochs must not be less.",
             )
+            saved = info["config"] | {"hidden": tuple(info["config"]["hidden"])}
+            changed = [k for k, v in dataclasses.asdict(config).items() if v != saved[k] and k not in may_change]
+            require(
+                not changed, f"{folder.path} has a checkpoint of another configuration ({', '.join(changed)} differ)."
+            )
             folder.rewind_metrics(info)
             folder.write_config(config, training.backend)  # --epochs may have changed
     else:
         config = dataclasses.replace(Config(), **given)
         training = Training(config)
         path = other.get("out") or default_folder(config.data, config.estimator.replace(":", "-"), f"s{config.seed}")
-        folder = RunFolder.create(path, config, training.backend)
+        with user_errors():
+            folder = RunFolder.create(path, config, training.backend)
     if not quiet:
         print(f"run folder {folder.path}", file=sys.stderr)
 
@@ -281,13 +294,18 @@ def main(argv=None) -> int:
         finished = training.run(folder, quiet)
     if not finished:
         at = f"epoch {training.epoch + 1}, step {training.step_in_epoch}"
-        print(f"stopped at {at}; go on with: python {sys.argv[0]} --resume {folder.path}", file=sys.stderr)
+        print(
+            f"stopped at {at}; go on with: python {sys.argv[0]} --resume {shlex.quote(str(folder.path))}",
+            file=sys.stderr,
+        )
         return 130
     with user_errors():
         training.draw(folder)
         if config.bound_samples:
             bound = training.importance_bound()
-            print(folder.log({"epoch": training.epoch, "test_bound": bound, "bound_samples": config.bound_samples}))
+            text = folder.log({"epoch": training.epoch, "test_bound": bound, "bound_samples": config.bound_samples})
+            if not quiet:
+                print(text)
     last = [line for line in folder.metrics() if "train" in line][-1]
     print(f"final train -ELBO {last['train']:.4f} test -ELBO {last['test']:.4f}")
     return 0

@@ -128,7 +128,12 @@ def test_gradcheck_catches_a_wrong_op():
         gradcheck(lambda x: (bad(x) * bad(x)).sum(), [X])
 
 
-AUDITED = [wrong_sign, wrong_factor, missing_term]
+def not_a_number(x):
+    p = softmax_array(x)
+    return p, lambda g: softmax_vjp(p, g) * np.nan
+
+
+AUDITED = [wrong_sign, wrong_factor, missing_term, not_a_number]
 
 
 @pytest.mark.parametrize("rule", AUDITED, ids=lambda rule: rule.__name__)
@@ -150,9 +155,15 @@ def test_audit_compares_the_live_closure_with_the_rule():
     def drifting(x):
         return x * 2.0, (lambda g: g * 2.0) if x.dtype == np.float64 else (lambda g: g * 3.0)
 
+    @op
+    def sometimes_nan(x):
+        return x * 2.0, lambda g: g * (2.0 if x.dtype == np.float64 else np.nan)
+
     x = Tensor(X.astype(np.float32), requires_grad=True)
-    result = audit(drifting(x).sum())
-    assert "live closure" in result.rows[0].verdict
+    for bad in (drifting, sometimes_nan):
+        result = audit(bad(x).sum())
+        assert "live closure" in result.rows[0].verdict
+        assert not result.ok
 
 
 def test_audit_does_not_mistake_a_kink_for_an_error_nor_call_it_ok_blindly():
@@ -187,6 +198,9 @@ def test_audit_refuses_a_graph_that_was_used():
     loss.backward()
     with pytest.raises(RuntimeError, match="before backward"):
         audit(loss)
+    for nothing in (x, Tensor(X), Tensor(X) * 2.0):
+        with pytest.raises(RuntimeError, match="not computed from"):
+            audit(nothing)
 
 
 @pytest.mark.parametrize("name", [n for n in ESTIMATORS if n != "exact"] + ["exact"])

@@ -157,7 +157,8 @@ def fake_cupy(version="14.2.0", devices=1):
     ("module", "message"),
     [
         (None, "CuPy cannot be imported .*pip install 'minigrad-estimators"),
-        (fake_cupy(version="13.6.0"), "CuPy 13.6.0 is too old"),
+        (fake_cupy(version="13.6.0"), "CuPy 13.6.0 is not version 14"),
+        (fake_cupy(version="dev"), "CuPy dev is not version 14"),
         (fake_cupy(devices=None), "finds no usable GPU .cudaErrorInsufficientDriver.*nvidia-smi"),
         (fake_cupy(devices=0), "finds no usable GPU .no device is visible"),
         (fake_cupy(devices=1), "finds no usable GPU .*arange"),  # the driver is there, but nothing computes

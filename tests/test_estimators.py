@@ -14,7 +14,7 @@ from estimators.reinmax import reinmax
 from estimators.score_function import reinforce_gradient, rloo_gradient
 from estimators.straight_through import straight_through
 from estimators.zgr import zgr
-from minigrad import Rng, Tensor
+from minigrad import Rng, Tensor, no_grad
 from minigrad.backend import Backend
 from minigrad.fused import log_softmax, softmax_array, softmax_vjp
 
@@ -569,6 +569,10 @@ def test_the_running_mean_uses_the_past_only_and_changes_only_in_update():
     other = create("reinforce-mean:decay=0.5")
     other.load_state_dict(estimator.state_dict())
     assert (other.mean, other.started) == (6.0, True)
+    new = create("reinforce-mean")
+    new.load_state_dict(create("reinforce-mean").state_dict())  # saved before the first update
+    x = Tensor(np.zeros((4, 1, 2), np.float32), requires_grad=True)
+    assert new(x, constant(1.0), Rng(0)).dtype == np.float32
     with pytest.raises(ValueError, match="another estimator"):
         create("st").load_state_dict(estimator.state_dict())
 
@@ -598,6 +602,10 @@ def test_every_registered_estimator_states_its_facts():
         ("gst:gap=wide", None, "gap must be"),
         ("st:tau=warm", None, "cannot take"),
         ("reinforce-mean:decay=1", None, "decay must be"),
+        ("rloo:samples=inf", None, "samples must be an integer"),
+        ("rloo:samples=abc", None, "samples must be an integer"),
+        ("gst-1.0:gap=5", None, "gst-1.0 has no option 'gap'"),
+        ("st:tau=2", 3.0, "'tau' .* given twice"),
     ],
 )
 def test_a_bad_estimator_is_refused_in_one_sentence(spec, tau, message):
@@ -618,6 +626,14 @@ def test_a_cost_that_is_not_per_example_is_refused(name, axes):
     logits = Tensor(np.zeros((3, 1, 4)), requires_grad=True)
     with pytest.raises(ValueError, match="one value per example"):
         create(name)(logits, lambda d: d.sum(axis=axes), Rng(0))
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_values_can_be_computed_without_a_graph(name):
+    with no_grad():
+        value = create(name)(Tensor(np.zeros((3, 1, 4))), lambda d: (d * WEIGHT).sum(axis=(1, 2)), Rng(0))
+    assert value.shape == (3,)
+    assert not value.requires_grad
 
 
 def test_exact_refuses_too_many_outcomes():

@@ -163,6 +163,15 @@ def test_sigmoid_keeps_the_digits_of_small_values():
     np.testing.assert_allclose(y, np.exp([-30.0, -80.0]), rtol=1e-5)
 
 
+@pytest.mark.parametrize("bad", [-1, 3])
+def test_labels_and_ids_out_of_range_are_refused(bad):
+    index = np.array([0, bad])
+    with pytest.raises(IndexError, match="outside 0 to 2"):
+        fused.cross_entropy(np.zeros((2, 3)), index)
+    with pytest.raises(IndexError, match="outside 0 to 2"):
+        fused.embedding(np.zeros((3, 4)), index)
+
+
 def test_ties_of_max_share_the_gradient():
     _, backward = ops.max.rule(np.array([2.0, 2.0, 1.0]))
     np.testing.assert_array_equal(backward(np.float64(1.0)), [0.5, 0.5, 0.0])

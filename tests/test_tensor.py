@@ -242,6 +242,20 @@ def test_errors_name_the_op_and_its_inputs():
         (leaf(1.0, 2.0) * 2.0).backward(np.ones(3))
 
 
+def test_a_list_as_a_key_is_refused_because_duplicates_must_add_up():
+    x = leaf(1.0, 2.0, 3.0)
+    with pytest.raises(TypeError, match="integer array"):
+        x[[0, 0, 1]]
+    x[np.array([0, 0, 1])].sum().backward()
+    np.testing.assert_array_equal(x.grad, [2.0, 1.0, 0.0])
+
+
+def test_power_zero_is_constant_also_at_zero():
+    x = leaf(0.0, 2.0)
+    (x**0).sum().backward()
+    np.testing.assert_array_equal(x.grad, [0.0, 0.0])
+
+
 def test_unbroadcast_sums_what_was_repeated():
     g = np.arange(24.0).reshape(2, 3, 4)
     np.testing.assert_array_equal(unbroadcast(g, (3, 1)), g.sum(axis=0).sum(axis=1, keepdims=True))
