@@ -32,6 +32,13 @@ def test_many_uses_accumulate_without_touching_shared_arrays():
     assert a.grad is not b.grad
 
 
+def test_each_leaf_owns_its_gradient():
+    a, b = leaf(1.0, 2.0), leaf(5.0, 6.0)
+    (a + b).sum().backward()  # one array g, stretched from a scalar, reaches both
+    a.grad += 1.0
+    np.testing.assert_array_equal(b.grad, [1.0, 1.0])
+
+
 def test_gradients_add_up_over_backward_calls():
     a = leaf(2.0)
     (a * a).sum().backward()
