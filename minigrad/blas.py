@@ -1,7 +1,7 @@
 """Let OpenBLAS use the processor it runs on.
 
 OpenBLAS, which NumPy's wheels contain, chooses its kernels by the processor's model number and falls back to those for
-AVX2 on models it does not know. AMD's Zen 5 is one of them (OpenBLAS 0.3.31): its matrix products run about 1.6 times
+AVX2 on models it does not know. AMD's Zen 5 is one of them (OpenBLAS 0.3.31): its matrix products run about 1.5 times
 as fast with the AVX-512 kernels. The choice can be set in the environment, but only before NumPy is loaded; so
 `import minigrad` before `import numpy`. A value that the user set is left alone.
 """

@@ -93,9 +93,7 @@ def parse_flags(config_class, description: str, argv, extra=()):
 
 
 def _shown(value):
-    return (
-        ",".join(map(str, value)) if isinstance(value, tuple) else "chosen by the program" if value is None else value
-    )
+    return ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value in (None, "") else value
 
 
 def sizes(text: str) -> tuple[int, ...]:
