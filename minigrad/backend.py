@@ -25,9 +25,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-INSTALL_HINT = (
-    "pip install 'minigrad-estimators[cuda13]' (or [cuda12], as your driver wants it), or use --backend numpy"
-)
+INSTALL_HINT = "pip install 'cupy-cuda13x[ctk]' (or cupy-cuda12x, as your driver wants it), or use --backend numpy"
 
 
 class BackendUnavailable(RuntimeError):

@@ -301,6 +301,8 @@ def main(argv=None) -> int:
         return 130
     with user_errors():
         training.draw(folder)
+        if not quiet:
+            print(f"metrics, pictures and checkpoint are in {folder.path}", file=sys.stderr)
         if config.bound_samples:
             bound = training.importance_bound()
             text = folder.log({"epoch": training.epoch, "test_bound": bound, "bound_samples": config.bound_samples})

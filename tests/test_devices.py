@@ -156,7 +156,7 @@ def fake_cupy(version="14.2.0", devices=1):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (None, "CuPy cannot be imported .*pip install 'minigrad-estimators"),
+        (None, "CuPy cannot be imported .*pip install 'cupy-cuda13x"),
         (fake_cupy(version="13.6.0"), "CuPy 13.6.0 is not version 14"),
         (fake_cupy(version="dev"), "CuPy dev is not version 14"),
         (fake_cupy(devices=None), "finds no usable GPU .cudaErrorInsufficientDriver.*nvidia-smi"),
