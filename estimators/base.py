@@ -136,6 +136,15 @@ def check_samples(samples: int, least: int) -> int:
     return samples
 
 
+def weigh(weights, g):
+    """wᵢ gᵢ for each example i: a score function weighs every variable of an example by one number.
+
+    weights (B,), g (B, ..., K)   ->   (B, ..., K);  leading axes for samples, (S, B) and (S, B, ..., K), may be added
+    """
+    missing = (1,) * (g.ndim - weights.ndim)
+    return weights.reshape(weights.shape + missing) * g
+
+
 def _linear_in_logits(value, logits, g):
     """The surrogate of attach_gradient: value + ⟨g, θ⟩ with a constant g."""
     axes = tuple(range(value.ndim, logits.ndim))
@@ -151,6 +160,6 @@ def attach_gradient(value, logits, g):
     """
 
     def backward(w):
-        return w, lambda: w.reshape(w.shape + (1,) * (g.ndim - w.ndim)) * g, None
+        return w, lambda: weigh(w, g), None
 
     return value, backward

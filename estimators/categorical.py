@@ -1,4 +1,4 @@
-"""Distributions over one-hot vectors: sampling, Gumbel noise given the outcome, log-probabilities.
+"""Distributions over one-hot vectors: Gumbel noise given the outcome, log-probabilities.
 
 All functions work on arrays, the classes in the last axis.
 """
@@ -6,7 +6,6 @@ All functions work on arrays, the classes in the last axis.
 from __future__ import annotations
 
 from minigrad.backend import array_module
-from minigrad.random import argmax_one_hot  # noqa: F401  (the Gumbel-max trick belongs to this vocabulary)
 
 
 def log_probability(log_p, onehot):

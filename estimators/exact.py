@@ -12,7 +12,7 @@ from minigrad.ops import stack
 
 import numpy as np
 
-from .base import Estimator, attach_gradient
+from .base import Estimator, attach_gradient, weigh
 
 LIMIT = 16384  # joint outcomes
 
@@ -39,7 +39,7 @@ def exact_gradient(p, codes, costs):
         q = q * (p[:, l] @ codes[:, l].T)
     weight = q * costs
     N, L, K = codes.shape
-    dtheta = (weight @ codes.reshape(N, L * K)).reshape(p.shape) - weight.sum(axis=-1)[:, None, None] * p
+    dtheta = (weight @ codes.reshape(N, L * K)).reshape(p.shape) - weigh(weight.sum(axis=-1), p)
     return dtheta, q
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from minigrad import op
 from minigrad.fused import softmax_array, softmax_vjp
+from minigrad.random import argmax_one_hot
 
 from .base import TemperedSampler
-from .categorical import argmax_one_hot
 
 
 @op

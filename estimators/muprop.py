@@ -8,7 +8,7 @@ from __future__ import annotations
 from minigrad import Tensor, no_grad
 from minigrad.fused import softmax_array, softmax_vjp
 
-from .base import Estimator, attach_gradient, value_and_grad
+from .base import Estimator, attach_gradient, value_and_grad, weigh
 
 
 def muprop_gradient(p, onehot, costs, mean_costs, mean_g):
@@ -27,7 +27,7 @@ def muprop_gradient(p, onehot, costs, mean_costs, mean_g):
     score = onehot - p
     axes = tuple(range(1, p.ndim))
     residual = costs - mean_costs - (mean_g * score).sum(axis=axes)
-    return residual.reshape(residual.shape + (1,) * (p.ndim - 1)) * score + softmax_vjp(p, mean_g)
+    return weigh(residual, score) + softmax_vjp(p, mean_g)
 
 
 def simple_muprop_gradient(p, onehot, costs, mean_costs):
@@ -38,8 +38,7 @@ def simple_muprop_gradient(p, onehot, costs, mean_costs):
     Exact when   always: p does not depend on the sample.
     Costs        two evaluations of f and no gradient.
     """
-    advantage = costs - mean_costs
-    return advantage.reshape(advantage.shape + (1,) * (p.ndim - 1)) * (onehot - p)
+    return weigh(costs - mean_costs, onehot - p)
 
 
 class MuProp(Estimator):

@@ -14,7 +14,7 @@ from minigrad.ops import stack
 
 import numpy as np
 
-from .base import Estimator, attach_gradient, check_samples
+from .base import Estimator, attach_gradient, check_samples, weigh
 
 
 def reinforce_gradient(p, onehot, costs, baseline=0.0):
@@ -28,8 +28,7 @@ def reinforce_gradient(p, onehot, costs, baseline=0.0):
 
     p, onehot (B, ..., K), costs (B,), baseline a number or (B,)   ->   dθ (B, ..., K)
     """
-    advantage = costs - baseline
-    return advantage.reshape(advantage.shape + (1,) * (p.ndim - advantage.ndim)) * (onehot - p)
+    return weigh(costs - baseline, onehot - p)
 
 
 def rloo_gradient(p, onehots, costs):
@@ -44,7 +43,7 @@ def rloo_gradient(p, onehots, costs):
     p (B, ..., K), onehots (S, B, ..., K), costs (S, B)   ->   dθ (B, ..., K)
     """
     advantage = (costs - costs.mean(axis=0)) / (costs.shape[0] - 1)
-    return (advantage.reshape(advantage.shape + (1,) * (p.ndim - 1)) * (onehots - p)).sum(axis=0)
+    return weigh(advantage, onehots - p).sum(axis=0)
 
 
 class Reinforce(Estimator):

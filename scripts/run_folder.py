@@ -76,9 +76,7 @@ def parse_flags(config_class, description: str, argv, extra=()):
 
     Flags that were not given are absent, so that a resumed run can tell "left out" from "given".
     """
-    parser = _Parser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
+    parser = _Parser(description=description, allow_abbrev=False)
     fields = dataclasses.fields(config_class)
     for f in fields:
         options = dict(f.metadata)
