@@ -12,51 +12,100 @@ from __future__ import annotations
 import functools
 import inspect
 
+from .antithetic import AR, ARM, ARMS, DisARM
+from .arsm import ARS, ARSM
 from .base import Estimator, Sampler, attach_gradient
-from .exact import Exact
+from .darn import Darn
+from .double_cv import DoubleCV
+from .exact import Exact, FiniteDifferences
 from .gapped import GappedStraightThrough
 from .gumbel_rao import GumbelRao
-from .gumbel_softmax import GumbelSoftmax, STGumbelSoftmax
-from .local_expectation import LocalExpectation
+from .gumbel_softmax import DecoupledSTGumbelSoftmax, GumbelSoftmax, STGumbelSoftmax
+from .local_expectation import LocalExpectation, MeasureValued
 from .muprop import MuProp, SimpleMuProp
+from .nvil import Nvil
+from .rebar import Lax, Rebar, Relax
 from .reinmax import ReinMax
-from .score_function import Reinforce, ReinforceRunningMean, Rloo
-from .straight_through import StraightThrough
+from .reinmax_variants import ReinMaxCV, ReinMaxRao
+from .rodeo import Rodeo
+from .score_function import Reinforce, ReinforceMinimumVariance, ReinforceRunningMean, Rloo
+from .spsa import Spsa
+from .stick_breaking import StickBreakingDisARM
+from .straight_through import (
+    DecoupledStraightThrough,
+    IdentityStraightThrough,
+    SlopeAnnealedStraightThrough,
+    StraightThrough,
+)
+from .sum_and_sample import SumAndSample
+from .units import NoisyRectifier, StochasticTimesSmooth
+from .unordered_set import UnorderedSet
+from .vimco import Vimco
 from .zgr import Zgr
 
 ESTIMATORS = {
     "exact": Exact,
+    "finite-differences": FiniteDifferences,
+    "spsa": Spsa,
     "reinforce": Reinforce,
     "reinforce-mean": ReinforceRunningMean,
+    "reinforce-minvar": ReinforceMinimumVariance,
+    "nvil": Nvil,
     "rloo": Rloo,
+    "vimco": Vimco,
     "muprop": MuProp,
     "muprop-simple": SimpleMuProp,
+    "sum-and-sample": SumAndSample,
+    "unordered-set": UnorderedSet,
     "local-expectation": LocalExpectation,
+    "measure-valued": MeasureValued,
     "st": StraightThrough,
+    "st-identity": IdentityStraightThrough,
+    "st-slope": SlopeAnnealedStraightThrough,
+    "st-decoupled": DecoupledStraightThrough,
+    "sts": StochasticTimesSmooth,
+    "noisy-rectifier": NoisyRectifier,
     "gumbel-softmax": GumbelSoftmax,
     "st-gs": STGumbelSoftmax,
+    "st-gs-decoupled": DecoupledSTGumbelSoftmax,
     "gumbel-rao": GumbelRao,
     "gst-1.0": functools.partial(GappedStraightThrough, gap=1.0),
     "gst-p": functools.partial(GappedStraightThrough, gap="p"),
     "gst": GappedStraightThrough,
+    "darn": Darn,
     "reinmax": ReinMax,
     "zgr": Zgr,
+    "reinmax-rao": ReinMaxRao,
+    "reinmax-cv": ReinMaxCV,
+    "ar": AR,
+    "arm": ARM,
+    "disarm": DisARM,
+    "arms": ARMS,
+    "ars": ARS,
+    "arsm": ARSM,
+    "disarm-sb": StickBreakingDisARM,
+    "rebar": Rebar,
+    "rebar-coupled": functools.partial(Rebar, coupled=True),
+    "relax": Relax,
+    "lax": Lax,
+    "double-cv": DoubleCV,
+    "rodeo": Rodeo,
 }
 
 __all__ = ["ESTIMATORS", "Estimator", "Sampler", "attach_gradient", "create", "facts"]
 
 
-def facts(name: str) -> type[Estimator]:
-    """The class behind a registered name; its attributes are the estimator's facts."""
-    factory = ESTIMATORS[name]
-    return factory.func if isinstance(factory, functools.partial) else factory
+def facts(name: str) -> Estimator:
+    """The estimator called `name` with its default options; its attributes are the facts about it."""
+    return create(name)
 
 
-def create(spec: str, tau: float | None = None) -> Estimator:
+def create(spec: str, tau: float | None = None, code: str | None = None) -> Estimator:
     """The estimator called `spec`: a registered name, or "name:option=value,option=value".
 
-    tau: the temperature, for those that have one.  ValueError, in one sentence, for an unknown name or option, a
-    value out of range, or a temperature given to an estimator without one.
+    tau: the temperature, for those that have one.  code: "categorical" or "bernoulli", the kind of its variables
+    (default: the first kind that it handles).  ValueError, in one sentence, for an unknown name or option, a value
+    out of range, a temperature given to an estimator without one, or a kind of variables that it does not handle.
     """
     name, _, text = spec.partition(":")
     if name not in ESTIMATORS:
@@ -74,7 +123,8 @@ def create(spec: str, tau: float | None = None) -> Estimator:
             has = f"its options are {', '.join(known)}" if known else "it has no options"
             raise ValueError(f"the estimator {name} has no option {key!r}; {has}.")
     try:
-        return ESTIMATORS[name](**options)
+        estimator = ESTIMATORS[name](**options)
+        return estimator if code is None else estimator.of(code)
     except TypeError as error:
         raise ValueError(f"the estimator {name} cannot take {text!r}: {error}.") from error
 

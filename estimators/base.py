@@ -4,12 +4,14 @@ The value is an unbiased estimate of E f(D) (of the relaxed cost, for an estimat
 backward pass leaves an estimate of ∇θ E f(D) in the logits θ and
 of the cost's own gradient in whatever the cost depends on (a decoder's weights, say).
 
-    logits θ  (B, ..., K)   a Tensor; the axes between the batch B and the K classes hold independent variables
-    cost      d -> (B,)     a function of a Tensor d shaped like the logits (one-hot in the last axis, or a relaxed
-                            point of the simplex where an estimator says so), one value per example
+    logits θ  (B, ..., K)   a Tensor; the axes between the batch B and the K classes hold independent variables.
+              (B, ...)      for bits (an estimator with code="bernoulli"): each place is one bit, p = σ(θ)
+    cost      d -> (B,)     a function of a Tensor d shaped like the logits (one-hot in the last axis, zeros and ones
+                            for bits, or a relaxed point where an estimator says so), one value per example
     rng                     a `minigrad.Rng`; the same address gives the same sample
     mask                    optional booleans (NumPy), broadcastable to the logits: False means probability exactly 0
-                            and gradient exactly 0. ValueError if a row has no class left.
+                            and gradient exactly 0. ValueError if a row has no class left. Categorical only.
+    inputs    (B, ...)      optional, an array: what the logits were computed from, for a learned baseline to look at
 
 A score function weighs every variable's D − p by the one cost of its example.
 """
@@ -19,27 +21,49 @@ from __future__ import annotations
 import math
 
 from minigrad import Tensor, enable_grad, grad, op
-from minigrad.backend import asarray_like
+from minigrad.backend import asarray_like, to_host
 from minigrad.fused import mask_logits
 
 import numpy as np
+
+from . import bernoulli, categorical
+from .learned import LEARNED, Learned
 
 
 class Estimator:
     """Base class. A subclass states its facts as class attributes and implements `estimate`.
 
-    State (a running baseline, for example) lives in attributes named by `state`, and changes only in `update`.
+    State (a running baseline, for example) lives in attributes named by `state`, or in `learned`, and changes only in
+    `update`.
     """
 
     title = ""  # its name in words
     paper = ""  # where it was published
-    exact_for = ""  # the costs for which its expectation is the exact gradient: "all", "quadratic", "linear", "none"
+    objective = "E f(D)"  # what it estimates the gradient of
+    exact_for = ""  # the costs for which its expectation is that gradient: "all", "quadratic", "linear", "none"
     evaluations = ""  # evaluations of the cost per call
     cost_gradient = True  # does it differentiate the cost with respect to d?
-    support = "hard"  # what the cost is evaluated on: "hard" one-hots, or "soft" points of the simplex
+    support = "hard"  # what the cost is evaluated on: "hard" samples, or "soft" points between them
+    randomness = "sample"  # what it is a function of: one joint "sample" D, several "samples", or "noise" behind them
+    codes = (categorical, bernoulli)  # the kinds of variables it handles; the first is the default
+    trains = ""  # why it cannot train a model in practice, if it cannot
+    sharpness = 1.0  # its samples have the logits sharpness · θ: not 1 where the forward distribution is changed
+    multi_sample = False  # is its value −log mean e^(−f), a bound of several samples, instead of a mean of costs?
     state: tuple[str, ...] = ()
+    learned: Learned | None = None  # parameters that it trains by itself
 
-    def __call__(self, logits: Tensor, cost, rng, mask=None) -> Tensor:
+    def __init_subclass__(cls):
+        cls.code = cls.codes[0]
+
+    def of(self, code: str) -> Estimator:
+        """This estimator for the variables called `code`, "categorical" or "bernoulli"; ValueError if it has none."""
+        known = {module.name: module for module in self.codes}
+        if code not in known:
+            raise ValueError(f"{self.title} is for {' or '.join(known)} variables, not {code!r}.")
+        self.code = known[code]
+        return self
+
+    def __call__(self, logits: Tensor, cost, rng, mask=None, inputs=None) -> Tensor:
         """cost's value for each example, (B,), with the estimator's gradient attached.
 
         ValueError if the cost's result has another shape: (B, 1), say, would broadcast silently against (B,).
@@ -53,25 +77,41 @@ class Estimator:
                 )
             return f
 
-        return self.estimate(masked(logits, mask), per_example, rng)
+        self.inputs = inputs
+        return self.estimate(self._masked(logits, mask), per_example, rng)
 
     def estimate(self, logits, cost, rng):
         raise NotImplementedError
+
+    def _masked(self, logits, mask):
+        if self.code is categorical:
+            return masked(logits, mask)
+        if mask is not None:
+            raise ValueError("a mask takes classes away; a bit has none to spare: leave the mask out.")
+        return logits
 
     def check_size(self, variables: int, categories: int) -> None:
         """ValueError if the estimator cannot handle so many variables of so many categories."""
 
     def update(self) -> None:
         """Learn from the costs of the latest call; to be called once after each training step."""
+        if self.learned is not None:
+            self.learned.step()
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        return {name: np.array(getattr(self, name)) for name in self.state}
+        """Everything that later calls depend on, as arrays on the host."""
+        state = {name: np.array(to_host(getattr(self, name))) for name in self.state}
+        return state | (self.learned.state_dict() if self.learned else {})
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        if state.keys() != set(self.state):
+        """ValueError if the state belongs to another estimator."""
+        own = {name: value for name, value in state.items() if not name.startswith(LEARNED)}
+        if own.keys() != set(self.state) or (len(own) < len(state) and self.learned is None):
             raise ValueError("the saved estimator state belongs to another estimator.")
-        for name, value in state.items():
-            setattr(self, name, value)
+        for name, value in own.items():
+            setattr(self, name, value[()] if value.ndim == 0 else value)
+        if self.learned is not None:
+            self.learned.load_state_dict({name: value for name, value in state.items() if name not in own})
 
 
 class Sampler(Estimator):
@@ -81,7 +121,7 @@ class Sampler(Estimator):
 
     def sample(self, logits: Tensor, rng, mask=None) -> Tensor:
         """A sample shaped like the logits; gradients that arrive at it continue to the logits by the rule."""
-        return self.draw(masked(logits, mask), rng)
+        return self.draw(self._masked(logits, mask), rng)
 
     def draw(self, logits, rng):
         raise NotImplementedError
@@ -100,6 +140,14 @@ def value_and_grad(cost, point):
         z = Tensor(point, requires_grad=True)
         f = cost(z)
         return f.data, grad(f.sum(), [z])[0]
+
+
+def cost_and_gradient(cost, point):
+    """cost as a Tensor (B,), for weights to learn from, and its gradient at the array `point`, an array like it."""
+    with enable_grad():
+        z = Tensor(point, requires_grad=True)
+        f = cost(z)
+        return f, grad(f.sum(), [z], keep=True)[0]
 
 
 class TemperedSampler(Sampler):
@@ -123,6 +171,11 @@ def masked(logits: Tensor, mask) -> Tensor:
     return mask_logits(logits, asarray_like(mask, logits.data))
 
 
+def on_device(x, like):
+    """A number or an array that may still be on the host, restored from a state, as an array where `like` lives."""
+    return asarray_like(np.asarray(x, like.dtype), like) if isinstance(x, float | np.generic | np.ndarray) else x
+
+
 def check_tau(tau: float) -> float:
     """A temperature as a float; ValueError unless it is positive and finite."""
     if not (math.isfinite(tau) and tau > 0):
@@ -130,10 +183,29 @@ def check_tau(tau: float) -> float:
     return float(tau)
 
 
-def check_samples(samples: int, least: int) -> int:
+def check_positive(name: str, value: float) -> float:
+    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be positive and finite, got {value!r}.")
+    return float(value)
+
+
+def check_decay(decay: float) -> float:
+    """The factor of an exponential mean; ValueError outside [0, 1)."""
+    if not (isinstance(decay, int | float) and 0.0 <= decay < 1.0):
+        raise ValueError(f"decay must be at least 0 and below 1, got {decay}.")
+    return float(decay)
+
+
+def check_samples(samples: int, least: int, name: str = "samples") -> int:
+    """A count; ValueError unless it is an integer of at least `least`."""
     if not isinstance(samples, int) or samples < least:
-        raise ValueError(f"samples must be an integer of at least {least}, got {samples}.")
+        raise ValueError(f"{name} must be an integer of at least {least}, got {samples}.")
     return samples
+
+
+def mean_of_others(x):
+    """(1/(S−1)) Σ_{t≠s} xₜ for each s along the first axis."""
+    return (x.sum(axis=0) - x) / (len(x) - 1)
 
 
 def weigh(weights, g):

@@ -1,16 +1,119 @@
-"""Distributions over one-hot vectors: Gumbel noise given the outcome, log-probabilities.
+"""One-hot variables: D ~ Cat(p), p = softmax(θ), and what the estimators need to know about them.
 
-All functions work on arrays, the classes in the last axis.
+`bernoulli` has the same functions for bits, so a rule that is written with them holds for both kinds. All of them work
+on arrays; logits θ are (B, ..., K) with the classes in the last axis, and the axes between hold independent variables.
 """
 
 from __future__ import annotations
 
+import itertools
+
 from minigrad.backend import array_module
+from minigrad.fused import TINY, inner, softmax_array, softmax_vjp
+from minigrad.random import argmax_one_hot
+
+import numpy as np
+
+__all__ = [
+    "conditional",
+    "conditional_gumbel",
+    "conditional_jvp",
+    "conditional_vjp",
+    "harden",
+    "inner",
+    "local_outcomes",
+    "local_vjp",
+    "log_odds",
+    "noise",
+    "noise_score",
+    "outcome_probability",
+    "outcomes",
+    "probability",
+    "sample",
+    "sizes",
+    "square",
+    "vjp",
+]
+
+name = "categorical"
+
+probability = softmax_array  # θ -> p
+vjp = softmax_vjp  # p, g -> J(p) g, the Jacobian of softmax (it is symmetric); the score of D is D − p
 
 
-def log_probability(log_p, onehot):
-    """log q(D) = Σ over all variables of log p[D].   log_p, onehot (B, ..., K) -> (B,)"""
-    return (log_p * onehot).sum(axis=tuple(range(1, onehot.ndim)))
+def sizes(shape) -> tuple[int, int]:
+    """(L, K): how many variables an example has, and how many classes each, for logits of this shape."""
+    return int(np.prod(shape[1:-1])), shape[-1]
+
+
+def sample(rng, logits):
+    """D ~ Cat(p), shaped like the logits."""
+    return rng.one_hot(logits)
+
+
+def square(a):
+    """‖a‖² of each variable, its axis kept with length 1: (B, ..., K) -> (B, ..., 1)."""
+    return inner(a, a)
+
+
+def log_odds(q):
+    """Logits whose probabilities are q: log q, no lower than the smallest float32."""
+    xp = array_module(q)
+    return xp.log(xp.maximum(q, TINY))
+
+
+# ---- enumeration
+
+
+def outcomes(shape) -> np.ndarray:
+    """Every joint outcome of one example, (Kᴸ, ..., K) float64, the last variable running fastest."""
+    L, K = sizes(shape)
+    index = np.array(list(itertools.product(range(K), repeat=L))).reshape(-1, L)
+    return np.eye(K)[index].reshape(-1, *shape[1:])
+
+
+def outcome_probability(p, codes):
+    """q(z) = Πₗ ⟨pₗ, zₗ⟩.   p (B, ..., K), codes (N, ..., K) -> (B, N)"""
+    L, K = sizes(p.shape)
+    p, codes = p.reshape(-1, L, K), codes.reshape(-1, L, K)
+    q = array_module(p).ones((len(p), len(codes)), dtype=p.dtype)
+    for l in range(L):
+        q = q * (p[:, l] @ codes[:, l].T)
+    return q
+
+
+def local_outcomes(d):
+    """For each variable l and each class k: (l, k, D with variable l set to eₖ).   D (B, ..., K)"""
+    L, K = sizes(d.shape)
+    for l, k in itertools.product(range(L), range(K)):
+        moved = d.copy()
+        flat = moved.reshape(-1, L, K)
+        flat[:, l] = 0.0
+        flat[:, l, k] = 1.0
+        yield l, k, moved
+
+
+def local_vjp(p, costs):
+    """The gradient of Σₖ pₗₖ Fₗₖ for each variable l: J(pₗ) Fₗ.   p (B, ..., K), F (B, L, K) -> (B, ..., K)"""
+    return vjp(p, costs.reshape(p.shape))
+
+
+# ---- the noise behind a sample: D = harden(θ + noise)
+
+
+def noise(rng, logits):
+    """Standard Gumbel noise."""
+    return rng.gumbel(logits.shape, like=logits)
+
+
+def noise_score(noise):
+    """∂/∂θ of the log density of z = θ + G at fixed z: with density e^(−G − e^−G), that is 1 − e^(−G)."""
+    return 1.0 - array_module(noise).exp(-noise)
+
+
+def harden(z):
+    """onehot(argmax z)"""
+    return argmax_one_hot(z)
 
 
 def conditional_gumbel(logits, onehot, exponential):
@@ -31,3 +134,30 @@ def conditional_gumbel(logits, onehot, exponential):
     a = log_e - logits
     others = xp.maximum(a, b) + xp.log1p(xp.exp(-abs(a - b)))
     return -xp.where(onehot > 0, b, others)
+
+
+def conditional(rng, logits, onehot):
+    """z̃ = θ + G given harden(θ + G) = D, with noise of its own."""
+    return conditional_gumbel(logits, onehot, rng.exponential(logits.shape, like=logits))
+
+
+def _shares(z):
+    """sⱼ = e^(zⱼ − max z), which is B/(Aⱼ + B) with Aⱼ = Eⱼ e^(−θⱼ), B = Eᵢ/Z, and 1 for the drawn class."""
+    return array_module(z).exp(z - z.max(axis=-1, keepdims=True))
+
+
+def conditional_vjp(p, onehot, z, u):
+    """(∂z̃/∂θ)ᵀ u for z̃ = Q(θ; D, E) at fixed E, from z̃ alone.
+
+    Derivation   Qⱼ = −log(Aⱼ + B): B shrinks with Z, ∂ log B/∂θₖ = −pₖ, and Aⱼ with θⱼ. So
+                 ∂Qⱼ/∂θₖ = sⱼ pₖ + (1 − sⱼ) δⱼₖ,    sⱼ = B/(Aⱼ + B) = e^(Qⱼ − Qᵢ),    sᵢ = 1
+                 dθ = p ⟨s, u⟩ + (1 − s) ⊙ u
+    """
+    s = _shares(z)
+    return p * inner(s, u) + (1.0 - s) * u
+
+
+def conditional_jvp(p, onehot, z, v):
+    """(∂z̃/∂θ) v = s ⟨p, v⟩ + (1 − s) ⊙ v, the transpose of `conditional_vjp`."""
+    s = _shares(z)
+    return s * inner(p, v) + (1.0 - s) * v

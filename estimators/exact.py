@@ -1,73 +1,113 @@
-"""Exact enumeration: the oracle that every other estimator is measured against."""
+"""Oracles: exact enumeration, which every other estimator is measured against, and finite differences of it."""
 
 from __future__ import annotations
 
-import itertools
 import math
 
 from minigrad import Tensor
 from minigrad.backend import array_module, asarray_like
-from minigrad.fused import softmax_array
 from minigrad.ops import stack
 
 import numpy as np
 
-from .base import Estimator, attach_gradient, weigh
+from . import categorical
+from .base import Estimator, attach_gradient, check_positive, weigh
 
 LIMIT = 16384  # joint outcomes
 
 
-def enumerate_codes(variables: int, categories: int) -> np.ndarray:
-    """Every joint outcome as one-hots, (Kᴸ, L, K) float64, the last variable running fastest."""
-    index = np.array(list(itertools.product(range(categories), repeat=variables))).reshape(-1, variables)
-    return np.eye(categories)[index]
-
-
-def exact_gradient(p, codes, costs):
+def exact_gradient(p, codes, costs, code=categorical):
     """The gradient of E f(D) by enumeration of all N joint outcomes z.
 
-        E f = Σ_z q(z) f(z),   q(z) = Πₗ ⟨pₗ, zₗ⟩        ∇θₗ log q(z) = zₗ − pₗ
-        ∇θₗ E f = Σ_z q(z) f(z) (zₗ − pₗ)
+        E f = Σ_z q(z) f(z),   q(z) = Πₗ q(zₗ)           ∇θ log q(z) = z − p
+        ∇θ E f = Σ_z q(z) f(z) (z − p)
 
-    p (B, L, K), codes (N, L, K) one-hot, costs (B, N)   ->   dθ (B, L, K), q (B, N)
+    p (B, ...), codes (N, ...) the outcomes, costs (B, N)   ->   dθ (B, ...), q (B, N)
 
-    Exact for every cost; no variance. For one variable it is J(p) F with Fₖ = f(eₖ).
+    Exact for every cost; no variance. For one variable of K classes it is J(p) F with Fₖ = f(eₖ).
     """
-    xp = array_module(p)
-    q = xp.ones_like(costs)
-    for l in range(p.shape[1]):
-        q = q * (p[:, l] @ codes[:, l].T)
+    q = code.outcome_probability(p, codes)
     weight = q * costs
-    N, L, K = codes.shape
-    dtheta = (weight @ codes.reshape(N, L * K)).reshape(p.shape) - weigh(weight.sum(axis=-1), p)
+    dtheta = (weight @ codes.reshape(len(codes), -1)).reshape(p.shape) - weigh(weight.sum(axis=-1), p)
     return dtheta, q
 
 
+def check_outcomes(variables: int, categories: int) -> None:
+    """ValueError when there are more joint outcomes than can be enumerated."""
+    if variables * math.log(max(categories, 1)) > math.log(LIMIT) + 1e-9:
+        raise ValueError(
+            f"exact enumeration of {categories}**{variables} outcomes: at most {LIMIT} are allowed, "
+            "use fewer variables."
+        )
+
+
+def enumerate_costs(cost, logits, code):
+    """(codes (N, ...), the costs of all outcomes as Tensors (B,)): each outcome for the whole batch at a time."""
+    check_outcomes(*code.sizes(logits.shape))
+    xp = array_module(logits.data)
+    codes = asarray_like(code.outcomes(logits.shape).astype(logits.dtype), logits.data)
+    return codes, [cost(Tensor(xp.broadcast_to(z, logits.shape))) for z in codes]
+
+
+def finite_difference_gradient(logits, codes, costs, step, code=categorical):
+    """Central differences of the exact expectation E(θ) = Σ_z q(z; θ) f(z), one logit at a time.
+
+        dθⱼ = (E(θ + h eⱼ) − E(θ − h eⱼ)) / 2h = ∂E/∂θⱼ + O(h²)
+
+    logits (B, ...), codes (N, ...), costs (B, N)   ->   dθ (B, ...).  The cost is not evaluated again: only q moves.
+    """
+    xp = array_module(logits)
+    dtheta = xp.empty_like(logits)
+    for at in np.ndindex(logits.shape[1:]):
+        here = (slice(None), *at)
+        values = []
+        for h in (step, -step):
+            moved = logits.copy()
+            moved[here] += h
+            values.append((code.outcome_probability(code.probability(moved), codes) * costs).sum(axis=1))
+        dtheta[here] = (values[0] - values[1]) / (2.0 * step)
+    return dtheta
+
+
 class Exact(Estimator):
-    """Evaluate the cost on all Kᴸ joint outcomes. ValueError when there are more than 16,384."""
+    """Evaluate the cost on all joint outcomes. ValueError when there are more than 16,384."""
 
     title = "Exact enumeration"
     paper = "the definition of the expectation"
     exact_for = "all"
     evaluations = "Kᴸ"
     cost_gradient = False
+    randomness = "none"
 
     def check_size(self, variables, categories):
-        if variables * math.log(max(categories, 1)) > math.log(LIMIT) + 1e-9:
-            raise ValueError(
-                f"exact enumeration of {categories}**{variables} outcomes: at most {LIMIT} are allowed, "
-                "use fewer variables."
-            )
+        check_outcomes(variables, categories)
 
     def estimate(self, logits, cost, rng):
-        B, K = logits.shape[0], logits.shape[-1]
-        L = logits.size // max(B * K, 1)
-        self.check_size(L, K)
-        p = softmax_array(logits.data).reshape(B, L, K)
-        codes = asarray_like(enumerate_codes(L, K).astype(logits.dtype), p)
-        xp = array_module(p)
-        outcomes = [xp.broadcast_to(z.reshape(logits.shape[1:]), logits.shape) for z in codes]
-        costs = [cost(Tensor(d)) for d in outcomes]
-        dtheta, q = exact_gradient(p, codes, xp.stack([f.data for f in costs], axis=1))
-        value = (stack(*costs, axis=1) * q).sum(axis=1)
-        return attach_gradient(value, logits, dtheta.reshape(logits.shape))
+        codes, costs = enumerate_costs(cost, logits, self.code)
+        F = array_module(logits.data).stack([f.data for f in costs], axis=1)
+        dtheta, q = exact_gradient(self.code.probability(logits.data), codes, F, self.code)
+        return attach_gradient((stack(*costs, axis=1) * q).sum(axis=1), logits, dtheta)
+
+
+class FiniteDifferences(Estimator):
+    """step: h > 0. ValueError when there are more than 16,384 joint outcomes."""
+
+    title = "Finite differences of the expectation"
+    paper = "the definition of the derivative"
+    exact_for = "none"
+    evaluations = "Kᴸ"
+    cost_gradient = False
+    randomness = "none"
+
+    def __init__(self, step: float = 1e-2):
+        self.step = check_positive("step", step)
+
+    def check_size(self, variables, categories):
+        check_outcomes(variables, categories)
+
+    def estimate(self, logits, cost, rng):
+        codes, costs = enumerate_costs(cost, logits, self.code)
+        F = array_module(logits.data).stack([f.data for f in costs], axis=1)
+        g = finite_difference_gradient(logits.data, codes, F, self.step, self.code)
+        q = self.code.outcome_probability(self.code.probability(logits.data), codes)
+        return attach_gradient((stack(*costs, axis=1) * q).sum(axis=1), logits, g)

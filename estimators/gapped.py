@@ -7,7 +7,9 @@ import math
 from minigrad import op
 from minigrad.backend import array_module
 from minigrad.fused import inner, softmax_array, softmax_vjp
+from minigrad.random import argmax_one_hot
 
+from . import categorical
 from .base import TemperedSampler
 
 
@@ -41,13 +43,16 @@ def _gap(logits, onehot, gap):
     return expected_gap(logits, onehot) if gap == "p" else gap
 
 
-def _gapped_surrogate(logits, onehot, *, gap=1.0, tau=1.0):
-    shift = gapped_logits(logits, onehot, _gap(logits, onehot, gap)) - logits  # a constant
+def _gapped_surrogate(logits, onehot, *, gap=1.0, tau=1.0, consistent=True, detached=True):
+    gap = _gap(logits, onehot, gap)  # a constant, whatever else is not
+    if consistent and not detached:
+        return (0,), lambda logits: softmax_array(gapped_logits(logits, onehot, gap) / tau)
+    shift = gapped_logits(logits, onehot, gap) - logits if consistent else 0.0
     return (0,), lambda logits: softmax_array((logits + shift) / tau)
 
 
 @op(surrogate=_gapped_surrogate)
-def gapped_straight_through(logits, onehot, *, gap=1.0, tau=1.0):
+def gapped_straight_through(logits, onehot, *, gap=1.0, tau=1.0, consistent=True, detached=True):
     """Gapped straight-through (Fan, Chi, Rudnicky & Ramadge 2022).   D ~ Cat(softmax(θ)), drawn by the caller.
 
     Estimates    ∇θ E f(D), with ST Gumbel-Softmax's properties but no noise beyond D
@@ -59,14 +64,22 @@ def gapped_straight_through(logits, onehot, *, gap=1.0, tau=1.0):
     Costs        one evaluation of f and its gradient.
     Differs      from the published code in subtracting no mean from θ' (softmax does not see it, masked classes do).
 
+    Ablation     consistent=False leaves m₁ and m₂ out (which is straight-through); gap=0 keeps the drawn class on top,
+                 but not strictly; detached=False differentiates m₁ and m₂, too: where θ' is max θ or max θ − gap, its
+                 derivative belongs to the class that has the maximum.
+
     gap: a number ≥ 0 (GST-1.0: 1), or "p" for the mean gap that Gumbel noise would leave, `expected_gap` (GST-p).
     logits, onehot (..., K)   ->   onehot, with gradients towards the logits
     """
 
     def backward(g):
         def dlogits():
-            shifted = gapped_logits(logits, onehot, _gap(logits, onehot, gap))
-            return softmax_vjp(softmax_array(shifted / tau), g) / tau
+            shifted = gapped_logits(logits, onehot, _gap(logits, onehot, gap)) if consistent else logits
+            u = softmax_vjp(softmax_array(shifted / tau), g) / tau
+            if detached or not consistent:
+                return u
+            itself = (shifted == logits) * (1.0 - onehot)
+            return itself * u + argmax_one_hot(logits) * ((1.0 - itself) * u).sum(axis=-1, keepdims=True)
 
         return dlogits, None
 
@@ -74,17 +87,24 @@ def gapped_straight_through(logits, onehot, *, gap=1.0, tau=1.0):
 
 
 class GappedStraightThrough(TemperedSampler):
-    """gap: a number ≥ 0, or "p"."""
+    """gap: a number ≥ 0, or "p".
+
+    For the ablation of its three properties: consistent=0 leaves θ as it is (which is straight-through), gap=0 keeps
+    the consistency only, detached=0 differentiates the perturbation.
+    """
 
     title = "Gapped straight-through"
     paper = "Fan, Chi, Rudnicky & Ramadge 2022"
     exact_for = "none"
+    codes = (categorical,)
 
-    def __init__(self, tau: float = 1.0, gap: float | str = 1.0):
+    def __init__(self, tau: float = 1.0, gap: float | str = 1.0, consistent: bool = True, detached: bool = True):
         super().__init__(tau)
         if gap != "p" and not (isinstance(gap, int | float) and math.isfinite(gap) and gap >= 0):
             raise ValueError(f"gap must be a number of at least 0, or 'p', got {gap!r}.")
         self.gap = gap if gap == "p" else float(gap)
+        self.consistent, self.detached = bool(consistent), bool(detached)
 
     def draw(self, logits, rng):
-        return gapped_straight_through(logits, rng.one_hot(logits.data), gap=self.gap, tau=self.tau)
+        switches = {"consistent": self.consistent, "detached": self.detached}
+        return gapped_straight_through(logits, rng.one_hot(logits.data), gap=self.gap, tau=self.tau, **switches)

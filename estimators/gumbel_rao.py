@@ -5,6 +5,7 @@ from __future__ import annotations
 from minigrad import op
 from minigrad.fused import inner, softmax_array
 
+from . import categorical
 from .base import TemperedSampler, check_samples
 from .categorical import conditional_gumbel
 
@@ -46,6 +47,8 @@ class GumbelRao(TemperedSampler):
     title = "Gumbel-Rao"
     paper = "Paulus, Maddison & Krause 2021"
     exact_for = "none"
+    randomness = "noise"
+    codes = (categorical,)
 
     def __init__(self, tau: float = 1.0, samples: int = 10):
         super().__init__(tau)

@@ -7,39 +7,39 @@ temperature τ makes the draw differentiable (Jang, Gu & Poole 2017; Maddison, M
 from __future__ import annotations
 
 from minigrad import op
-from minigrad.fused import softmax_array, softmax_vjp
-from minigrad.random import argmax_one_hot
 
-from .base import TemperedSampler
+from . import categorical
+from .base import Sampler, TemperedSampler, check_tau
 
 
 @op
-def gumbel_softmax(logits, gumbel, *, tau=1.0):
+def gumbel_softmax(logits, noise, *, tau=1.0, code=categorical):
     """Gumbel-Softmax (Jang, Gu & Poole 2017; Maddison, Mnih & Teh 2017).   G iid standard Gumbel, drawn by the caller.
 
     Estimates    ∇θ E f(y),  y = softmax((θ + G)/τ): the cost is evaluated on a point inside the simplex
     Derivation   the reparametrisation ∇θ f(y(θ, G)) with ∂y/∂θ = (1/τ) J(y):
                  dθ = (1/τ) J(y) ∇f(y),      J(y) v = y ⊙ (v − ⟨y, v⟩)
+                 For a bit, the binary Concrete y = σ((a + ℓ)/τ) with logistic ℓ, the difference of two Gumbels.
     Exact when   never for the discrete cost; unbiased for the relaxed one. As τ → 0 the bias goes to 0 and the
                  variance to infinity.
     Costs        one evaluation of f and its gradient, at a soft sample.
 
-    logits, gumbel (..., K)   ->   y (..., K) in the open simplex
+    logits, noise (..., K)   ->   y (..., K) in the simplex;    for bits (...), in [0, 1]
     """
-    y = softmax_array((logits + gumbel) / tau)
+    y = code.probability((logits + noise) / tau)
 
     def backward(g):
-        return lambda: softmax_vjp(y, g) / tau, None
+        return lambda: code.vjp(y, g) / tau, None
 
     return y, backward
 
 
-def _relaxation(logits, gumbel, *, tau=1.0):
-    return (0,), lambda logits: softmax_array((logits + gumbel) / tau)
+def _relaxation(logits, noise, *, tau=1.0, code=categorical):
+    return (0,), lambda logits: code.probability((logits + noise) / tau)
 
 
 @op(surrogate=_relaxation)
-def st_gumbel_softmax(logits, gumbel, *, tau=1.0):
+def st_gumbel_softmax(logits, noise, *, tau=1.0, code=categorical):
     """Straight-through Gumbel-Softmax (Jang, Gu & Poole 2017, section 2.2).   G iid standard Gumbel.
 
     Estimates    ∇θ E f(D),  D = onehot(argmax(θ + G)) ~ Cat(softmax(θ))
@@ -49,30 +49,76 @@ def st_gumbel_softmax(logits, gumbel, *, tau=1.0):
     Costs        one evaluation of f and its gradient.
     Differs      from y_hard − y + y in code: D itself is returned, one-hot to the last bit, and never two-hot.
 
-    logits, gumbel (..., K)   ->   D (..., K) one-hot
+    logits, noise (..., K)   ->   D (..., K) one-hot;    for bits (...)
     """
-    z = logits + gumbel
+    z = logits + noise
 
     def backward(g):
-        return lambda: softmax_vjp(softmax_array(z / tau), g) / tau, None
+        return lambda: code.vjp(code.probability(z / tau), g) / tau, None
 
-    return argmax_one_hot(z), backward
+    return code.harden(z), backward
+
+
+def _decoupled_relaxation(logits, noise, *, tau_f=1.0, tau_b=1.0, code=categorical):
+    return (0,), lambda logits: code.probability(logits / tau_b + noise)
+
+
+@op(surrogate=_decoupled_relaxation)
+def decoupled_st_gumbel_softmax(logits, noise, *, tau_f=1.0, tau_b=1.0, code=categorical):
+    """Decoupled ST Gumbel-Softmax (Shah, Yan, Mozer & Liu 2024).   G iid standard Gumbel.
+
+    Estimates    ∇θ E f(D),  D = onehot(argmax(θ/τ_f + G)) ~ Cat(softmax(θ/τ_f)): **the forward distribution changes**
+    Derivation   as ST Gumbel-Softmax, but with a temperature of its own for each direction, and the noise added after
+                 the division (inside, the sample would not depend on τ_f):
+                 dθ = (1/τ_b) J(y) g,      y = softmax(θ/τ_b + G),   g = ∇f(D)
+    Exact when   never.
+    Costs        one evaluation of f and its gradient.
+
+    logits, noise (..., K)   ->   D (..., K) one-hot;    for bits (...)
+    """
+
+    def backward(g):
+        return lambda: code.vjp(code.probability(logits / tau_b + noise), g) / tau_b, None
+
+    return code.harden(logits / tau_f + noise), backward
 
 
 class GumbelSoftmax(TemperedSampler):
     title = "Gumbel-Softmax"
     paper = "Jang, Gu & Poole 2017; Maddison, Mnih & Teh 2017"
-    exact_for = "none"
+    objective = "E f(y)"
+    exact_for = "all"
     support = "soft"
+    randomness = "noise"
 
     def draw(self, logits, rng):
-        return gumbel_softmax(logits, rng.gumbel(logits.shape, like=logits.data), tau=self.tau)
+        return gumbel_softmax(logits, self.code.noise(rng, logits.data), tau=self.tau, code=self.code)
 
 
 class STGumbelSoftmax(TemperedSampler):
     title = "ST Gumbel-Softmax"
     paper = "Jang, Gu & Poole 2017"
     exact_for = "none"
+    randomness = "noise"
 
     def draw(self, logits, rng):
-        return st_gumbel_softmax(logits, rng.gumbel(logits.shape, like=logits.data), tau=self.tau)
+        return st_gumbel_softmax(logits, self.code.noise(rng, logits.data), tau=self.tau, code=self.code)
+
+
+class DecoupledSTGumbelSoftmax(Sampler):
+    """tau_f, tau_b: positive and finite (ValueError). The defaults are the paper's best for a VAE of 4 variables of 8
+    classes. The forward distribution has the logits `sharpness`·θ, sharpness = 1/τ_f."""
+
+    title = "Decoupled ST Gumbel-Softmax"
+    paper = "Shah, Yan, Mozer & Liu 2024"
+    objective = "E f(D), D ~ softmax(θ/τ_f)"
+    exact_for = "none"
+    randomness = "noise"
+
+    def __init__(self, tau_f: float = 1.6, tau_b: float = 1.3):
+        self.tau_f, self.tau_b = check_tau(tau_f), check_tau(tau_b)
+        self.sharpness = 1.0 / self.tau_f
+
+    def draw(self, logits, rng):
+        noise = self.code.noise(rng, logits.data)
+        return decoupled_st_gumbel_softmax(logits, noise, tau_f=self.tau_f, tau_b=self.tau_b, code=self.code)

@@ -1,29 +1,49 @@
-"""Local expectation gradients: each variable is enumerated, the others stay at one sample."""
+"""Local derivatives: one variable moves, the others stay at one sample.
+
+Local expectation gradients enumerate the variable that moves; the measure-valued derivative samples it.
+"""
 
 from __future__ import annotations
 
 from minigrad import Tensor, no_grad
 from minigrad.backend import array_module
-from minigrad.fused import softmax_array, softmax_vjp
+from minigrad.fused import MASKED, log_softmax
 
+from . import categorical
 from .base import Estimator, attach_gradient
 
 
-def local_expectation_gradient(p, local_costs):
+def local_expectation_gradient(p, local_costs, code=categorical):
     """Local expectation gradients (Titsias & Lázaro-Gredilla 2015).   D ~ Cat(p), drawn by the caller.
 
     Estimates    ∇θ E f(D) for L variables
     Derivation   given all the others, the gradient for variable l is that of a single one, which is exact:
                  ∇θₗ E[f(D) | D₋ₗ] = J(pₗ) Fₗ,      Fₗₖ = f(D with variable l set to eₖ)
+                 For a bit: p(1 − p)(F₁ − F₀).
     Exact when   always; for one variable without variance.
     Costs        L·K evaluations of f (K of them are the sample itself, L times).
 
-    The measure-valued (weak) derivative, pⱼ(1 − pⱼ)(f(eⱼ) − E[f(e_c) | c ≠ j]), gives the same numbers when its
-    conditional expectation is enumerated.
-
-    p (B, L, K), local_costs F (B, L, K)   ->   dθ (B, L, K)
+    p (B, ..., K), local_costs F (B, L, K)   ->   dθ (B, ..., K)
     """
-    return softmax_vjp(p, local_costs)
+    return code.local_vjp(p, local_costs)
+
+
+def measure_valued_gradient(p, local_costs, others):
+    """The measure-valued or weak derivative (Pflug 1989; Mohamed, Rosca, Figurnov & Mnih 2020, section 6).
+
+    Estimates    ∇θ E f(D) for L variables
+    Derivation   ∂p/∂θⱼ = pⱼ(eⱼ − p) is a difference of two probability measures times a constant: of the sure class j
+                 and of the classes other than j in their proportions,  pⱼ(1 − pⱼ)(eⱼ − p₋ⱼ/(1 − pⱼ)).  With one class
+                 cⱼ ≠ j drawn from the second measure for each parameter:
+                 dθⱼ = pⱼ (1 − pⱼ) (Fⱼ − F_cⱼ)
+    Exact when   always. When E over cⱼ is taken exactly, it is the local expectation gradient; so it is for a bit,
+                 whose other class is a sure one.
+    Costs        two evaluations of f for each logit; here they are all found among the L·K local ones.
+
+    p, local_costs F (B, L, K), others (B, L, K, K) with others[..., j, :] = onehot(cⱼ)   ->   dθ (B, L, K)
+    """
+    drawn = (others * local_costs[..., None, :]).sum(axis=-1)
+    return p * (1.0 - p) * (local_costs - drawn)
 
 
 class LocalExpectation(Estimator):
@@ -34,17 +54,29 @@ class LocalExpectation(Estimator):
     cost_gradient = False
 
     def estimate(self, logits, cost, rng):
-        xp, B, K = array_module(logits.data), logits.shape[0], logits.shape[-1]
-        onehot = rng.one_hot(logits.data)
-        f = cost(Tensor(onehot))
-        flat = onehot.reshape(B, -1, K)
-        local_costs = xp.empty_like(flat)
+        d = self.code.sample(rng, logits.data)
+        f = cost(Tensor(d))
+        L, K = self.code.sizes(logits.shape)
+        local_costs = array_module(d).empty((len(d), L, K), dtype=d.dtype)
         with no_grad():
-            for l in range(flat.shape[1]):
-                for k in range(K):
-                    moved = flat.copy()
-                    moved[:, l] = 0.0
-                    moved[:, l, k] = 1.0
-                    local_costs[:, l, k] = cost(Tensor(moved.reshape(logits.shape))).data
-        g = local_expectation_gradient(softmax_array(logits.data).reshape(flat.shape), local_costs)
-        return attach_gradient(f, logits, g.reshape(logits.shape))
+            for l, k, moved in self.code.local_outcomes(d):
+                local_costs[:, l, k] = cost(Tensor(moved)).data
+        return attach_gradient(f, logits, self.gradient(logits.data, local_costs, rng))
+
+    def gradient(self, logits, local_costs, rng):
+        return local_expectation_gradient(self.code.probability(logits), local_costs, self.code)
+
+
+class MeasureValued(LocalExpectation):
+    title = "Measure-valued derivative"
+    paper = "Pflug 1989; Mohamed, Rosca, Figurnov & Mnih 2020"
+    randomness = "samples"
+    codes = (categorical,)
+
+    def gradient(self, logits, local_costs, rng):
+        xp, theta = array_module(logits), logits.reshape(local_costs.shape)
+        K = theta.shape[-1]
+        p = categorical.probability(theta)
+        itself = xp.eye(K, dtype=bool)
+        others = rng.site("others").one_hot(xp.where(itself, MASKED, log_softmax(theta).data[..., None, :]))
+        return measure_valued_gradient(p, local_costs, others).reshape(logits.shape)

@@ -6,12 +6,12 @@ The expansion's expectation is known, so what the baseline takes away is given b
 from __future__ import annotations
 
 from minigrad import Tensor, no_grad
-from minigrad.fused import softmax_array, softmax_vjp
 
+from . import categorical
 from .base import Estimator, attach_gradient, value_and_grad, weigh
 
 
-def muprop_gradient(p, onehot, costs, mean_costs, mean_g):
+def muprop_gradient(p, d, costs, mean_costs, mean_g, code=categorical):
     """MuProp (Gu, Levine, Sutskever & Mnih 2016, eq. 5).   D ~ Cat(p), p = softmax(θ), drawn by the caller.
 
     Estimates    ∇θ E f(D)
@@ -22,15 +22,15 @@ def muprop_gradient(p, onehot, costs, mean_costs, mean_g):
     Costs        two evaluations of f, at D and at p, and the gradient at p.
     Differs      from the code of Tucker et al. 2017 in having no learned scales on the two terms.
 
-    p, onehot (B, ..., K), costs = f(D) (B,), mean_costs = f(p) (B,), mean_g = f'(p) (B, ..., K)   ->   dθ (B, ..., K)
+    p, d (B, ..., K), costs = f(D) (B,), mean_costs = f(p) (B,), mean_g = f'(p) (B, ..., K)   ->   dθ (B, ..., K)
     """
-    score = onehot - p
+    score = d - p
     axes = tuple(range(1, p.ndim))
     residual = costs - mean_costs - (mean_g * score).sum(axis=axes)
-    return weigh(residual, score) + softmax_vjp(p, mean_g)
+    return weigh(residual, score) + code.vjp(p, mean_g)
 
 
-def simple_muprop_gradient(p, onehot, costs, mean_costs):
+def simple_muprop_gradient(p, d, costs, mean_costs):
     """MuProp without its linear term (Tucker et al. 2017): REINFORCE with the baseline f(p).
 
         dθ = (f(D) − f(p))(D − p)
@@ -38,7 +38,7 @@ def simple_muprop_gradient(p, onehot, costs, mean_costs):
     Exact when   always: p does not depend on the sample.
     Costs        two evaluations of f and no gradient.
     """
-    return weigh(costs - mean_costs, onehot - p)
+    return weigh(costs - mean_costs, d - p)
 
 
 class MuProp(Estimator):
@@ -48,9 +48,10 @@ class MuProp(Estimator):
     evaluations = "2"
 
     def estimate(self, logits, cost, rng):
-        p, onehot = softmax_array(logits.data), rng.one_hot(logits.data)
-        f = cost(Tensor(onehot))
-        return attach_gradient(f, logits, muprop_gradient(p, onehot, f.data, *value_and_grad(cost, p)))
+        p, d = self.code.probability(logits.data), self.code.sample(rng, logits.data)
+        f = cost(Tensor(d))
+        g = muprop_gradient(p, d, f.data, *value_and_grad(cost, p), self.code)
+        return attach_gradient(f, logits, g)
 
 
 class SimpleMuProp(Estimator):
@@ -61,8 +62,8 @@ class SimpleMuProp(Estimator):
     cost_gradient = False
 
     def estimate(self, logits, cost, rng):
-        p, onehot = softmax_array(logits.data), rng.one_hot(logits.data)
-        f = cost(Tensor(onehot))
+        p, d = self.code.probability(logits.data), self.code.sample(rng, logits.data)
+        f = cost(Tensor(d))
         with no_grad():
             mean_costs = cost(Tensor(p)).data
-        return attach_gradient(f, logits, simple_muprop_gradient(p, onehot, f.data, mean_costs))
+        return attach_gradient(f, logits, simple_muprop_gradient(p, d, f.data, mean_costs))

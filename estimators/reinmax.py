@@ -3,46 +3,44 @@
 from __future__ import annotations
 
 from minigrad import op
-from minigrad.backend import array_module
-from minigrad.fused import TINY, softmax_array, softmax_vjp
 
+from . import categorical
 from .base import TemperedSampler
 
 
-def _heun_surrogate(logits, onehot, *, tau=1.0):
-    q = 0.5 * (softmax_array(logits / tau) + onehot)
-    xp = array_module(q)
-    shift = xp.log(xp.maximum(q, TINY)) - logits  # so that softmax(θ + shift) = q at the present θ, and J(q) its slope
-    return (0,), lambda logits: 2.0 * softmax_array(logits + shift) - 0.5 * softmax_array(logits)
+def _heun_surrogate(logits, d, *, tau=1.0, code=categorical):
+    q = 0.5 * (code.probability(logits / tau) + d)
+    shift = code.log_odds(q) - logits  # so that softmax(θ + shift) = q at the present θ, and J(q) its slope
+    return (0,), lambda logits: 2.0 * code.probability(logits + shift) - 0.5 * code.probability(logits)
 
 
 @op(surrogate=_heun_surrogate)
-def reinmax(logits, onehot, *, tau=1.0):
+def reinmax(logits, d, *, tau=1.0, code=categorical):
     """ReinMax (Liu, Dong, Liu, Yu & Gao 2023).   D ~ Cat(p), p = softmax(θ), drawn by the caller.
 
     Estimates    ∇θ E f(D) = Σᵢⱼ pⱼ (f(eᵢ) − f(eⱼ)) ∇θ pᵢ        (any baseline is free: Σᵢ ∇θ pᵢ = 0)
     Derivation   Heun's rule: f(eᵢ) − f(eⱼ) ≈ ½⟨∇f(eᵢ) + ∇f(eⱼ), eᵢ − eⱼ⟩, exact for quadratic f. Summed with the
                  sample D in the role of eⱼ, and again of eᵢ:
                  dθ = 2 J(½(p_τ + D)) g − ½ J(p) g,      g = ∇f(D),   p_τ = softmax(θ/τ),   J(q) v = q ⊙ (v − ⟨q, v⟩)
-                 For τ = 1 this is ½ J(p) g + ½⟨g, D − p⟩(D − p): half straight-through, half score function with the
-                 linearised cost.
+                 For a bit: J(q) v = q(1 − q) v. For τ = 1 this is ½ J(p) g + ½⟨g, D − p⟩(D − p): half straight-through, half score function with the
+                 linearised cost (for a bit, DARN).
     Exact when   f is quadratic in the one-hots, jointly over all variables (τ = 1).
     Costs        one evaluation of f and its gradient.
     Differs      from the published code in returning D only (the code also offers p) and in subtracting no mean from
                  dθ (it sums to 0 by itself, and masked classes stay at exactly 0).
 
-    logits, onehot (..., K)   ->   onehot, with gradients towards the logits
+    logits, d (..., K)   ->   d, with gradients towards the logits;    for bits (...)
     """
 
     def backward(g):
         def dlogits():
-            p = softmax_array(logits)
-            q = p if tau == 1.0 else softmax_array(logits / tau)
-            return 2.0 * softmax_vjp(0.5 * (q + onehot), g) - 0.5 * softmax_vjp(p, g)
+            p = code.probability(logits)
+            q = p if tau == 1.0 else code.probability(logits / tau)
+            return 2.0 * code.vjp(0.5 * (q + d), g) - 0.5 * code.vjp(p, g)
 
         return dlogits, None
 
-    return onehot, backward
+    return d, backward
 
 
 class ReinMax(TemperedSampler):
@@ -58,4 +56,4 @@ class ReinMax(TemperedSampler):
             raise ValueError(f"ReinMax needs a temperature of at least 1, got {tau}.")
 
     def draw(self, logits, rng):
-        return reinmax(logits, rng.one_hot(logits.data), tau=self.tau)
+        return reinmax(logits, self.code.sample(rng, logits.data), tau=self.tau, code=self.code)

@@ -8,16 +8,16 @@ f without changing the expectation; a good one changes the variance a lot.
 from __future__ import annotations
 
 from minigrad import Tensor
-from minigrad.backend import array_module, to_host
-from minigrad.fused import softmax_array
+from minigrad.backend import array_module
+from minigrad.fused import TINY
 from minigrad.ops import stack
 
 import numpy as np
 
-from .base import Estimator, attach_gradient, check_samples, weigh
+from .base import Estimator, attach_gradient, check_decay, check_samples, on_device, weigh
 
 
-def reinforce_gradient(p, onehot, costs, baseline=0.0):
+def reinforce_gradient(p, d, costs, baseline=0.0):
     """REINFORCE (Williams 1992).   D ~ Cat(p), p = softmax(θ), drawn by the caller.
 
     Estimates    ∇θ E f(D) = E[(f(D) − b) ∇θ log q(D)]
@@ -26,12 +26,28 @@ def reinforce_gradient(p, onehot, costs, baseline=0.0):
     Exact when   always, if b does not depend on this D.
     Costs        one evaluation of f.
 
-    p, onehot (B, ..., K), costs (B,), baseline a number or (B,)   ->   dθ (B, ..., K)
+    p, d (B, ..., K), costs (B,), baseline a number or (B,)   ->   dθ (B, ..., K);    for bits, p and d are (B, ...)
     """
-    return weigh(costs - baseline, onehot - p)
+    return weigh(costs - baseline, d - p)
 
 
-def rloo_gradient(p, onehots, costs):
+def minimum_variance_gradient(p, d, costs, baseline):
+    """REINFORCE with a baseline for each variable (Bengio, Léonard & Courville 2013, eq. 10; Weaver & Tao 2001).
+
+    Estimates    ∇θ E f(D)
+    Derivation   The variance of (f − b)(D − p) summed over the components of one variable has b-derivative
+                 −2 E[‖D − p‖² (f − b)], which vanishes for
+                 b* = E[‖D − p‖² f] / E[‖D − p‖²]
+                 dθₗ = (f(D) − bₗ)(Dₗ − pₗ)
+    Exact when   always, if the baselines do not depend on this D.
+    Costs        one evaluation of f.
+
+    p, d (B, ..., K), costs (B,), baseline (..., 1) or a number   ->   dθ (B, ..., K);    for bits p, d (B, ...)
+    """
+    return (weigh(costs, d * 0.0 + 1.0) - baseline) * (d - p)
+
+
+def rloo_gradient(p, ds, costs):
     """REINFORCE with a leave-one-out baseline (Salimans & Knowles 2014; Kool, van Hoof & Welling 2019).
 
     Estimates    ∇θ E f(D) from S ≥ 2 independent samples, each with the mean cost of the others as its baseline
@@ -40,10 +56,10 @@ def rloo_gradient(p, onehots, costs):
     Exact when   always: the baseline of a sample is independent of it.
     Costs        S evaluations of f.
 
-    p (B, ..., K), onehots (S, B, ..., K), costs (S, B)   ->   dθ (B, ..., K)
+    p (B, ..., K), ds (S, B, ..., K), costs (S, B)   ->   dθ (B, ..., K)
     """
     advantage = (costs - costs.mean(axis=0)) / (costs.shape[0] - 1)
-    return weigh(advantage, onehots - p).sum(axis=0)
+    return weigh(advantage, ds - p).sum(axis=0)
 
 
 class Reinforce(Estimator):
@@ -57,10 +73,10 @@ class Reinforce(Estimator):
         return 0.0
 
     def estimate(self, logits, cost, rng):
-        onehot = rng.one_hot(logits.data)
-        f = cost(Tensor(onehot))
+        p, d = self.code.probability(logits.data), self.code.sample(rng, logits.data)
+        f = cost(Tensor(d))
         self.observe(f.data)
-        g = reinforce_gradient(softmax_array(logits.data), onehot, f.data, self.baseline())
+        g = reinforce_gradient(p, d, f.data, self.baseline())
         return attach_gradient(f, logits, g)
 
     def observe(self, costs) -> None:
@@ -78,9 +94,7 @@ class ReinforceRunningMean(Reinforce):
     state = ("mean", "started")
 
     def __init__(self, decay: float = 0.9):
-        if not 0.0 <= decay < 1.0:
-            raise ValueError(f"decay must be at least 0 and below 1, got {decay}.")
-        self.decay, self.mean, self.started = float(decay), 0.0, False
+        self.decay, self.mean, self.started = check_decay(decay), 0.0, False
         self._latest = None
 
     def baseline(self):
@@ -94,13 +108,46 @@ class ReinforceRunningMean(Reinforce):
             self.mean = self.decay * self.mean + (1.0 - self.decay) * self._latest if self.started else self._latest
             self.started, self._latest = True, None
 
-    def state_dict(self):
-        return {"mean": np.array(to_host(self.mean)), "started": np.array(self.started)}
-
     def load_state_dict(self, state):
         super().load_state_dict(state)
-        self.started = bool(self.started)
-        self.mean = self.mean[()] if self.started else 0.0  # in its dtype, to the bit
+        if not self.started:
+            self.mean = 0.0  # a float64 zero would turn float32 costs into float64
+
+
+class ReinforceMinimumVariance(Estimator):
+    """Both expectations of the best baseline are exponential means over earlier batches, one pair for each variable.
+
+    decay: in [0, 1); 0.9 as published.  The first batch has no baseline; it sets the means.
+    """
+
+    title = "REINFORCE, minimum-variance baselines"
+    paper = "Bengio, Léonard & Courville 2013; Weaver & Tao 2001"
+    exact_for = "all"
+    evaluations = "1"
+    cost_gradient = False
+    state = ("weighted_cost", "weight")
+
+    def __init__(self, decay: float = 0.9):
+        self.decay = check_decay(decay)
+        self.weighted_cost = self.weight = np.zeros(0)  # E[‖D − p‖² f] and E[‖D − p‖²]; empty before the first batch
+        self._latest = None
+
+    def estimate(self, logits, cost, rng):
+        p, d = self.code.probability(logits.data), self.code.sample(rng, logits.data)
+        f = cost(Tensor(d))
+        square = self.code.square(d - p)
+        self._latest = weigh(f.data, square).mean(axis=0), square.mean(axis=0)
+        baseline = 0.0
+        if self.weight.size:
+            below = array_module(p).maximum(on_device(self.weight, p), TINY)
+            baseline = on_device(self.weighted_cost, p) / below
+        return attach_gradient(f, logits, minimum_variance_gradient(p, d, f.data, baseline))
+
+    def update(self):
+        if self._latest is not None:
+            mix = lambda old, new: self.decay * on_device(old, new) + (1.0 - self.decay) * new if old.size else new
+            self.weighted_cost, self.weight = map(mix, (self.weighted_cost, self.weight), self._latest)
+            self._latest = None
 
 
 class Rloo(Estimator):
@@ -109,14 +156,15 @@ class Rloo(Estimator):
     exact_for = "all"
     evaluations = "S"
     cost_gradient = False
+    randomness = "samples"
 
     def __init__(self, samples: int = 2):
         self.samples = check_samples(samples, least=2)
 
     def estimate(self, logits, cost, rng):
         xp = array_module(logits.data)
-        onehots = [rng.site(s).one_hot(logits.data) for s in range(self.samples)]
-        fs = [cost(Tensor(d)) for d in onehots]
+        ds = [self.code.sample(rng.site(s), logits.data) for s in range(self.samples)]
+        fs = [cost(Tensor(d)) for d in ds]
         costs = xp.stack([f.data for f in fs])
-        g = rloo_gradient(softmax_array(logits.data), xp.stack(onehots), costs)
+        g = rloo_gradient(self.code.probability(logits.data), xp.stack(ds), costs)
         return attach_gradient(stack(*fs).mean(axis=0), logits, g)

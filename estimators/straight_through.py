@@ -5,36 +5,68 @@
 
 from __future__ import annotations
 
+import math
+
 from minigrad import op
-from minigrad.fused import softmax_array, softmax_vjp
+from minigrad.backend import array_module
 
-from .base import TemperedSampler
+from . import bernoulli, categorical
+from .base import Sampler, TemperedSampler, check_tau
 
 
-def _softened(logits, onehot, *, tau=1.0):
-    return (0,), lambda logits: softmax_array(logits / tau)
+def _softened(logits, d, *, tau=1.0, code=categorical):
+    return (0,), lambda logits: code.probability(logits / tau)
 
 
 @op(surrogate=_softened)
-def straight_through(logits, onehot, *, tau=1.0):
+def straight_through(logits, d, *, tau=1.0, code=categorical):
     """Straight-through with the derivative of softmax.   D ~ Cat(p), p = softmax(θ), drawn by the caller.
 
     Estimates    ∇θ E f(D) = Σᵢ f(eᵢ) ∇θ pᵢ
     Derivation   replace f(eᵢ) by its first-order expansion at the sample, f(D) + ⟨∇f(D), eᵢ − D⟩; the constants drop
                  out because Σᵢ ∇pᵢ = 0, and Σᵢ gᵢ ∇θ pᵢ = J(p) g remains. A temperature smooths the Jacobian:
                  dθ = (1/τ) J(p_τ) g,      g = ∇f(D),   p_τ = softmax(θ/τ),   J(q) v = q ⊙ (v − ⟨q, v⟩)
+                 For a bit: p_τ = σ(a/τ), J(q) v = q(1 − q) v.
     Exact when   f is linear (τ = 1).
     Costs        one evaluation of f and its gradient.
     Differs      from the identity straight-through of Bengio et al. in keeping the softmax derivative; D is drawn
                  from p whatever τ is, as in the code of Fan et al. 2022.
 
-    logits, onehot (..., K)   ->   onehot, with gradients towards the logits
+    logits, d (..., K)   ->   d, with gradients towards the logits;    for bits (...)
     """
 
     def backward(g):
-        return lambda: softmax_vjp(softmax_array(logits / tau), g) / tau, None
+        return lambda: code.vjp(code.probability(logits / tau), g) / tau, None
 
-    return onehot, backward
+    return d, backward
+
+
+@op(surrogate=lambda logits, d: ((0,), lambda logits: logits))
+def identity_straight_through(logits, d):
+    """Identity straight-through (Hinton 2012; Bengio, Léonard & Courville 2013, section 4).   b ~ Bernoulli(σ(a)).
+
+    Estimates    ∇ₐ E f(b), up to a positive factor
+    Derivation   take the bit for its logit on the way back, ∂b/∂a = 1:
+                 da = f'(b)
+    Exact when   never: for a linear f the expectation is the gradient divided by p(1 − p). The sign is right for one
+                 layer of units with a linear cost. Bengio et al. found it better than the form with p(1 − p).
+    Costs        one evaluation of f and its gradient.
+
+    logits, d (...)   ->   d, with gradients towards the logits
+    """
+    return d, lambda g: (g, None)
+
+
+@op(surrogate=lambda logits, d, *, slope: ((0,), lambda a: array_module(a).clip(0.5 * (slope * a + 1.0), 0.0, 1.0)))
+def hard_sigmoid_straight_through(logits, d, *, slope):
+    """Straight-through with the hard sigmoid (Chung, Ahn & Bengio 2017, section 3).   b ~ Bernoulli(σ(s a)).
+
+        hard sigmoid   max(0, min(1, (s a + 1)/2)), in place of σ(s a) on the way back
+        da = ½ s [|s a| < 1] f'(b)
+
+    logits, d (...)   ->   d, with gradients towards the logits
+    """
+    return d, lambda g: (0.5 * slope * (abs(slope * logits) < 1.0) * g, None)
 
 
 class StraightThrough(TemperedSampler):
@@ -43,4 +75,76 @@ class StraightThrough(TemperedSampler):
     exact_for = "linear"
 
     def draw(self, logits, rng):
-        return straight_through(logits, rng.one_hot(logits.data), tau=self.tau)
+        return straight_through(logits, self.code.sample(rng, logits.data), tau=self.tau, code=self.code)
+
+
+class IdentityStraightThrough(Sampler):
+    title = "Straight-through, identity"
+    paper = "Hinton 2012; Bengio, Léonard & Courville 2013"
+    exact_for = "none"
+    codes = (bernoulli,)
+
+    def draw(self, logits, rng):
+        return identity_straight_through(logits, self.code.sample(rng, logits.data))
+
+
+class DecoupledStraightThrough(Sampler):
+    """Straight-through with one temperature for the sample and another one for its derivative.
+
+    D ~ Cat(softmax(θ/τ_f)): **the forward distribution changes**, so whatever else depends on it (a KL term, an
+    evaluation) must use the logits `sharpness`·θ, sharpness = 1/τ_f.    dθ = (1/τ_b) J(softmax(θ/τ_b)) g
+
+    tau_f, tau_b: positive and finite (ValueError).
+    """
+
+    title = "Decoupled straight-through"
+    paper = "Shah, Yan, Mozer & Liu 2024"
+    objective = "E f(D), D ~ softmax(θ/τ_f)"
+    exact_for = "none"
+
+    def __init__(self, tau_f: float = 1.0, tau_b: float = 1.3):
+        self.tau_f, self.tau_b = check_tau(tau_f), check_tau(tau_b)
+        self.sharpness = 1.0 / self.tau_f
+
+    def draw(self, logits, rng):
+        d = self.code.sample(rng, logits.data / self.tau_f)
+        return straight_through(logits, d, tau=self.tau_b, code=self.code)
+
+
+class SlopeAnnealedStraightThrough(Sampler):
+    """Straight-through with a slope s that grows while one trains, so that σ(s a) comes closer to a step.
+
+    b ~ Bernoulli(σ(s a)): **the forward distribution changes** with s, see `sharpness`.
+        surrogate="sigmoid":  da = s p(1 − p) f'(b),  p = σ(s a)        surrogate="hard": with the hard sigmoid
+
+    s = min(most, 1 + rate · updates). Chung et al. add 0.04 an epoch up to 5; the default rate is that for epochs of
+    400 updates.  rate ≥ 0, most ≥ 1 (ValueError).
+    """
+
+    title = "Straight-through, slope-annealed"
+    paper = "Chung, Ahn & Bengio 2017"
+    objective = "E f(b), b ~ σ(s·a)"
+    exact_for = "linear"
+    codes = (bernoulli,)
+    state = ("updates",)
+
+    def __init__(self, rate: float = 1e-4, most: float = 5.0, surrogate: str = "sigmoid"):
+        if not (rate >= 0.0 and math.isfinite(rate) and most >= 1.0 and math.isfinite(most)):
+            raise ValueError(f"rate must be at least 0 and most at least 1, both finite, got {rate} and {most}.")
+        if surrogate not in ("sigmoid", "hard"):
+            raise ValueError(f"surrogate must be sigmoid or hard, got {surrogate!r}.")
+        self.rate, self.most, self.surrogate, self.updates = float(rate), float(most), surrogate, 0
+
+    @property
+    def sharpness(self):
+        return min(self.most, 1.0 + self.rate * int(self.updates))
+
+    def draw(self, logits, rng):
+        s = self.sharpness
+        d = self.code.sample(rng, logits.data * s)
+        if self.surrogate == "hard":
+            return hard_sigmoid_straight_through(logits, d, slope=s)
+        return straight_through(logits, d, tau=1.0 / s, code=self.code)
+
+    def update(self):
+        self.updates += 1

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from minigrad import op
-from minigrad.fused import inner, softmax_array, softmax_vjp
 
+from . import categorical
 from .base import Sampler
 
 
-def _half_and_half(logits, onehot):
+def _half_and_half(logits, d, *, code=categorical):
     """½ softmax(θ) for the first half; for the second, ½ D ⟨D − p, θ⟩, whose θ-gradient along g is ½⟨g, D⟩(D − p),
     and −½ p ⟨D − p, θ⟩ to turn D into D − p. All but the last θ are constants."""
-    score = onehot - softmax_array(logits)
-    return (0,), lambda logits: 0.5 * softmax_array(logits) + 0.5 * score * inner(score, logits)
+    score = d - code.probability(logits)
+    return (0,), lambda logits: 0.5 * code.probability(logits) + 0.5 * score * code.inner(score, logits)
 
 
 @op(surrogate=_half_and_half)
-def zgr(logits, onehot):
+def zgr(logits, d, *, code=categorical):
     """ZGR (Shekhovtsov 2023).   D ~ Cat(p), p = softmax(θ), drawn by the caller.
 
     Estimates    ∇θ E f(D), as the limit τ → 0 of Gumbel-Rao
@@ -27,18 +27,18 @@ def zgr(logits, onehot):
     Costs        one evaluation of f and its gradient; one softmax, no temperature.
     Differs      from ReinMax at τ = 1 in nothing but the order of the arithmetic: the tests hold them together.
 
-    logits, onehot (..., K)   ->   onehot, with gradients towards the logits
+    logits, d (..., K)   ->   d, with gradients towards the logits;    for bits (...)
     """
 
     def backward(g):
         def dlogits():
-            p = softmax_array(logits)
-            score = onehot - p
-            return 0.5 * (softmax_vjp(p, g) + score * inner(score, g))
+            p = code.probability(logits)
+            score = d - p
+            return 0.5 * (code.vjp(p, g) + score * code.inner(score, g))
 
         return dlogits, None
 
-    return onehot, backward
+    return d, backward
 
 
 class Zgr(Sampler):
@@ -47,4 +47,4 @@ class Zgr(Sampler):
     exact_for = "quadratic"
 
     def draw(self, logits, rng):
-        return zgr(logits, rng.one_hot(logits.data))
+        return zgr(logits, self.code.sample(rng, logits.data), code=self.code)

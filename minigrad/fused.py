@@ -86,6 +86,20 @@ def kl_to_uniform(logits):
 
 
 @op
+def kl_to_fair_coin(logits):
+    """KL(Bernoulli(p) ‖ Bernoulli(½)) = log 2 + p log p + (1 − p) log(1 − p),  p = σ(a).     a (...) -> (...), nats
+
+    forward:   log p = −softplus(−a), log(1 − p) = −softplus(a), so that no logarithm of 0 appears
+    backward:  ∂/∂p is log p − log(1 − p) = a, and ∂p/∂a = p(1 − p):      da = g p(1 − p) a
+    """
+    xp = array_module(logits)
+    p, tail = stable_sigmoid(logits), xp.log1p(xp.exp(-abs(logits)))
+    positive = xp.maximum(logits, 0.0)
+    kl = math.log(2.0) - p * (tail + positive - logits) - (1.0 - p) * (tail + positive)
+    return kl, lambda g: g * p * (1.0 - p) * logits
+
+
+@op
 def cross_entropy(logits, labels):
     """ℓ = −log softmax(x)[label].     logits x (..., K), labels (...) of integers in [0, K) -> ℓ (...), nats
 

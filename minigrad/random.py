@@ -95,6 +95,11 @@ class Rng:
         """Standard Gumbel, always finite: G = −log(−log U)."""
         return _send(gumbel_from_uniform(self._uniform(shape, like)), like)
 
+    def logistic(self, shape, like=None):
+        """Standard logistic, always finite: log U − log(1 − U), the difference of two Gumbels."""
+        u = self._uniform(shape, like)
+        return _send(np.log(u) - np.log1p(-u), like)
+
     def normal(self, shape, like=None):
         """Standard normal (Box & Muller 1958): √(−2 log U₁) · cos 2πU₂."""
         u = self._uniform((2, *shape), like)
@@ -103,6 +108,10 @@ class Rng:
     def one_hot(self, logits):
         """D ~ Cat(softmax(logits)), one-hot in the last axis, by the Gumbel-max trick. logits (..., K) -> (..., K)."""
         return argmax_one_hot(logits + self.gumbel(logits.shape, like=logits))
+
+    def bernoulli(self, logits):
+        """b ~ Bernoulli(σ(logits)), zeros and ones: b = [a + logistic noise > 0]. Any shape."""
+        return (logits + self.logistic(logits.shape, like=logits) > 0).astype(logits.dtype)
 
     def permutation(self, n: int) -> np.ndarray:
         """A uniformly random order of 0 … n−1, (n,) int64, on the host."""

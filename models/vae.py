@@ -1,9 +1,10 @@
-"""A variational autoencoder with a categorical code.
+"""Variational autoencoders with a discrete code.
 
-    x (B, D)  --encoder-->  logits θ (B, L, K)  --estimator-->  d (B, L, K)  --decoder-->  logits of the pixels (B, D)
+    x (B, D)  --encoder-->  logits θ of q(d|x)  --estimator-->  a code d ~ q(d|x)  --decoder-->  logits of the pixels (B, D)
 
-L independent variables of K classes each, a uniform prior, Bernoulli pixels. The objective is the evidence lower bound
-of Kingma & Welling (2014), per image and in nats:
+`CategoricalVAE` has L independent variables of K classes each, θ and d (B, L, K); `BernoulliVAE` has L independent bits,
+(B, L). The prior is uniform, the pixels are Bernoulli. The objective is the evidence lower bound of Kingma & Welling
+(2014), per image and in nats:
 
     −ELBO(x) = E_{d ~ q(·|x)}[−log p(x|d)] + KL(q(·|x) ‖ uniform)
 
@@ -17,48 +18,77 @@ import math
 
 from minigrad import Rng, Tensor, no_grad
 from minigrad.backend import array_module
-from minigrad.fused import bce_with_logits, kl_to_uniform, log_softmax
+from minigrad.fused import bce_with_logits, kl_to_fair_coin, kl_to_uniform, log_softmax
 from minigrad.nn import MLP, Module
-from minigrad.ops import stable_sigmoid
+from minigrad.ops import softplus, stable_sigmoid
 
 import numpy as np
 
 
-class CategoricalVAE(Module):
-    """The network of Jang, Gu & Poole (2017) and of its successors: D-512-256-(L·K)-256-512-D with ReLUs.
+class DiscreteVAE(Module):
+    """What both kinds share: the network of Jang, Gu & Poole (2017) and of its successors, D-512-256-code-256-512-D
+    with ReLUs, its bounds, and its samples.
 
-    pixels D, variables L, categories K, hidden (encoder widths; the decoder mirrors them): all ≥ 1.
+    pixels D, code_shape (without the batch axis), hidden (encoder widths; the decoder mirrors them): all ≥ 1.
     rng: where the initial weights come from.  Inputs x are (B, D) in [0, 1], binary or gray.
+
+    sharpness: some estimators draw their samples with the logits sharpness·θ; q(d|x) then has these logits, and so
+    they must be evaluated.
     """
 
-    def __init__(self, pixels=784, variables=30, categories=10, hidden=(512, 256), *, rng: Rng, dtype=np.float32):
-        self.variables, self.categories = variables, categories
-        code = variables * categories
-        self.encoder = MLP([pixels, *hidden, code], rng.site("encoder"), dtype=dtype)
-        self.decoder = MLP([code, *reversed(hidden), pixels], rng.site("decoder"), dtype=dtype)
+    def __init__(self, pixels: int, code_shape: tuple, hidden, rng: Rng, dtype):
+        self.code_shape = code_shape
+        self.encoder = MLP([pixels, *hidden, math.prod(code_shape)], rng.site("encoder"), dtype=dtype)
+        self.decoder = MLP([math.prod(code_shape), *reversed(hidden), pixels], rng.site("decoder"), dtype=dtype)
+
+    # what the two kinds of codes differ in
+
+    def kl(self, logits) -> Tensor:
+        """KL(q(·|x) ‖ uniform) for each example, (B,)."""
+        raise NotImplementedError
+
+    def log_q(self, logits, d) -> Tensor:
+        """log q(d|x), summed over the variables; differentiable in both.   logits (B, ...), d (..., B, ...) -> (..., B)"""
+        raise NotImplementedError
+
+    def draw(self, logits, rng: Rng):
+        """A hard code d ~ q(d|x), an array like the logits."""
+        raise NotImplementedError
+
+    # the model
 
     def encode(self, x) -> Tensor:
-        """θ, the logits of q(d|x).   x (B, D) -> (B, L, K)"""
-        return self.encoder(x).reshape(x.shape[0], self.variables, self.categories)
+        """θ, the logits of q(d|x).   x (B, D) -> (B, ...)"""
+        return self.encoder(x).reshape(x.shape[0], *self.code_shape)
 
     def decode(self, d) -> Tensor:
-        """The logits of p(x|d).   d (..., L, K), a Tensor -> (..., D)"""
-        return self.decoder(d.reshape(*d.shape[:-2], self.variables * self.categories))
+        """The logits of p(x|d).   d (..., *code_shape), a Tensor -> (..., D)"""
+        leading = d.shape[: d.ndim - len(self.code_shape)]
+        return self.decoder(d.reshape(*leading, math.prod(self.code_shape)))
 
     def negative_elbo(self, x, estimator, rng: Rng) -> tuple[Tensor, Tensor]:
-        """(reconstruction −log p(x|d), KL), each (B,) in nats; their sum is −ELBO. Both carry gradients."""
-        logits = self.encode(x)
-        reconstruction = estimator(logits, lambda d: bce_with_logits(self.decode(d), x), rng)
-        return reconstruction, kl_to_uniform(logits).sum(axis=-1)
+        """(reconstruction −log p(x|d), KL), each (B,) in nats; their sum is −ELBO. Both carry gradients.
 
-    def evaluate(self, x, rng: Rng):
+        For an estimator of a bound with several samples (VIMCO) the first one is −log mean p(x, d)/q(d|x), which has
+        the KL divergence inside, and the second one is 0.
+        """
+        theta = self.encode(x)
+        logits = theta if estimator.sharpness == 1.0 else theta * estimator.sharpness
+        reconstruct = lambda d: bce_with_logits(self.decode(d), x)
+        if estimator.multi_sample:
+            cost = lambda d: reconstruct(d) + self.log_q(logits, d) - self.log_prior
+            bound = estimator(theta, cost, rng, inputs=x)
+            return bound, Tensor(array_module(bound.data).zeros_like(bound.data))
+        return estimator(theta, reconstruct, rng, inputs=x), self.kl(logits)
+
+    def evaluate(self, x, rng: Rng, sharpness: float = 1.0):
         """(reconstruction, KL) as arrays (B,), with one hard sample d ~ q(d|x) per image and no gradient."""
         with no_grad():
-            logits = self.encode(x)
-            d = Tensor(rng.one_hot(logits.data))
-            return bce_with_logits(self.decode(d), x).data, kl_to_uniform(logits).sum(axis=-1).data
+            logits = self.encode(x) * sharpness
+            d = Tensor(self.draw(logits.data, rng))
+            return bce_with_logits(self.decode(d), x).data, self.kl(logits).data
 
-    def importance_bound(self, x, rng: Rng, samples: int = 1000, chunk: int = 100):
+    def importance_bound(self, x, rng: Rng, samples: int = 1000, chunk: int = 100, sharpness: float = 1.0):
         """−log (1/M) Σₘ p(x|dₘ) p(dₘ) / q(dₘ|x) with M hard samples: an upper bound of −log p(x), tighter than −ELBO
         and tight as M → ∞ (Burda, Grosse & Salakhutdinov 2016, eq. 8).   x (B, D) -> (B,) in nats
 
@@ -68,26 +98,62 @@ class CategoricalVAE(Module):
             raise ValueError(f"samples and chunk must be at least 1, got {samples} and {chunk}.")
         log_weights = []
         with no_grad():
-            logits = self.encode(x)
-            xp, log_q = array_module(logits.data), log_softmax(logits).data
-            log_prior = -self.variables * math.log(self.categories)
+            logits = self.encode(x) * sharpness
+            xp = array_module(logits.data)
             for start in range(0, samples, chunk):
                 shape = (min(chunk, samples - start), *logits.shape)
-                d = rng.site(start).one_hot(xp.broadcast_to(logits.data, shape))
-                log_likelihood = -bce_with_logits(self.decode(Tensor(d)), x).data
-                log_weights.append(log_likelihood + log_prior - (d * log_q).sum(axis=(-2, -1)))
+                d = Tensor(self.draw(xp.broadcast_to(logits.data, shape), rng.site(start)))
+                log_likelihood = -bce_with_logits(self.decode(d), x)
+                log_weights.append((log_likelihood + self.log_prior - self.log_q(logits, d)).data)
         log_w = xp.concatenate(log_weights)
         m = log_w.max(axis=0)
         return -(m + xp.log(xp.exp(log_w - m).mean(axis=0)))
 
-    def reconstruct(self, x, rng: Rng):
+    def reconstruct(self, x, rng: Rng, sharpness: float = 1.0):
         """The mean image σ(decoder) for one hard code of each x.   (B, D) -> (B, D) in (0, 1)"""
         with no_grad():
-            return stable_sigmoid(self.decode(Tensor(rng.one_hot(self.encode(x).data))).data)
+            logits = self.encode(x) * sharpness
+            return stable_sigmoid(self.decode(Tensor(self.draw(logits.data, rng))).data)
 
     def sample(self, n: int, rng: Rng):
         """n images from the model: d from the uniform prior, then the mean image.   -> (n, D) in (0, 1)"""
         like = self.decoder.parameters()[0].data
-        zeros = array_module(like).zeros((n, self.variables, self.categories), dtype=like.dtype)
+        zeros = array_module(like).zeros((n, *self.code_shape), dtype=like.dtype)
         with no_grad():
-            return stable_sigmoid(self.decode(Tensor(rng.one_hot(zeros))).data)
+            return stable_sigmoid(self.decode(Tensor(self.draw(zeros, rng))).data)
+
+
+class CategoricalVAE(DiscreteVAE):
+    """L variables of K classes: θ and d are (B, L, K), d one-hot in the last axis."""
+
+    def __init__(self, pixels=784, variables=30, categories=10, hidden=(512, 256), *, rng: Rng, dtype=np.float32):
+        super().__init__(pixels, (variables, categories), hidden, rng, dtype)
+        self.variables, self.categories = variables, categories
+        self.log_prior = -variables * math.log(categories)
+
+    def kl(self, logits):
+        return kl_to_uniform(logits).sum(axis=-1)
+
+    def log_q(self, logits, d):
+        return (log_softmax(logits) * d).sum(axis=(-2, -1))
+
+    def draw(self, logits, rng):
+        return rng.one_hot(logits)
+
+
+class BernoulliVAE(DiscreteVAE):
+    """L bits: θ and d are (B, L), d zeros and ones."""
+
+    def __init__(self, pixels=784, variables=200, hidden=(512, 256), *, rng: Rng, dtype=np.float32):
+        super().__init__(pixels, (variables,), hidden, rng, dtype)
+        self.variables = variables
+        self.log_prior = -variables * math.log(2.0)
+
+    def kl(self, logits):
+        return kl_to_fair_coin(logits).sum(axis=-1)
+
+    def log_q(self, logits, d):
+        return (d * logits - softplus(logits)).sum(axis=-1)
+
+    def draw(self, logits, rng):
+        return rng.bernoulli(logits)

@@ -1,4 +1,4 @@
-"""Train a categorical VAE with any of the estimators.
+"""Train a VAE with a categorical or a Bernoulli code, with any of the estimators.
 
     python scripts/train_vae.py                                    # the embedded 8×8 digits, half a minute
     python scripts/train_vae.py --data mnist --estimator st-gs --tau 0.5 --epochs 20
@@ -10,6 +10,7 @@ All flags are listed by --help.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import shlex
 import sys
@@ -21,7 +22,7 @@ from minigrad import Rng
 from minigrad.backend import BACKENDS, get_backend
 from minigrad.optim import OPTIMIZERS
 from models.data import DATASETS, PIXELS, binarise, load_images
-from models.vae import CategoricalVAE
+from models.vae import BernoulliVAE, CategoricalVAE
 from pictures import curves, page
 from run_folder import (
     Interrupt,
@@ -39,7 +40,10 @@ from run_folder import (
 import numpy as np
 from tqdm import tqdm
 
+log = logging.getLogger(__name__)
+
 DTYPES = ("float32", "float64")
+CODES = ("categorical", "bernoulli")
 CHECK_EVERY = 100  # steps between two looks at the losses; each look waits for the device
 EVALUATION_BATCH = 1000
 
@@ -51,8 +55,9 @@ class Config:
     pixels: str = flag("gray", f"{', '.join(PIXELS)}: gray values, binarised anew for every batch, or once")
     estimator: str = flag("reinmax", f"one of {', '.join(ESTIMATORS)}; options as in rloo:samples=4")
     tau: float | None = flag(None, "temperature, for estimators that have one", type=float)
-    variables: int = flag(8, "L, the number of categorical variables")
-    categories: int = flag(8, "K, the number of categories of each")
+    code: str = flag("", f"{' or '.join(CODES)}: the kind of variables; else the first that the estimator handles")
+    variables: int | None = flag(None, "L, the number of variables; else 8 categorical ones or 24 bits", type=int)
+    categories: int = flag(8, "K, the number of categories of each categorical variable")
     hidden: tuple = flag((512, 256), "widths of the encoder's hidden layers; the decoder mirrors them", type=sizes)
     epochs: int = flag(120, "passes over the training images")
     batch: int = flag(100, "images in a batch")
@@ -67,7 +72,9 @@ class Config:
     def check(self) -> None:
         """UserError, one sentence, for the first value out of range; names are checked where they are looked up."""
         for name in ("variables", "categories", "epochs", "batch"):
-            require(getattr(self, name) >= 1, f"--{name} must be at least 1, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name} must be at least 1, got {value}.")
+        require(self.code in ("", *CODES), f"unknown code {self.code!r}; the known ones are {', '.join(CODES)}.")
         require(min(self.hidden) >= 1, f"--hidden needs widths of at least 1, got {self.hidden}.")
         require(self.bound_samples >= 0, f"--bound-samples must be at least 0, got {self.bound_samples}.")
         require(self.dtype in DTYPES, f"unknown dtype {self.dtype!r}; the known ones are {', '.join(DTYPES)}.")
@@ -83,15 +90,20 @@ class Training:
         with user_errors():
             c.check()
             self.backend = get_backend(c.backend)
-            self.estimator = create(c.estimator, c.tau)
-            self.estimator.check_size(c.variables, c.categories)
+            self.estimator = create(c.estimator, c.tau, c.code or None)
+            if self.estimator.trains:
+                log.warning("%s is not expected to train a model: %s.", c.estimator, self.estimator.trains)
+            bits = self.estimator.code.name == "bernoulli"
+            variables = c.variables or (24 if bits else 8)
+            self.estimator.check_size(variables, 2 if bits else c.categories)
             self.images = load_images(c.data, c.data_dir or None, c.pixels, np.dtype(c.dtype))
             self.rng = Rng(c.seed)
             self.train, self.test = (self.backend.to_device(x) for x in (self.images.train, self.images.test))
             if c.pixels == "dynamic":  # the test images are binarised once, the training images at every step
                 self.test = binarise(self.test, self.rng.site("test pixels"))
-            D, weights = self.train.shape[1], self.rng.site("weights")
-            self.model = CategoricalVAE(D, c.variables, c.categories, c.hidden, rng=weights, dtype=np.dtype(c.dtype))
+            sizes = (self.train.shape[1], variables) if bits else (self.train.shape[1], variables, c.categories)
+            settings = {"hidden": c.hidden, "rng": self.rng.site("weights"), "dtype": np.dtype(c.dtype)}
+            self.model = (BernoulliVAE if bits else CategoricalVAE)(*sizes, **settings)
             self.model.to(self.backend)
             options = {"momentum": c.momentum} if c.optimizer == "sgd" else {}
             self.optimizer = OPTIMIZERS[c.optimizer](self.model.parameters(), c.lr, **options)
@@ -139,7 +151,8 @@ class Training:
         """(reconstruction, KL) per image over all `images`, one hard sample each."""
         parts = []
         for start in range(0, len(images), EVALUATION_BATCH):
-            reconstruction, kl = self.model.evaluate(images[start : start + EVALUATION_BATCH], rng.site(start))
+            x, sharpness = images[start : start + EVALUATION_BATCH], self.estimator.sharpness
+            reconstruction, kl = self.model.evaluate(x, rng.site(start), sharpness)
             parts.append((reconstruction.sum(), kl.sum()))
         xp = self.backend.xp
         totals = self.backend.to_host(xp.stack([xp.stack(p) for p in parts])).astype(np.float64).sum(axis=0) / len(
@@ -150,9 +163,8 @@ class Training:
     def importance_bound(self) -> float:
         rng, total = self.rng.site("bound"), 0.0
         for start in range(0, len(self.test), 100):
-            bound = self.model.importance_bound(
-                self.test[start : start + 100], rng.site(start), self.config.bound_samples
-            )
+            x, samples = self.test[start : start + 100], self.config.bound_samples
+            bound = self.model.importance_bound(x, rng.site(start), samples, sharpness=self.estimator.sharpness)
             total += float(self.backend.to_host(bound).sum(dtype=np.float64))
         return total / len(self.test)
 
@@ -221,8 +233,8 @@ class Training:
         self.backend.synchronize()
         rate = images_seen / max(time.perf_counter() - start, 1e-9)
         line = {"epoch": self.epoch + 1}
-        if self.estimator.support == "soft":  # the training objective is of relaxed codes: not a bound of anything
-            line["train_relaxed"] = reconstruction + kl
+        if self.estimator.support == "soft" or self.estimator.multi_sample:  # another objective than −ELBO was trained
+            line["train_relaxed" if self.estimator.support == "soft" else "train_bound"] = reconstruction + kl
             reconstruction, kl = self.evaluate(self.train, self.rng.site("train, hard").at(self.epoch + 1))
         line |= {"train": reconstruction + kl, "train_reconstruction": reconstruction, "train_kl": kl}
         test_reconstruction, test_kl = self.evaluate(self.test, self.rng.site("test").at(self.epoch + 1))
@@ -238,7 +250,8 @@ class Training:
         to_host, rng = self.backend.to_host, self.rng.site("pictures")
         curves(folder.path / "curve.png", folder.metrics(), f"{self.config.estimator} on {self.config.data}")
         x = self.test[:50]
-        pairs = np.stack([to_host(x), to_host(self.model.reconstruct(x, rng))], axis=1).reshape(-1, x.shape[1])
+        reconstructed = self.model.reconstruct(x, rng, self.estimator.sharpness)
+        pairs = np.stack([to_host(x), to_host(reconstructed)], axis=1).reshape(-1, x.shape[1])
         page(
             folder.path / "reconstructions.png",
             pairs,

@@ -1,0 +1,36 @@
+"""Noise that is given instead of drawn: how an expectation over an estimator's samples is taken exactly.
+
+    codes, q = ...                                   # all outcomes (N, ...) and their probabilities
+    logits = the same θ in N rows
+    estimator(logits, cost, Given(samples=[codes]))  # row n has the outcome n; weigh the gradients by q
+"""
+
+from __future__ import annotations
+
+from minigrad.backend import asarray_like
+
+
+class Given:
+    """Stands in for a `minigrad.Rng`: every draw takes the next array of its kind, whatever the address.
+
+    samples: one-hots or bits.  uniforms: numbers in (0, 1).  Anything else is drawn as usual, by `rng`, if there is one.
+    """
+
+    def __init__(self, samples=(), uniforms=(), rng=None):
+        self._samples, self._uniforms, self._rng = list(samples), list(uniforms), rng
+
+    def site(self, name) -> Given:
+        return self
+
+    def one_hot(self, logits):
+        return asarray_like(self._samples.pop(0), logits)
+
+    bernoulli = one_hot
+
+    def uniform(self, shape, like):
+        return asarray_like(self._uniforms.pop(0), like)
+
+    def __getattr__(self, name):
+        if self._rng is None:
+            raise AttributeError(f"no {name} noise was given")
+        return getattr(self._rng, name)

@@ -1,0 +1,101 @@
+"""Parameters that an estimator trains by itself: a baseline's weights, the scale of a control variate, a temperature.
+
+An estimator works out the gradient of its own objective (its variance, or the error of its baseline) while it estimates,
+and hands it over; the step is taken in `update`. Nothing of this touches the model's parameters.
+"""
+
+from __future__ import annotations
+
+import math
+
+from minigrad import Tensor
+from minigrad.backend import array_module, asarray_like
+from minigrad.optim import Adam
+
+import numpy as np
+
+LEARNED = "learned."  # how the names of these arrays begin in a state
+
+
+class Learned:
+    """Named arrays with an Adam of their own. They are made at the first use, when sizes, dtype and device are known.
+
+    lr: the learning rate, positive and finite (ValueError).
+    """
+
+    def __init__(self, lr: float):
+        if not (math.isfinite(lr) and lr > 0):
+            raise ValueError(f"the estimator's own learning rate must be positive and finite, got {lr}.")
+        self.lr = lr
+        self.parameters: dict[str, Tensor] = {}
+        self._gradients = self._optimizer = self._loaded = None
+
+    def start(self, initial, like) -> None:
+        """Make the parameters, if there are none yet: `initial()` names host arrays or numbers; `like` has the dtype
+        and the device."""
+        if self.parameters:
+            return
+        for name, value in initial().items():
+            host = np.array(value, dtype=like.dtype, ndmin=1)
+            self.parameters[name] = Tensor(asarray_like(host, like), requires_grad=True)
+        self._optimizer = Adam(self.parameters.values(), self.lr)
+        if self._loaded is not None:
+            loaded, self._loaded = self._loaded, None
+            self.load_state_dict(loaded)
+
+    def __getitem__(self, name):
+        return self.parameters[name].data
+
+    def learn(self, gradients: dict) -> None:
+        """Gradients of the estimator's own objective, arrays shaped like the parameters, for the next `step`."""
+        self._gradients = gradients
+
+    def step(self) -> None:
+        """Descend once along the latest gradients; without new ones nothing happens."""
+        if self._gradients is None:
+            return
+        self._optimizer.zero_grad()
+        for name, p in self.parameters.items():
+            p.buffer[...] = self._gradients[name].reshape(p.shape)
+            p.grad = p.buffer
+        self._optimizer.step()
+        self._gradients = None
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        if not self.parameters:
+            return dict(self._loaded or {})
+        state = {name: np.array(p.numpy()) for name, p in self.parameters.items()}
+        state |= {f"optimizer.{name}": value for name, value in self._optimizer.state_dict().items()}
+        return {LEARNED + name: value for name, value in state.items()}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Before the first use the state is kept until then. ValueError if it belongs to another estimator."""
+        if not self.parameters:
+            self._loaded = dict(state)
+            return
+        if not state:  # saved before the first use
+            return
+        state = {name.removeprefix(LEARNED): value for name, value in state.items()}
+        if {name: value.shape for name, value in state.items() if "optimizer." not in name} != {
+            name: p.shape for name, p in self.parameters.items()
+        }:
+            raise ValueError("the saved estimator state belongs to another estimator.")
+        for name, p in self.parameters.items():
+            p.data[...] = asarray_like(state[name], p.data)
+        self._optimizer.load_state_dict(
+            {name.removeprefix("optimizer."): value for name, value in state.items() if name.startswith("optimizer.")}
+        )
+
+
+def squared_norm_gradient(g):
+    """2 g / B: the cotangent with which every parameter learns to lower the mean over the batch of ‖g‖².
+
+    The estimate is unbiased whatever a control variate's parameters are, so E‖g‖² and its variance have the same
+    derivative, and one sample's ‖g‖² is an unbiased estimate of it (Tucker et al. 2017; Grathwohl et al. 2018).
+    """
+    return g * (2.0 / len(g))
+
+
+def dot(a, b):
+    """Σ a b for each example: (B, ...), (B, ...) -> (B,)"""
+    return array_module(a).einsum("bi,bi->b", a.reshape(len(a), -1), b.reshape(len(b), -1))

@@ -1,0 +1,81 @@
+"""NVIL: REINFORCE with a baseline that a small network predicts from the input, and a normalised signal."""
+
+from __future__ import annotations
+
+from minigrad import Tensor, enable_grad, grad
+from minigrad.backend import array_module
+from minigrad.fused import linear
+from minigrad.nn import xavier_uniform
+from minigrad.ops import tanh
+
+import numpy as np
+
+from .base import Estimator, Learned, attach_gradient, check_decay, check_samples, on_device, weigh
+
+
+def nvil_gradient(p, d, costs, baseline, scale=1.0):
+    """NVIL, neural variational inference and learning (Mnih & Gregor 2014, eqs. 7 to 9 and algorithm 1).
+
+    Estimates    ∇θ E f(D), up to the factor 1/max(1, σ), which is the same for the whole batch
+    Derivation   C_ψ(x) and c depend on the input and on the past, not on D, so they may be subtracted:
+                 dθ = (f(D) − C_ψ(x) − c)/max(1, σ) · (D − p)
+    Exact when   always, up to that factor.
+    Costs        one evaluation of f, and a small network.
+
+    p, d (B, ..., K), costs and baseline C_ψ(x) + c (B,), scale max(1, σ)   ->   dθ (B, ..., K)
+    """
+    return weigh((costs - baseline) / scale, d - p)
+
+
+class Nvil(Estimator):
+    """C_ψ(x) = w₂ᵀ tanh(W₁ᵀ x + b₁) + b₂ sees `inputs` (the model passes x) or, without them, the logits.
+
+    It learns to predict f − c in the mean square by an Adam of its own; c and σ² are exponential means of the mean and
+    the variance of f − C_ψ(x). Here they change after they were used, so that no sample enters its own baseline; in
+    the paper's algorithm they change before.
+
+    decay: of the means, in [0, 1).  hidden: units.  lr: of the baseline's Adam.  normalise: divide by max(1, σ)?
+    """
+
+    title = "NVIL"
+    paper = "Mnih & Gregor 2014"
+    exact_for = "all"
+    evaluations = "1"
+    cost_gradient = False
+    state = ("mean", "variance", "started")
+
+    def __init__(self, decay: float = 0.9, hidden: int = 100, lr: float = 1e-3, normalise: bool = True):
+        self.decay, self.hidden, self.normalise = check_decay(decay), check_samples(hidden, 1, "hidden"), normalise
+        self.learned = Learned(lr)
+        self.mean = self.variance = 0.0
+        self.started, self._latest = False, None
+
+    def estimate(self, logits, cost, rng):
+        xp, p, d = array_module(logits.data), self.code.probability(logits.data), self.code.sample(rng, logits.data)
+        f = cost(Tensor(d))
+        x = logits.data if self.inputs is None else self.inputs
+        x = x.reshape(len(x), -1)
+        self.learned.start(lambda: self.initial(rng.site("baseline"), x.shape[1]), like=p)
+        mean, variance = on_device(self.mean, p), on_device(self.variance, p)
+        with enable_grad():  # the baseline has a graph of its own, and its own objective
+            weights = list(self.learned.parameters.values())
+            W1, b1, w2, b2 = weights
+            predicted = linear(tanh(linear(Tensor(x), W1, b1)), w2, b2).reshape(-1)
+            error = predicted + (mean - f.data)
+            gradients = grad((error * error).mean(), weights)
+        self.learned.learn(dict(zip(self.learned.parameters, gradients, strict=True)))
+        residual = f.data - predicted.data
+        self._latest = residual.mean(), residual.var()
+        deviation = xp.maximum(xp.sqrt(variance), 1.0) if self.normalise else 1.0
+        return attach_gradient(f, logits, nvil_gradient(p, d, f.data, predicted.data + mean, deviation))
+
+    def initial(self, rng, inputs: int) -> dict:
+        W1 = xavier_uniform(rng, (inputs, self.hidden))
+        return {"W1": W1, "b1": np.zeros(self.hidden), "w2": np.zeros((self.hidden, 1)), "b2": np.zeros(1)}
+
+    def update(self):
+        super().update()
+        if self._latest is not None:
+            mix = lambda old, new: self.decay * on_device(old, new) + (1.0 - self.decay) * new if self.started else new
+            self.mean, self.variance = map(mix, (self.mean, self.variance), self._latest)
+            self.started, self._latest = True, None

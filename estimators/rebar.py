@@ -1,0 +1,258 @@
+"""REBAR, RELAX and LAX: score functions with a relaxed control variate, whose mean is estimated by reparametrisation.
+
+All three subtract c(z̃) from the cost, where z̃ is a relaxed sample that knows D, and give its expectation back through
+∂c(z)/∂θ − ∂c(z̃)/∂θ. They differ in c: REBAR's is the cost itself on a softened sample, RELAX adds a network, LAX is the
+network alone, without conditioning. Whatever c is, the estimate stays unbiased, so its parameters are trained on the
+only thing they can change, the variance.
+"""
+
+from __future__ import annotations
+
+import math
+
+from minigrad import Tensor
+from minigrad.backend import array_module
+from minigrad.fused import MASKED
+from minigrad.nn import xavier_uniform
+
+import numpy as np
+
+from . import categorical
+from .base import Estimator, Learned, attach_gradient, check_samples, check_tau, value_and_grad, weigh
+from .learned import dot, squared_norm_gradient
+
+
+def relax_gradient(p, d, z_given, costs, c_given, dc, dc_given, code=categorical):
+    """RELAX (Grathwohl, Choi, Wu, Roeder & Duvenaud 2018, eq. 7), and REBAR with its choice of c (Tucker et al. 2017).
+
+    Estimates    ∇θ E f(D),   D = harden(z), z = θ + G, and z̃ another draw of z given D
+    Derivation   E[c(z̃)(D − p)] = E over D of the score times E[c(z) | D], which is what the law of total derivatives
+                 leaves between the two reparametrised gradients:
+                 ∇θ E c(z) = E[∂c(z)/∂θ] = E[c(z̃)(D − p)] + E[∂c(z̃)/∂θ]
+                 so subtracting c(z̃) from the cost and adding the difference of the two changes no expectation:
+                 dθ = (f(D) − c(z̃))(D − p) + ∂c(z)/∂θ − ∂c(z̃)/∂θ
+                 z = θ + G passes ∇c(z) on as it is; z̃(θ; D, noise) depends on θ also through the conditioning:
+                 `conditional_vjp` of `categorical` and `bernoulli`. Leaving that out is a well-known error.
+    Exact when   always.
+    Costs        one evaluation of f, and what c needs.
+
+    p, d, z_given z̃ (B, ..., K); costs, c_given = c(z̃) (B,); dc = ∇c(z), dc_given = ∇c(z̃) (B, ..., K)
+    """
+    return weigh(costs - c_given, d - p) + dc - code.conditional_vjp(p, d, z_given, dc_given)
+
+
+def lax_gradient(score, costs, c, dc):
+    """LAX (Grathwohl et al. 2018, eq. 6) on the noisy logits z = θ + G, of which the sample is a function.
+
+    Derivation   REINFORCE for the continuous z with the cost f(harden(z)), and c(z) as a baseline that knows z; its mean
+                 is given back by reparametrisation, ∂z/∂θ = 1:
+                 dθ = (f(D) − c(z)) ∂ log q(z)/∂θ + ∇c(z)
+    Exact when   always.
+
+    score = ∂ log q(z)/∂θ (B, ..., K), 1 − e^(−G) for Gumbel noise; costs, c (B,); dc (B, ..., K)   ->   dθ (B, ..., K)
+    """
+    return weigh(costs - c, score) + dc
+
+
+# ---- control variates: values c(z), gradients ∇c(z), and the mixed derivative that their training needs
+
+
+class SoftenedCost:
+    """c(z) = η f(softmax(z/λ)): the cost itself, softened.  η = 2σ(w), λ = e^w', both learned."""
+
+    def __init__(self, cost, learned: Learned, code):
+        self.cost, self.code = cost, code
+        self.eta, self.tau = 2.0 / (1.0 + array_module(learned["w"]).exp(-learned["w"])), learned["log_tau"]
+        self.tau = array_module(self.tau).exp(self.tau)
+        self.seen: list = []  # (ζ, ψ(ζ), ψ'(ζ)) of every point, for the mixed derivative
+
+    def _psi(self, zeta):
+        """ψ(ζ) = f(softmax ζ) and ψ'(ζ) = J f'."""
+        soft = self.code.probability(zeta)
+        value, g = value_and_grad(self.cost, soft)
+        return value, self.code.vjp(soft, g)
+
+    def __call__(self, z):
+        """c(z) = η ψ(z/λ), (B,), and ∇c(z) = η ψ'(z/λ)/λ."""
+        zeta = z / self.tau
+        value, slope = self._psi(zeta)
+        self.seen.append((zeta, value, slope))
+        return self.eta * value, self.eta * slope / self.tau
+
+    def mixed(self, index, a, v, learn_tau=True):
+        """The derivatives of  Σ_b a_b c(z_b) + ⟨v_b, ∇c(z_b)⟩  with respect to w and log λ, z the index-th point seen.
+
+        with ζ = z/λ:   η [ a ψ(ζ) + ⟨v, ψ'(ζ)⟩/λ ],   and dζ/d log λ = −ζ, so
+            ∂/∂η        = a ψ + ⟨v, ψ'⟩/λ
+            ∂/∂ log λ   = −η [ a ⟨ζ, ψ'⟩ + ⟨v, ψ'⟩/λ + ⟨v, ψ'' ζ⟩/λ ]
+        The engine has no second derivatives of the cost. ψ'' ζ is the change of ψ' along ζ, a central difference.
+        """
+        zeta, value, slope = self.seen[index]
+        along = dot(v, slope) / self.tau
+        d_eta = (a * value + along).sum()
+        d_log_tau = 0.0 * d_eta
+        if learn_tau:
+            h = 1e-2 if zeta.dtype == np.float32 else 1e-4
+            turn = (self._psi(zeta * (1.0 + h))[1] - self._psi(zeta * (1.0 - h))[1]) / (2.0 * h)
+            d_log_tau = -(self.eta * (a * dot(zeta, slope) + along + dot(v, turn) / self.tau)).sum()
+        return {"w": d_eta * self.eta * (1.0 - 0.5 * self.eta), "log_tau": d_log_tau}
+
+
+class Network:
+    """c(z) = w₂ᵀ tanh(W₁ᵀ z + b₁) + b₂, one hidden layer on all variables of an example."""
+
+    def __init__(self, learned: Learned):
+        self.W1, self.b1, self.w2, self.b2 = (learned[name] for name in ("W1", "b1", "w2", "b2"))
+        self.seen: list = []
+
+    @staticmethod
+    def initial(rng, inputs: int, hidden: int) -> dict:
+        W1 = xavier_uniform(rng, (inputs, hidden))
+        return {"W1": W1, "b1": np.zeros(hidden), "w2": np.zeros(hidden), "b2": np.zeros(1)}
+
+    def __call__(self, z):
+        """c(z) (B,) and ∇c(z) = W₁ ((1 − h²) ⊙ w₂), h = tanh(W₁ᵀ z + b₁)."""
+        flat = z.reshape(len(z), -1)
+        exists = flat > 0.5 * MASKED  # a masked class is no input of the network
+        flat = array_module(z).where(exists, flat, 0.0)
+        h = array_module(z).tanh(flat @ self.W1 + self.b1)
+        self.seen.append((flat, h))
+        slope = exists * (((1.0 - h * h) * self.w2) @ self.W1.T)
+        return h @ self.w2 + self.b2, slope.reshape(z.shape)
+
+    def mixed(self, index, a, v):
+        """The derivatives of  Σ_b a_b c(z_b) + ⟨v_b, ∇c(z_b)⟩  with respect to the weights, z the index-th point seen.
+
+        With s = 1 − h², t = W₁ᵀ v and u the pre-activation, the second term is Σ_b ⟨s ⊙ w₂, t⟩, and ∂s/∂u = −2 h s:
+            ∂/∂w₂ = Σ a h + s t         ∂/∂u = (a − 2 h t) s w₂        ∂/∂b₁ = Σ ∂/∂u
+            ∂/∂W₁ = Σ z (∂/∂u)ᵀ + v (s w₂)ᵀ                            ∂/∂b₂ = Σ a
+        """
+        z, h = self.seen[index]
+        v, a = v.reshape(len(v), -1), a[:, None]
+        s, t = 1.0 - h * h, v @ self.W1
+        du = (a - 2.0 * h * t) * s * self.w2
+        return {
+            "W1": z.T @ du + v.T @ (s * self.w2),
+            "b1": du.sum(axis=0),
+            "w2": (a * h + s * t).sum(axis=0),
+            "b2": a.sum(axis=0),
+        }
+
+
+# ---- the estimators
+
+
+class Rebar(Estimator):
+    """tau: the initial λ.  eta: the initial η, in (0, 2).  coupled: 1 takes z̃ = z, the same value with the dependence
+    on θ that z̃ has: two evaluations less, and less variance.  lr: of the Adam that trains w and log λ.  tau_every: λ is
+    trained in every so many updates, since its mixed derivative needs four evaluations more (0: never).
+    """
+
+    title = "REBAR"
+    paper = "Tucker, Mnih, Maddison, Lawson & Sohl-Dickstein 2017"
+    exact_for = "all"
+    evaluations = "3, and 4 every 10th call"
+    randomness = "noise"
+    state = ("updates",)
+
+    def __init__(self, tau=0.5, eta=1.0, coupled: bool = False, lr: float = 1e-3, tau_every: int = 10):
+        self.tau, self.coupled = check_tau(tau), bool(coupled)
+        if not 0.0 < eta < 2.0:
+            raise ValueError(f"eta must lie between 0 and 2, got {eta}.")
+        self.eta, self.tau_every = float(eta), check_samples(tau_every, 0, "tau_every")
+        self.learned, self.updates = Learned(lr), 0
+        if self.coupled:
+            self.evaluations = "2, and 2 every 10th call"
+
+    def initial(self, rng, inputs) -> dict:
+        return {"w": math.log(self.eta / (2.0 - self.eta)), "log_tau": math.log(self.tau)}
+
+    def controls(self, cost) -> list:
+        return [SoftenedCost(cost, self.learned, self.code)]
+
+    def estimate(self, logits, cost, rng):
+        theta, code = logits.data, self.code
+        self.learned.start(lambda: self.initial(rng.site("weights"), theta.size // len(theta)), like=theta)
+        p = code.probability(theta)
+        z = theta + code.noise(rng, theta)
+        d = code.harden(z)
+        z_given = z if self.coupled else code.conditional(rng.site("conditional"), theta, d)
+        f = cost(Tensor(d))
+
+        controls = self.controls(cost)
+        at_z = [c(z) for c in controls]
+        at_given = at_z if self.coupled else [c(z_given) for c in controls]
+        (c_given, dc_given), dc = _total(at_given), _total(at_z)[1]
+        g = relax_gradient(p, d, z_given, f.data, c_given, dc, dc_given, code)
+
+        # ∂‖ĝ‖²/∂φ: ĝ is linear in c(z̃), ∇c(z) and ∇c(z̃), so w = 2ĝ/B reaches them as −⟨w, D − p⟩, w and −(∂z̃/∂θ) w
+        w = squared_norm_gradient(g)
+        a, v = -dot(w, d - p), -code.conditional_jvp(p, d, z_given, w)
+        self.learned.learn(self.mixed(controls, [(0, 0.0 * a, w), (0 if self.coupled else 1, a, v)]))
+        return attach_gradient(f, logits, g)
+
+    def mixed(self, controls, terms) -> dict:
+        if self.coupled:  # one point serves both terms, and they are linear in a and v
+            (_, a0, v0), (_, a1, v1) = terms
+            terms = [(0, a0 + a1, v0 + v1)]
+        options = {"learn_tau": self.tau_every > 0 and int(self.updates) % self.tau_every == 0}
+        gradients: dict = {}
+        for control in controls:
+            for index, a, v in terms:
+                found = control.mixed(index, a, v, **(options if isinstance(control, SoftenedCost) else {}))
+                gradients |= {k: gradients[k] + x if k in gradients else x for k, x in found.items()}
+        return gradients
+
+    def update(self):
+        super().update()
+        self.updates = int(self.updates) + 1
+
+
+class Relax(Rebar):
+    """REBAR's control variate and a network's: hidden units, trained with the others.  As published, η starts at 1."""
+
+    title = "RELAX"
+    paper = "Grathwohl, Choi, Wu, Roeder & Duvenaud 2018"
+
+    def __init__(self, tau=0.5, eta=1.0, coupled: bool = False, lr: float = 1e-3, tau_every: int = 10, hidden: int = 64):
+        super().__init__(tau, eta, coupled, lr, tau_every)
+        self.hidden = check_samples(hidden, 1, "hidden")
+
+    def initial(self, rng, inputs):
+        return super().initial(rng, inputs) | Network.initial(rng, inputs, self.hidden)
+
+    def controls(self, cost):
+        return [*super().controls(cost), Network(self.learned)]
+
+
+class Lax(Estimator):
+    """hidden: units of the network.  lr: of its Adam."""
+
+    title = "LAX"
+    paper = "Grathwohl, Choi, Wu, Roeder & Duvenaud 2018"
+    exact_for = "all"
+    evaluations = "1"
+    cost_gradient = False
+    randomness = "noise"
+
+    def __init__(self, hidden: int = 64, lr: float = 1e-3):
+        self.hidden, self.learned = check_samples(hidden, 1, "hidden"), Learned(lr)
+
+    def estimate(self, logits, cost, rng):
+        theta = logits.data
+        inputs = theta.size // len(theta)
+        self.learned.start(lambda: Network.initial(rng.site("weights"), inputs, self.hidden), like=theta)
+        noise = self.code.noise(rng, theta)
+        z = theta + noise
+        f, network, score = cost(Tensor(self.code.harden(z))), Network(self.learned), self.code.noise_score(noise)
+        c, dc = network(z)
+        g = lax_gradient(score, f.data, c, dc)
+        w = squared_norm_gradient(g)
+        self.learned.learn(network.mixed(0, -dot(w, score), w))
+        return attach_gradient(f, logits, g)
+
+
+def _total(pairs):
+    """The values and the gradients of several control variates, added up."""
+    values, gradients = zip(*pairs, strict=True)
+    return sum(values[1:], values[0]), sum(gradients[1:], gradients[0])

@@ -1,0 +1,50 @@
+"""Simultaneous perturbation: two evaluations whatever the number of logits, paid for with variance."""
+
+from __future__ import annotations
+
+from minigrad import Tensor, no_grad
+from minigrad.backend import array_module
+
+from .base import Estimator, attach_gradient, check_positive, weigh
+
+
+def spsa_gradient(plus, minus, delta, width):
+    """Simultaneous perturbation stochastic approximation (Spall 1992, eq. 2.1).
+
+    Estimates    ∇θ E f(D) from the costs at θ + cΔ and θ − cΔ, with random signs Δ
+    Derivation   f₊ − f₋ ≈ 2c ⟨Δ, ∇E⟩, and E[Δᵢ Δⱼ] = δᵢⱼ makes Δ ⟨Δ, ∇E⟩ unbiased:
+                 dθ = (f₊ − f₋)/(2c) Δ                    (Spall divides by Δ; for signs that is the same)
+    Exact when   never; the error is O(c²).
+    Costs        two evaluations of f, without its gradient.
+
+    plus, minus (B,), delta (B, ...)   ->   dθ (B, ...)
+    """
+    return weigh((plus - minus) / (2.0 * width), delta)
+
+
+class Spsa(Estimator):
+    """width: c > 0. Both perturbed samples are drawn with the same noise, so that most differences are 0.
+
+    The variance grows with the number of logits and as 1/c: enough for a handful of them, not for a model.
+    """
+
+    title = "SPSA"
+    paper = "Spall 1992"
+    exact_for = "none"
+    evaluations = "3"
+    cost_gradient = False
+    randomness = "noise"
+    trains = "its variance grows with the number of logits"
+
+    def __init__(self, width: float = 0.5):
+        self.width = check_positive("width", width)
+
+    def estimate(self, logits, cost, rng):
+        theta, code = logits.data, self.code
+        noise, c = code.noise(rng.site("common"), theta), self.width
+        xp = array_module(theta)
+        delta = xp.where(rng.site("signs").uniform(theta.shape, like=theta) < 0.5, -1.0, 1.0).astype(theta.dtype)
+        with no_grad():
+            plus, minus = (cost(Tensor(code.harden(theta + s * c * delta + noise))).data for s in (1.0, -1.0))
+        f = cost(Tensor(code.sample(rng, theta)))
+        return attach_gradient(f, logits, spsa_gradient(plus, minus, delta, c))

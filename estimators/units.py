@@ -1,0 +1,85 @@
+"""Units that are stochastic and have a derivative: the gates of Bengio, Léonard & Courville (2013, section 2).
+
+Both put out 0 with a probability of their own, and otherwise a number that depends smoothly on the logit. They are not
+bits, so the expectation whose gradient they estimate is that of their own output h.
+"""
+
+from __future__ import annotations
+
+from minigrad import op
+from minigrad.backend import array_module
+from minigrad.ops import stable_sigmoid
+
+from . import bernoulli
+from .base import Sampler
+
+
+@op
+def stochastic_times_smooth(logits, b):
+    """STS (Bengio, Léonard & Courville 2013, section 2.2).   p = σ(a), b ~ Bernoulli(√p), drawn by the caller.
+
+    forward:     h = b √p,  so that E[h] = p and P(h > 0) = √p
+    Estimates    ∇ₐ E f(h), with b taken for a constant:
+                 dh/da = b · ½ √p (1 − p)
+    Exact when   never, not even for a linear f: the mean of dh/da is ½ p(1 − p), half the derivative of E[h], because
+                 half of it comes from the probability of b.
+    Costs        one evaluation of f and its gradient.
+    Differs      from the authors' code, which draws b ~ Bernoulli(p) there, so that E[h] = p^(3/2); this follows the
+                 paper.
+
+    logits, b (...)   ->   h (...) in [0, 1)
+    """
+    p = stable_sigmoid(logits)
+    root = array_module(p).sqrt(p)
+    return b * root, lambda g: (g * b * (0.5 * root * (1.0 - p)), None)
+
+
+@op
+def noisy_rectifier(logits, noise):
+    """The noisy rectifier (Bengio, Léonard & Courville 2013, section 2.1).   z noise, drawn by the caller.
+
+    forward:     h = max(0, a + z).  With logistic z, P(h > 0) = σ(a) and E[h] = softplus(a)
+    Estimates    ∇ₐ E f(h) by reparametrisation:  dh/da = [a + z > 0]
+    Exact when   always, for its own output h: h is continuous in a for every z.
+    Costs        one evaluation of f and its gradient.
+
+    logits, noise (...)   ->   h (...) ≥ 0
+    """
+    h = array_module(logits).maximum(logits + noise, 0.0)
+    return h, lambda g: (g * (h > 0), None)
+
+
+class StochasticTimesSmooth(Sampler):
+    title = "Stochastic times smooth"
+    paper = "Bengio, Léonard & Courville 2013"
+    objective = "E f(h), h = b·√p"
+    exact_for = "none"
+    support = "soft"
+    randomness = "noise"
+    codes = (bernoulli,)
+
+    def draw(self, logits, rng):
+        xp, p = array_module(logits.data), self.code.probability(logits.data)
+        b = (rng.uniform(logits.shape, like=logits.data) < xp.sqrt(p)).astype(p.dtype)
+        return stochastic_times_smooth(logits, b)
+
+
+class NoisyRectifier(Sampler):
+    """noise: "logistic", with P(h > 0) = σ(a), or "normal", as in the paper's experiments."""
+
+    title = "Noisy rectifier"
+    paper = "Bengio, Léonard & Courville 2013"
+    objective = "E f(h), h = max(0, a + z)"
+    exact_for = "all"
+    support = "soft"
+    randomness = "noise"
+    codes = (bernoulli,)
+
+    def __init__(self, noise: str = "logistic"):
+        if noise not in ("logistic", "normal"):
+            raise ValueError(f"noise must be logistic or normal, got {noise!r}.")
+        self.noise = noise
+
+    def draw(self, logits, rng):
+        draw = rng.logistic if self.noise == "logistic" else rng.normal
+        return noisy_rectifier(logits, draw(logits.shape, like=logits.data))

@@ -1,0 +1,66 @@
+"""VIMCO: a score function for the bound that is a logarithm of a mean over several samples."""
+
+from __future__ import annotations
+
+import math
+
+from minigrad import Tensor
+from minigrad.backend import array_module
+from minigrad.ops import logsumexp, stack
+
+from .base import Estimator, attach_gradient, check_samples, weigh
+
+
+def log_mean_exp(x):
+    """log (1/S) Σₛ e^xₛ over the first axis, on arrays, without overflow."""
+    m = x.max(axis=0)
+    return m + array_module(x).log(array_module(x).exp(x - m).mean(axis=0))
+
+
+def vimco_gradient(p, ds, costs):
+    """VIMCO, variational inference for Monte Carlo objectives (Mnih & Rezende 2016, eqs. 8 to 10).
+
+    Estimates    ∇θ E[−L̂],   L̂ = log (1/S) Σₛ e^(−fₛ): the part of it that comes from the distribution of the samples
+    Derivation   the score function of all S samples has the weight L̂ for each; L̂₋ₛ, in which the geometric mean of the
+                 others takes the place of e^(−fₛ), does not depend on Dₛ and may be subtracted:
+                 L̂₋ₛ = log (1/S) (Σ_{t≠s} e^(−fₜ) + exp(−(1/(S−1)) Σ_{t≠s} fₜ))
+                 dθ = −Σₛ (L̂ − L̂₋ₛ)(Dₛ − p)
+    Exact when   always, for this objective. With f = −log p(x, D)/q(D|x) it is the bound of Burda et al. 2016. (The
+                 other part, Σₛ w̃ₛ ∂fₛ/∂θ where f depends on θ itself, is the tape's: w̃ is the derivative of −L̂.)
+    Costs        S ≥ 2 evaluations of f.
+
+    p (B, ..., K), ds (S, B, ..., K), costs f (S, B)   ->   dθ (B, ..., K)
+    """
+    xp, S, bound = array_module(p), len(costs), log_mean_exp(-costs)
+    others = (costs.sum(axis=0) - costs) / (S - 1)  # the mean of the others, for each s
+    signals = []
+    for s in range(S):
+        swapped = -costs
+        swapped[s] = -others[s]
+        signals.append(bound - log_mean_exp(swapped))
+    return -weigh(xp.stack(signals), ds - p).sum(axis=0)
+
+
+class Vimco(Estimator):
+    """samples: S ≥ 2.  The value is −L̂, no sum of single costs: a model has to put everything that depends on the
+    sample into the cost (see `models.vae`), because the KL divergence has no place of its own in this bound."""
+
+    title = "VIMCO"
+    paper = "Mnih & Rezende 2016"
+    objective = "−E log mean e^(−f)"
+    exact_for = "all"
+    evaluations = "S"
+    cost_gradient = False
+    multi_sample = True
+    randomness = "samples"
+
+    def __init__(self, samples: int = 5):
+        self.samples = check_samples(samples, least=2)
+
+    def estimate(self, logits, cost, rng):
+        xp = array_module(logits.data)
+        ds = [self.code.sample(rng.site(s), logits.data) for s in range(self.samples)]
+        fs = [cost(Tensor(d)) for d in ds]
+        g = vimco_gradient(self.code.probability(logits.data), xp.stack(ds), xp.stack([f.data for f in fs]))
+        value = -logsumexp(stack(*[-f for f in fs]), axis=0) + math.log(self.samples)
+        return attach_gradient(value, logits, g)

@@ -1,0 +1,106 @@
+"""The exactness ladder: small problems, their exact gradients, and the exact or estimated mean of every estimator."""
+
+import itertools
+
+from estimators import create
+from estimators.enumeration import Given
+from estimators.exact import exact_gradient
+from minigrad import Rng, Tensor
+
+import numpy as np
+
+
+class Problem:
+    """One set of logits (θ) and a cost on all variables jointly, which takes Tensors and arrays alike."""
+
+    def __init__(self, code, variables, classes, cost):
+        rng = np.random.default_rng(600 + 10 * variables + classes)
+        self.code, shape = code, (variables, classes) if code == "categorical" else (variables,)
+        self.logits = 0.7 * rng.standard_normal(shape)
+        n = self.logits.size
+        self.a, self.m = rng.standard_normal(n), 0.6 * rng.standard_normal((n, n))
+        self.kind = cost
+
+    def cost(self, d):
+        x = d.reshape(d.shape[0], self.logits.size)
+        linear = x @ self.a
+        if self.kind == "linear":
+            return linear
+        if self.kind == "quadratic":
+            return linear + ((x @ self.m) * x).sum(axis=1)
+        if self.kind == "cubic":
+            return (linear + 0.6) ** 3.0
+        return (0.8 * (linear + ((x @ self.m) * x).sum(axis=1))).exp()
+
+    def values(self, d):
+        return self.cost(Tensor(d)).data
+
+    def rows(self, n):
+        return Tensor(np.broadcast_to(self.logits, (n, *self.logits.shape)).copy(), requires_grad=True)
+
+
+COSTS = ("linear", "quadratic", "cubic", "exponential")
+SIZES = [(1, 2), (1, 3), (1, 4), (3, 2), (3, 3), (3, 4)]
+
+
+def outcomes(problem, estimator):
+    """All joint outcomes (N, ...) and their probabilities (N,) under the estimator's forward distribution."""
+    codes = estimator.code.outcomes((1, *problem.logits.shape))
+    p = estimator.code.probability(estimator.sharpness * problem.logits[None])
+    return codes, estimator.code.outcome_probability(p, codes)[0]
+
+
+def exact(problem, estimator):
+    """∇θ E f(D) with D from the estimator's forward distribution."""
+    codes, _ = outcomes(problem, estimator)
+    p = estimator.code.probability(estimator.sharpness * problem.logits[None])
+    g, _ = exact_gradient(p, codes, problem.values(codes)[None], estimator.code)
+    return estimator.sharpness * g[0]
+
+
+def run(problem, estimator, n, rng):
+    """(values (n,), gradients (n, ...)) of n independent calls as one batch."""
+    logits = problem.rows(n)
+    value = estimator(logits, problem.cost, rng)
+    value.backward(np.ones(n))
+    return value.data, logits.grad
+
+
+def over_samples(problem, estimator, samples=1):
+    """The exact mean of (value, gradient) of an estimator that is a function of so many independent samples."""
+    codes, q = outcomes(problem, estimator)
+    index = np.array(list(itertools.product(range(len(q)), repeat=samples))).T
+    value, g = run(problem, estimator, index.shape[1], Given(samples=[codes[i] for i in index]))
+    weight = np.prod(q[index], axis=0)
+    return weight @ value, np.tensordot(weight, g, axes=1)
+
+
+def over_uniforms(problem, estimator, breaks):
+    """The exact mean of (value, gradient) when both are linear in each uniform number between its breaks.
+
+    breaks (..., n): where each number changes what it decides. The middle of each interval stands for all of it.
+    """
+    edges = np.concatenate([np.zeros_like(breaks[..., :1]), np.sort(breaks, -1), np.ones_like(breaks[..., :1])], -1)
+    shape, pieces = edges.shape[:-1], edges.shape[-1] - 1
+    edges = edges.reshape(-1, pieces + 1)
+    choice = np.array(list(itertools.product(range(pieces), repeat=len(edges))))
+    places = np.arange(len(edges))
+    low, high = edges[places, choice], edges[places, choice + 1]
+    weight = np.prod(high - low, axis=1)
+    value, g = run(problem, estimator, len(choice), Given(uniforms=[(0.5 * (low + high)).reshape(-1, *shape)]))
+    return weight @ value, np.tensordot(weight, g, axes=1)
+
+
+def z_scores(x, mean):
+    """How many standard errors the mean of x (n, ...) lies from `mean`; 0 where x does not vary and is right."""
+    error = x.std(axis=0) / np.sqrt(len(x))
+    return (x.mean(axis=0) - mean) / np.maximum(error, 1e-9)
+
+
+def estimate(name, code, **options):
+    estimator = create(name, **options)
+    return estimator.of(code)
+
+
+def monte_carlo(problem, estimator, n, seed=0):
+    return run(problem, estimator, n, Rng(seed).site("ladder"))
