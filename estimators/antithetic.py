@@ -1,8 +1,8 @@
 """Antithetic estimators for bits: two samples from one uniform number u and its mirror image 1 − u, or more.
 
-A bit is 1 when its u is small, so u and 1 − u give opposite bits as often as they can: b = [u > 1 − p], b̃ = [u < p]. The
-difference of the two costs then carries most of the signal, and what the noise still knows beyond the two bits can be
-averaged out: AR, ARM, DisARM are the three stages of that. ARMS does it with S dependent samples.
+A bit is 1 when its u is small, so u and 1 − u give opposite bits as often as they can: b = [u > 1 − p], b̃ = [u < p].
+The difference of the two costs then carries most of the signal, and what the noise still knows beyond the two bits can
+be averaged out: AR, ARM, DisARM are the three stages of that. ARMS does it with S dependent samples.
 """
 
 from __future__ import annotations

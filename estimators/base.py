@@ -46,7 +46,7 @@ class Estimator:
     support = "hard"  # what the cost is evaluated on: "hard" samples, or "soft" points between them
     randomness = "sample"  # what it is a function of: one joint "sample" D, several "samples", or "noise" behind them
     codes = (categorical, bernoulli)  # the kinds of variables it handles; the first is the default
-    trains = ""  # why it cannot train a model in practice, if it cannot
+    trains = ""  # why it cannot train a model with discrete variables, if it cannot
     sharpness = 1.0  # its samples have the logits sharpness · θ: not 1 where the forward distribution is changed
     multi_sample = False  # is its value −log mean e^(−f), a bound of several samples, instead of a mean of costs?
     state: tuple[str, ...] = ()
@@ -178,7 +178,7 @@ def on_device(x, like):
 
 def check_tau(tau: float) -> float:
     """A temperature as a float; ValueError unless it is positive and finite."""
-    if not (math.isfinite(tau) and tau > 0):
+    if not (isinstance(tau, int | float) and math.isfinite(tau) and tau > 0):
         raise ValueError(f"the temperature tau must be positive and finite, got {tau}.")
     return float(tau)
 

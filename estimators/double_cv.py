@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from minigrad import Tensor
 from minigrad.backend import array_module
 from minigrad.ops import stack
 
@@ -15,8 +14,8 @@ def double_cv_gradient(p, bs, costs, gs, alpha):
     """Double control variates (Titsias & Shi 2022, eq. 9).   b₁ … b_S independent, gₛ = ∇f(bₛ).
 
     Estimates    ∇ₐ E f(b)
-    Derivation   g₋ₛ, the mean gradient at the other samples, does not depend on bₛ, so cₛ = α⟨g₋ₛ, bₛ − p⟩ has mean 0 and
-                 E[cₛ (bₛ − p)] = α p(1 − p) g₋ₛ exactly. With v = f + c in RLOO, and that mean given back:
+    Derivation   g₋ₛ, the mean gradient at the other samples, does not depend on bₛ, so cₛ = α⟨g₋ₛ, bₛ − p⟩ has mean 0
+                 and E[cₛ (bₛ − p)] = α p(1 − p) g₋ₛ exactly. With v = f + c in RLOO, and that mean given back:
                  da = (1/S) Σₛ (vₛ − (1/(S−1)) Σ_{t≠s} vₜ)(bₛ − p) − α p(1 − p) ḡ
     Exact when   always; α = 0 is RLOO. For a linear f and α = −1 it has no variance.
     Costs        S evaluations of f and their gradients.

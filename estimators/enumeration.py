@@ -1,8 +1,8 @@
 """Noise that is given instead of drawn: how an expectation over an estimator's samples is taken exactly.
 
-    codes, q = ...                                   # all outcomes (N, ...) and their probabilities
-    logits = the same θ in N rows
-    estimator(logits, cost, Given(samples=[codes]))  # row n has the outcome n; weigh the gradients by q
+codes, q = ...                                   # all outcomes (N, ...) and their probabilities
+logits = the same θ in N rows
+estimator(logits, cost, Given(samples=[codes]))  # row n has the outcome n; weigh the gradients by q
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from minigrad.backend import asarray_like
 class Given:
     """Stands in for a `minigrad.Rng`: every draw takes the next array of its kind, whatever the address.
 
-    samples: one-hots or bits.  uniforms: numbers in (0, 1).  Anything else is drawn as usual, by `rng`, if there is one.
+    samples: one-hots or bits.  uniforms: numbers in (0, 1).  Anything else is drawn by `rng`, if there is one.
     """
 
     def __init__(self, samples=(), uniforms=(), rng=None):

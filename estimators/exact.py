@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from minigrad import Tensor
 from minigrad.backend import array_module, asarray_like
 from minigrad.ops import stack
-
-import numpy as np
 
 from . import categorical
 from .base import Estimator, attach_gradient, check_positive, weigh
@@ -58,7 +57,7 @@ def finite_difference_gradient(logits, codes, costs, step, code=categorical):
     """
     xp = array_module(logits)
     dtheta = xp.empty_like(logits)
-    for at in np.ndindex(logits.shape[1:]):
+    for at in itertools.product(*map(range, logits.shape[1:])):
         here = (slice(None), *at)
         values = []
         for h in (step, -step):

@@ -1,7 +1,7 @@
 """Parameters that an estimator trains by itself: a baseline's weights, the scale of a control variate, a temperature.
 
-An estimator works out the gradient of its own objective (its variance, or the error of its baseline) while it estimates,
-and hands it over; the step is taken in `update`. Nothing of this touches the model's parameters.
+An estimator works out the gradient of its own objective (its variance, or the error of its baseline) while it
+estimates, and hands it over; the step is taken in `update`. Nothing of this touches the model's parameters.
 """
 
 from __future__ import annotations

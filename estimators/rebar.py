@@ -44,8 +44,8 @@ def relax_gradient(p, d, z_given, costs, c_given, dc, dc_given, code=categorical
 def lax_gradient(score, costs, c, dc):
     """LAX (Grathwohl et al. 2018, eq. 6) on the noisy logits z = θ + G, of which the sample is a function.
 
-    Derivation   REINFORCE for the continuous z with the cost f(harden(z)), and c(z) as a baseline that knows z; its mean
-                 is given back by reparametrisation, ∂z/∂θ = 1:
+    Derivation   REINFORCE for the continuous z with the cost f(harden(z)), and c(z) as a baseline that knows z; its
+                 mean is given back by reparametrisation, ∂z/∂θ = 1:
                  dθ = (f(D) − c(z)) ∂ log q(z)/∂θ + ∇c(z)
     Exact when   always.
 
@@ -157,7 +157,7 @@ class Rebar(Estimator):
 
     def __init__(self, tau=0.5, eta=1.0, coupled: bool = False, lr: float = 1e-3, tau_every: int = 10):
         self.tau, self.coupled = check_tau(tau), bool(coupled)
-        if not 0.0 < eta < 2.0:
+        if not (isinstance(eta, int | float) and 0.0 < eta < 2.0):
             raise ValueError(f"eta must lie between 0 and 2, got {eta}.")
         self.eta, self.tau_every = float(eta), check_samples(tau_every, 0, "tau_every")
         self.learned, self.updates = Learned(lr), 0
@@ -214,7 +214,9 @@ class Relax(Rebar):
     title = "RELAX"
     paper = "Grathwohl, Choi, Wu, Roeder & Duvenaud 2018"
 
-    def __init__(self, tau=0.5, eta=1.0, coupled: bool = False, lr: float = 1e-3, tau_every: int = 10, hidden: int = 64):
+    def __init__(
+        self, tau=0.5, eta=1.0, coupled: bool = False, lr: float = 1e-3, tau_every: int = 10, hidden: int = 64
+    ):
         super().__init__(tau, eta, coupled, lr, tau_every)
         self.hidden = check_samples(hidden, 1, "hidden")
 

@@ -22,7 +22,8 @@ def reinmax(logits, d, *, tau=1.0, code=categorical):
     Derivation   Heun's rule: f(eᵢ) − f(eⱼ) ≈ ½⟨∇f(eᵢ) + ∇f(eⱼ), eᵢ − eⱼ⟩, exact for quadratic f. Summed with the
                  sample D in the role of eⱼ, and again of eᵢ:
                  dθ = 2 J(½(p_τ + D)) g − ½ J(p) g,      g = ∇f(D),   p_τ = softmax(θ/τ),   J(q) v = q ⊙ (v − ⟨q, v⟩)
-                 For a bit: J(q) v = q(1 − q) v. For τ = 1 this is ½ J(p) g + ½⟨g, D − p⟩(D − p): half straight-through, half score function with the
+                 For a bit: J(q) v = q(1 − q) v.
+                 For τ = 1 this is ½ J(p) g + ½⟨g, D − p⟩(D − p): half straight-through, half score function with the
                  linearised cost (for a bit, DARN).
     Exact when   f is quadratic in the one-hots, jointly over all variables (τ = 1).
     Costs        one evaluation of f and its gradient.

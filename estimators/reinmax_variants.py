@@ -36,7 +36,8 @@ def reinmax_rao(logits, onehot, exponential, *, tau=1.0):
     """ReinMax-Rao (Wang & Bui 2026).   D ~ Cat(softmax(θ)), drawn by the caller; E (S, ..., K) iid Exp(1).
 
     Estimates    ∇θ E f(D)
-    Derivation   ReinMax's  2 J(½(p + D)) g − ½ J(p) g,  its first Jacobian smoothed by Gumbel-Rao at θ_D = log ½(p + D):
+    Derivation   ReinMax's  2 J(½(p + D)) g − ½ J(p) g,  its first Jacobian smoothed by Gumbel-Rao at
+                 θ_D = log ½(p + D):
                  dθ = 2 · (1/S) Σₛ (1/τ) J(yₛ) g − ½ J(p) g,      yₛ = softmax(Qₛ/τ),   Qₛ ~ (θ_D + G | argmax = D)
     Exact when   never in general: the smoothing moves the Jacobian away from the point for which Heun's rule is exact.
     Costs        one evaluation of f and its gradient; S cheap softmaxes.

@@ -58,9 +58,9 @@ def rodeo_gradient(p, bs, costs, h, h_flipped, alpha, beta):
 
 
 class Rodeo(Estimator):
-    """The surrogate is hₛ(y) = ⟨g₋ₛ, y⟩ − c₋ₛ + net(⟨g₋ₛ, y⟩ − c₋ₛ, f₋ₛ): with g₋ₛ, f₋ₛ and c₋ₛ the means of ∇f(bₜ), f(bₜ) and
-    ⟨∇f(bₜ), bₜ⟩ over the other samples, and a net of one hidden layer whose last layer starts at 0. So it starts as a
-    linearised cost.
+    """The surrogate is hₛ(y) = l + net(l, f₋ₛ) with l = ⟨g₋ₛ, y⟩ − c₋ₛ, where g₋ₛ, f₋ₛ and c₋ₛ are the means of ∇f(bₜ),
+    f(bₜ) and ⟨∇f(bₜ), bₜ⟩ over the other samples, and the net has one hidden layer. Its last layer starts at 0, so
+    that h starts as the linearised cost.
 
     samples: S ≥ 2.  hidden: units of the net.  lr: of the Adam that trains it with α and β, from 0, on the variance.
     """

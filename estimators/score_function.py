@@ -69,14 +69,14 @@ class Reinforce(Estimator):
     evaluations = "1"
     cost_gradient = False
 
-    def baseline(self):
+    def baseline(self, like):
         return 0.0
 
     def estimate(self, logits, cost, rng):
         p, d = self.code.probability(logits.data), self.code.sample(rng, logits.data)
         f = cost(Tensor(d))
         self.observe(f.data)
-        g = reinforce_gradient(p, d, f.data, self.baseline())
+        g = reinforce_gradient(p, d, f.data, self.baseline(p))
         return attach_gradient(f, logits, g)
 
     def observe(self, costs) -> None:
@@ -97,15 +97,16 @@ class ReinforceRunningMean(Reinforce):
         self.decay, self.mean, self.started = check_decay(decay), 0.0, False
         self._latest = None
 
-    def baseline(self):
-        return self.mean
+    def baseline(self, like):
+        return on_device(self.mean, like)
 
     def observe(self, costs):
         self._latest = costs.mean()
 
     def update(self):
         if self._latest is not None:
-            self.mean = self.decay * self.mean + (1.0 - self.decay) * self._latest if self.started else self._latest
+            new = self._latest
+            self.mean = self.decay * on_device(self.mean, new) + (1.0 - self.decay) * new if self.started else new
             self.started, self._latest = True, None
 
     def load_state_dict(self, state):

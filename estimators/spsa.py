@@ -34,7 +34,7 @@ class Spsa(Estimator):
     evaluations = "3"
     cost_gradient = False
     randomness = "noise"
-    trains = "its variance grows with the number of logits"
+    trains = "its variance grows with the number of logits, and a model has too many"
 
     def __init__(self, width: float = 0.5):
         self.width = check_positive("width", width)

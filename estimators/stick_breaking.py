@@ -25,9 +25,9 @@ def sticks(theta):
 def first_one(bits):
     """One-hot of the first bit that is 1; of the last class if there is none.   (..., K−1) -> (..., K)"""
     xp = array_module(bits)
-    alive = xp.cumprod(1.0 - bits, axis=-1)
-    before = xp.concatenate([xp.ones_like(alive[..., :1]), alive], axis=-1)
-    return before * xp.concatenate([bits, xp.ones_like(alive[..., :1])], axis=-1)
+    one = xp.ones((*bits.shape[:-1], 1), dtype=bits.dtype)
+    before = xp.concatenate([one, xp.cumprod(1.0 - bits, axis=-1)], axis=-1)
+    return before * xp.concatenate([bits, one], axis=-1)
 
 
 def stick_breaking_gradient(psi, b, mirror, costs, mirror_costs):

@@ -66,7 +66,7 @@ def hard_sigmoid_straight_through(logits, d, *, slope):
 
     logits, d (...)   ->   d, with gradients towards the logits
     """
-    return d, lambda g: (0.5 * slope * (abs(slope * logits) < 1.0) * g, None)
+    return d, lambda g: ((0.5 * slope) * g * (abs(slope * logits) < 1.0), None)
 
 
 class StraightThrough(TemperedSampler):

@@ -13,6 +13,8 @@ from minigrad.ops import stable_sigmoid
 from . import bernoulli
 from .base import Sampler
 
+NO_BIT = "its output is no bit, so that what it trains is another model than the one that is evaluated with bits"
+
 
 @op
 def stochastic_times_smooth(logits, b):
@@ -51,6 +53,7 @@ def noisy_rectifier(logits, noise):
 
 class StochasticTimesSmooth(Sampler):
     title = "Stochastic times smooth"
+    trains = NO_BIT
     paper = "Bengio, Léonard & Courville 2013"
     objective = "E f(h), h = b·√p"
     exact_for = "none"
@@ -68,6 +71,7 @@ class NoisyRectifier(Sampler):
     """noise: "logistic", with P(h > 0) = σ(a), or "normal", as in the paper's experiments."""
 
     title = "Noisy rectifier"
+    trains = NO_BIT
     paper = "Bengio, Léonard & Courville 2013"
     objective = "E f(h), h = max(0, a + z)"
     exact_for = "all"

@@ -1,10 +1,10 @@
 """Variational autoencoders with a discrete code.
 
-    x (B, D)  --encoder-->  logits θ of q(d|x)  --estimator-->  a code d ~ q(d|x)  --decoder-->  logits of the pixels (B, D)
+    x (B, D)  --encoder-->  logits θ of q(d|x)  --estimator-->  code d ~ q(d|x)  --decoder-->  logits of p(x|d) (B, D)
 
-`CategoricalVAE` has L independent variables of K classes each, θ and d (B, L, K); `BernoulliVAE` has L independent bits,
-(B, L). The prior is uniform, the pixels are Bernoulli. The objective is the evidence lower bound of Kingma & Welling
-(2014), per image and in nats:
+`CategoricalVAE` has L independent variables of K classes each, θ and d (B, L, K); `BernoulliVAE` has L independent
+bits, (B, L). The prior is uniform, the pixels are Bernoulli. The objective is the evidence lower bound of Kingma &
+Welling (2014), per image and in nats:
 
     −ELBO(x) = E_{d ~ q(·|x)}[−log p(x|d)] + KL(q(·|x) ‖ uniform)
 
@@ -48,7 +48,10 @@ class DiscreteVAE(Module):
         raise NotImplementedError
 
     def log_q(self, logits, d) -> Tensor:
-        """log q(d|x), summed over the variables; differentiable in both.   logits (B, ...), d (..., B, ...) -> (..., B)"""
+        """log q(d|x), summed over the variables; differentiable in both.
+
+        logits (B, ...), d (..., B, ...) -> (..., B)
+        """
         raise NotImplementedError
 
     def draw(self, logits, rng: Rng):

@@ -1,12 +1,16 @@
 """One line per op: its name, inputs and settings. Every op in minigrad and in the estimators has at least one."""
 
 import estimators.base
+import estimators.darn
 import estimators.gapped
 import estimators.gumbel_rao
 import estimators.gumbel_softmax
 import estimators.reinmax
+import estimators.reinmax_variants
 import estimators.straight_through
+import estimators.units
 import estimators.zgr
+from estimators import bernoulli
 from minigrad import fused, ops
 
 import numpy as np
@@ -38,6 +42,10 @@ def integers(high, *shape):
 
 def onehots(*shape):
     return np.eye(shape[-1])[integers(shape[-1], *shape[:-1])]
+
+
+def bits(*shape):
+    return integers(2, *shape).astype(float)
 
 
 def exponentials(*shape):
@@ -132,6 +140,25 @@ ESTIMATOR_CASES = [
     (estimators.gapped.gapped_straight_through, (normal(2, 4), onehots(2, 4)), {"tau": 0.7, "gap": "p"}),
     (estimators.reinmax.reinmax, (normal(2, 4), onehots(2, 4)), {"tau": 1.3}),
     (estimators.zgr.zgr, (normal(2, 4), onehots(2, 4)), {}),
+    (estimators.gapped.gapped_straight_through, (normal(2, 4), onehots(2, 4)), {"gap": 0.5, "detached": False}),
+    (estimators.gapped.gapped_straight_through, (normal(2, 4), onehots(2, 4)), {"tau": 0.7, "consistent": False}),
+    (estimators.straight_through.straight_through, (normal(2, 3), bits(2, 3)), {"tau": 0.7, "code": bernoulli}),
+    (estimators.straight_through.identity_straight_through, (normal(2, 3), bits(2, 3)), {}),
+    (estimators.straight_through.hard_sigmoid_straight_through, (0.3 * normal(2, 3), bits(2, 3)), {"slope": 1.5}),
+    (estimators.gumbel_softmax.gumbel_softmax, (normal(2, 4), normal(2, 4)), {"tau": 0.7, "code": bernoulli}),
+    (estimators.gumbel_softmax.st_gumbel_softmax, (normal(2, 4), normal(2, 4)), {"tau": 0.7, "code": bernoulli}),
+    (estimators.gumbel_softmax.decoupled_st_gumbel_softmax, (normal(2, 4), normal(2, 4)), {"tau_f": 1.6, "tau_b": 0.7}),
+    (estimators.reinmax.reinmax, (normal(2, 4), bits(2, 4)), {"tau": 1.3, "code": bernoulli}),
+    (estimators.zgr.zgr, (normal(2, 4), bits(2, 4)), {"code": bernoulli}),
+    (estimators.darn.darn, (normal(2, 4), bits(2, 4)), {}),
+    (estimators.units.stochastic_times_smooth, (normal(2, 4), bits(2, 4)), {}),
+    (estimators.units.noisy_rectifier, (separated(3, 4), 0.01 * normal(3, 4)), {}),
+    (estimators.reinmax_variants.reinmax_rao, (normal(2, 4), onehots(2, 4), exponentials(5, 2, 4)), {"tau": 0.7}),
+    (
+        estimators.reinmax_variants.reinmax_cv,
+        (normal(2, 4), onehots(2, 4), exponentials(5, 2, 4), normal(2, 4)),
+        {"tau": 0.7, "scale": 0.8},
+    ),
     (estimators.base.attach_gradient, (normal(3), normal(3, 2, 4), normal(3, 2, 4)), {}),
 ]
 
@@ -139,4 +166,5 @@ ESTIMATOR_CASES = [
 def name(case) -> str:
     op, arrays, settings = case
     shapes = "_".join("x".join(map(str, a.shape)) or "scalar" for a in arrays)
-    return "-".join([op.op.name, shapes, *(f"{k}={v}".replace(" ", "") for k, v in settings.items())])
+    shown = (f"{k}={getattr(v, 'name', v)}".replace(" ", "") for k, v in settings.items())
+    return "-".join([op.op.name, shapes, *shown])

@@ -33,8 +33,8 @@ OPTIONS = {
     "st-slope": "rate=0.05",
     "rebar": "tau=0.7,lr=0.05",
     "rebar-coupled": "tau=0.7,lr=0.05",
-    "relax": "tau=0.7,lr=0.05",
-    "lax": "lr=0.05",
+    "relax": "tau=0.7,lr=0.05,hidden=8",
+    "lax": "lr=0.05,hidden=8",
     "double-cv": "lr=0.1",
     "rodeo": "lr=0.1",
 }
@@ -239,7 +239,7 @@ def test_nvil_normalises_by_its_deviation_and_is_exact_up_to_that_factor():
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_unordered_sets_of_several_sizes_are_exact(size):
     problem = ladder.Problem("categorical", 2, 3, "cubic")
-    value, g = over_sets(problem, create("unordered-set"), size)
+    _, g = over_sets(problem, create("unordered-set"), size)
     np.testing.assert_allclose(g, ladder.exact(problem, create("unordered-set")), atol=1e-10)
 
 

@@ -3,49 +3,66 @@
 import itertools
 
 from devsim import DevsimBackend, forbid, stats
-from estimators import ESTIMATORS, create
-from minigrad import Rng
+from estimators import ESTIMATORS, create, facts
+from minigrad import Rng, Tensor, grad, no_grad
 from minigrad.backend import Backend
 from minigrad.optim import Adam
-from models.vae import CategoricalVAE
+from models.vae import BernoulliVAE, CategoricalVAE
 
 import numpy as np
 import pytest
 
+KINDS = ("categorical", "bernoulli")
 
-def small(dtype=np.float64, seed=1):
-    rng = Rng(seed)
-    model = CategoricalVAE(6, 2, 3, (5, 4), rng=rng, dtype=dtype)
+
+def small(kind, dtype=np.float64, seed=1):
+    settings = {"hidden": (5, 4), "rng": Rng(seed), "dtype": dtype}
+    model = CategoricalVAE(6, 2, 3, **settings) if kind == "categorical" else BernoulliVAE(6, 3, **settings)
     for p in model.parameters():
         p.data *= 3.0  # far from the uniform start, so that KL and bounds mean something
     return model, Rng(seed).site("x").uniform((4, 6), like=np.empty(0, dtype))
 
 
-def by_enumeration(model, x):
+def codes_of(model):
+    """All codes (N, ...), and log p(d), which is the same for each."""
+    if isinstance(model, CategoricalVAE):
+        codes = [np.eye(3)[list(code)] for code in itertools.product(range(3), repeat=2)]
+    else:
+        codes = [np.array(code, float) for code in itertools.product((0, 1), repeat=3)]
+    return np.stack(codes), -np.log(len(codes))
+
+
+def probabilities(model, theta):
+    """q(d|x) for every code, (B, N), from probabilities and not from logits."""
+    codes, _ = codes_of(model)
+    if isinstance(model, CategoricalVAE):
+        p = np.exp(theta) / np.exp(theta).sum(axis=-1, keepdims=True)
+        return np.prod((p[:, None] * codes).sum(axis=-1), axis=-1)
+    p = 1 / (1 + np.exp(-theta))
+    return np.prod(np.where(codes > 0, p[:, None], 1 - p[:, None]), axis=-1)
+
+
+def by_enumeration(model, x, sharpness=1.0):
     """−log p(x), and −ELBO without noise, by summing over all codes."""
-    logits = model.encode(x).data
-    q = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
-    log_joint, elbo = [], 0.0
-    for code in itertools.product(range(3), repeat=2):
-        d = np.eye(3)[list(code)]
-        y = model.decode(np.broadcast_to(d, (len(x), 2, 3))).data
-        log_likelihood = (x * y - np.logaddexp(0, y)).sum(axis=-1)
-        log_joint.append(log_likelihood - 2 * np.log(3))
-        q_d = np.prod((q * d).sum(axis=-1), axis=-1)
-        elbo = elbo + q_d * (log_likelihood - 2 * np.log(3) - np.log(q_d))
-    return -np.logaddexp.reduce(log_joint, axis=0), -elbo
+    codes, log_prior = codes_of(model)
+    q = probabilities(model, sharpness * model.encode(x).data)
+    y = model.decode(Tensor(codes)).data
+    log_joint = log_prior + (x[:, None] * y - np.logaddexp(0, y)).sum(axis=-1)
+    return -np.logaddexp.reduce(log_joint, axis=1), -(q * (log_joint - np.log(q))).sum(axis=1)
 
 
-def test_the_exact_estimator_gives_the_exact_bound():
-    model, x = small()
-    reconstruction, kl = model.negative_elbo(x, create("exact"), Rng(0))
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_exact_estimator_gives_the_exact_bound(kind):
+    model, x = small(kind)
+    reconstruction, kl = model.negative_elbo(x, create("exact", code=kind), Rng(0))
     np.testing.assert_allclose((reconstruction + kl).data, by_enumeration(model, x)[1], rtol=1e-12)
 
 
-def test_the_gradient_of_the_exact_bound_is_right_for_every_parameter():
-    model, x = small()
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_of_the_exact_bound_is_right_for_every_parameter(kind):
+    model, x = small(kind)
     loss = lambda: float(by_enumeration(model, x)[1].sum())
-    reconstruction, kl = model.negative_elbo(x, create("exact"), Rng(0))
+    reconstruction, kl = model.negative_elbo(x, create("exact", code=kind), Rng(0))
     (reconstruction + kl).sum().backward()
     rng = np.random.default_rng(0)
     for name, p in model.named_parameters().items():
@@ -58,46 +75,108 @@ def test_the_gradient_of_the_exact_bound_is_right_for_every_parameter():
         assert p.grad[at] == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5, abs=1e-7), name
 
 
-def test_evaluation_estimates_the_bound_with_hard_samples():
-    model, x = small()
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sharpness", [1.0, 0.4])
+def test_evaluation_estimates_the_bound_with_hard_samples(kind, sharpness):
+    model, x = small(kind)
     many = np.repeat(x, 5000, axis=0)
-    reconstruction, kl = model.evaluate(many, Rng(3))
+    reconstruction, kl = model.evaluate(many, Rng(3), sharpness)
     values = (reconstruction + kl).reshape(4, 5000)
     error = values.std(axis=1) / np.sqrt(5000)
-    assert (np.abs(values.mean(axis=1) - by_enumeration(model, x)[1]) < 4.5 * error + 1e-12).all()
+    assert (np.abs(values.mean(axis=1) - by_enumeration(model, x, sharpness)[1]) < 4.5 * error + 1e-12).all()
 
 
-def test_the_importance_bound_lies_between_elbo_and_likelihood_and_reaches_it():
-    model, x = small()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_changed_forward_distribution_is_the_one_that_the_bound_is_about(kind):
+    """An estimator that samples from the logits θ/τ_f: reconstruction and KL are both those of q with these logits."""
+    model, x = small(kind)
+    many = np.repeat(x, 5000, axis=0)
+    with no_grad():
+        reconstruction, kl = model.negative_elbo(many, create("st-decoupled:tau_f=2.5", code=kind), Rng(3))
+    values = (reconstruction + kl).data.reshape(4, 5000)
+    error = values.std(axis=1) / np.sqrt(5000)
+    assert (np.abs(values.mean(axis=1) - by_enumeration(model, x, 0.4)[1]) < 4.5 * error).all()
+    assert (np.abs(by_enumeration(model, x, 0.4)[1] - by_enumeration(model, x)[1]) > 10 * error).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_importance_bound_lies_between_elbo_and_likelihood_and_reaches_it(kind):
+    model, x = small(kind)
     exact, elbo = by_enumeration(model, x)
     many = np.repeat(x, 2000, axis=0)
     five = model.importance_bound(many, Rng(1), samples=5, chunk=2).reshape(4, 2000).mean(axis=1)
     assert (exact < five).all()
     assert (five < elbo).all()
-    likelihood = np.exp(-model.importance_bound(many, Rng(2), samples=50)).reshape(4, 2000)  # unbiased for p(x)
-    error = likelihood.std(axis=1) / np.sqrt(2000)
-    assert (np.abs(likelihood.mean(axis=1) - np.exp(-exact)) < 4.5 * error).all()
+    for sharpness in (1.0, 0.4):  # unbiased for p(x), whatever q is
+        bound = model.importance_bound(many, Rng(2), samples=50, sharpness=sharpness)
+        likelihood = np.exp(-bound).reshape(4, 2000)
+        error = likelihood.std(axis=1) / np.sqrt(2000)
+        assert (np.abs(likelihood.mean(axis=1) - np.exp(-exact)) < 4.5 * error).all()
     with pytest.raises(ValueError, match="at least 1"):
         model.importance_bound(x, Rng(1), samples=0)
 
 
-def test_samples_and_reconstructions_are_probabilities():
-    model, x = small()
+@pytest.mark.parametrize("kind", KINDS)
+def test_vimco_trains_the_importance_bound_and_its_gradient_is_right(kind):
+    """Its value is the bound with S samples; the mean of its gradient for the encoder is that of the bound's mean, by
+    differences of the enumerated expectation over pairs of codes."""
+    model, x = small(kind)
+    x, n = x[:1], 60_000
+    estimator = create("vimco:samples=2", code=kind)
+    weight = model.encoder.layers[-1].bias
+    bound, kl = model.negative_elbo(np.repeat(x, n, axis=0), estimator, Rng(0))
+    assert (kl.data == 0).all()
+
+    def mean_bound():
+        codes, log_prior = codes_of(model)
+        q = probabilities(model, model.encode(x).data)[0]
+        y = model.decode(Tensor(codes)).data
+        w = np.exp(log_prior + (x * y - np.logaddexp(0, y)).sum(axis=-1)) / q
+        return -(q[:, None] * q * np.log(0.5 * (w[:, None] + w))).sum()
+
+    assert abs(bound.data.mean() - mean_bound()) < 4.5 * bound.data.std() / np.sqrt(n)
+    theta = []
+    model.encode, encode = lambda x: theta.append(encode(x)) or theta[0], model.encode
+    bound, _ = model.negative_elbo(np.repeat(x, n, axis=0), estimator, Rng(1))
+    g = grad(bound.sum(), [theta[0]])[0].reshape(n, -1)
+    model.encode = encode
+    for i in range(weight.size):
+        before, values = weight.data[i], []
+        for h in (1e-5, -1e-5):
+            weight.data[i] = before + h
+            values.append(mean_bound())
+        weight.data[i] = before
+        error = g[:, i].std() / np.sqrt(n)
+        assert abs(g[:, i].mean() - (values[0] - values[1]) / 2e-5) < 4.5 * error + 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_and_reconstructions_are_probabilities(kind):
+    model, x = small(kind)
     for images, n in ((model.sample(7, Rng(0)), 7), (model.reconstruct(x, Rng(0)), 4)):
         assert images.shape == (n, 6)
         assert (images > 0).all()
         assert (images < 1).all()
 
 
-@pytest.mark.parametrize("name", [n for n in ESTIMATORS if n != "exact"])
-def test_a_training_step_neither_waits_nor_copies_and_gives_numpy_s_bits(name):
+def network(kind, pixels, variables, categories, hidden, rng):
+    if kind == "categorical":
+        return CategoricalVAE(pixels, variables, categories, hidden, rng=rng)
+    return BernoulliVAE(pixels, variables, hidden, rng=rng)
+
+
+PAIRS = [pytest.param(n, c.name, id=f"{n}-{c.name}") for n in ESTIMATORS for c in facts(n).codes]
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_a_training_step_neither_waits_nor_copies_and_gives_numpy_s_bits(name, kind):
     """On the stand-in device: noise and the batch go in, nothing comes out until the loss is read."""
     results = []
     for backend in (Backend(), DevsimBackend()):
-        model = CategoricalVAE(12, 3, 4, (8, 6), rng=Rng(0)).to(backend)
+        model = network(kind, 12, 3, 3, (8, 6), Rng(0)).to(backend)
         images = backend.to_device(Rng(0).site("x").uniform((20, 12)))
         order = backend.to_device(Rng(0).permutation(20))
-        optimizer, estimator = Adam(model.parameters(), 1e-2), create(name)
+        optimizer, estimator = Adam(model.parameters(), 1e-2), create(name, code=kind)
         with forbid("sync", "d2h"):
             for step in range(4):
                 x = images[order[step * 5 : step * 5 + 5]]
@@ -124,20 +203,37 @@ def test_a_training_step_needs_few_launches():
     assert stats["launch"] - before <= 230
 
 
-@pytest.mark.parametrize(
-    "name", ["exact", "rloo:samples=4", "reinforce-mean", "st", "gumbel-softmax", "reinmax", "gst-p"]
-)
-def test_training_lowers_the_bound(name):
-    model = CategoricalVAE(12, 2, 4, (16,), rng=Rng(0))
-    images = (Rng(0).site("means").uniform((4, 12)) > 0.5).astype(np.float32)  # four patterns: two bits to encode
-    x = images[np.arange(40) % 4]
-    optimizer, estimator = Adam(model.parameters(), 1e-2), create(name)
-    for step in range(300):
+def patterns():
+    """Forty images of four patterns (two bits to encode), and −log p of the best model without a code."""
+    images = (Rng(0).site("means").uniform((4, 12)) > 0.5).astype(np.float32)
+    p = images.mean(axis=0)
+    return images[np.arange(40) % 4], -np.sum(p * np.log(p + 1e-9) + (1 - p) * np.log(1 - p + 1e-9))
+
+
+def trained(name, kind, x, steps):
+    """(model, estimator, the objective at every step)"""
+    model, curve = network(kind, 12, 2, 4, (16,), Rng(0)), []
+    optimizer, estimator = Adam(model.parameters(), 1e-2), create(name, code=kind)
+    for step in range(steps):
         optimizer.zero_grad()
         reconstruction, kl = model.negative_elbo(x, estimator, Rng(0).at(step))
         (reconstruction + kl).mean().backward()
         optimizer.step()
         estimator.update()
-    reconstruction, kl = model.evaluate(x, Rng(1))
-    without_code = 12 * np.mean([-p * np.log(p + 1e-9) - (1 - p) * np.log(1 - p + 1e-9) for p in images.mean(axis=0)])
+        curve.append((reconstruction + kl).data.mean())
+    return model, estimator, curve
+
+
+@pytest.mark.parametrize(("name", "kind"), [p for p in PAIRS if not facts(p.values[0]).trains])
+def test_training_lowers_the_bound(name, kind):
+    x, without_code = patterns()
+    model, estimator, _ = trained(name, kind, x, steps=300)
+    reconstruction, kl = model.evaluate(x, Rng(1), estimator.sharpness)
     assert (reconstruction + kl).mean() < 0.75 * without_code
+
+
+@pytest.mark.parametrize(("name", "kind"), [p for p in PAIRS if facts(p.values[0]).support == "soft"])
+def test_training_on_soft_codes_lowers_their_own_objective(name, kind):
+    x, without_code = patterns()
+    _, _, curve = trained(name, kind, x, steps=200)
+    assert np.mean(curve[-10:]) < 0.75 * without_code < 0.9 * np.mean(curve[:10])
