@@ -82,6 +82,7 @@ def arms_gradient(p, bs, costs):
                  P(both)/q = max(2 − q^(−1/(S−1)), 0)^(S−1).
     Exact when   always. For S = 2 it is DisARM.
     Costs        S evaluations of f.
+    Differs      from the code of Shi et al. (2022), which adds 10⁻⁶ to q − P(both) and so has a slight bias.
 
     p (B, ...), bs (S, B, ...) from `antithetic_samples`, costs (S, B)   ->   da (B, ...)
     """

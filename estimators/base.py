@@ -55,6 +55,11 @@ class Estimator:
     def __init_subclass__(cls):
         cls.code = cls.codes[0]
 
+    @property
+    def unbiased(self) -> bool:
+        """Is its expectation ∇θ E f(D) for every f?"""
+        return self.exact_for == "all" and self.objective == "E f(D)"
+
     def of(self, code: str) -> Estimator:
         """This estimator for the variables called `code`, "categorical" or "bernoulli"; ValueError if it has none."""
         known = {module.name: module for module in self.codes}

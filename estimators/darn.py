@@ -65,6 +65,13 @@ class Darn(Sampler):
         if expand_at == "half":
             self.exact_for, self.evaluations = "linear", "2"
 
+    def sample(self, logits, rng, mask=None):
+        if self.expand_at == "half":
+            raise ValueError(
+                "DARN expanded at ½ evaluates the cost there: call it with the cost, it cannot be sampled."
+            )
+        return super().sample(logits, rng, mask)
+
     def draw(self, logits, rng):
         return darn(logits, self.code.sample(rng, logits.data))
 

@@ -13,7 +13,7 @@ from minigrad.backend import asarray_like
 class Given:
     """Stands in for a `minigrad.Rng`: every draw takes the next array of its kind, whatever the address.
 
-    samples: one-hots or bits.  uniforms: numbers in (0, 1).  Anything else is drawn by `rng`, if there is one.
+    samples: one-hots or bits.  uniforms: numbers in (0, 1).  What is not given is drawn by `rng`, if there is one.
     """
 
     def __init__(self, samples=(), uniforms=(), rng=None):
@@ -27,10 +27,13 @@ class Given:
 
     bernoulli = one_hot
 
-    def uniform(self, shape, like):
-        return asarray_like(self._uniforms.pop(0), like)
+    def uniform(self, shape, like=None):
+        return asarray_like(self._uniforms.pop(0), like) if self._uniforms else self._drawn("uniform")(shape, like)
 
-    def __getattr__(self, name):
+    def _drawn(self, name):
         if self._rng is None:
             raise AttributeError(f"no {name} noise was given")
         return getattr(self._rng, name)
+
+    def __getattr__(self, name):
+        return self._drawn(name)

@@ -26,7 +26,8 @@ def gumbel_rao(logits, onehot, exponential, *, tau=1.0):
     Exact when   never; as τ → 0 it becomes ReinMax, which is exact for quadratic f.
     Costs        one evaluation of f and its gradient; S cheap softmaxes.
     Differs      from the paper's sentence that the gradient flows through Qₛ: it must not. The estimator averaged is
-                 (1/τ) J(yₛ) g with θ + G differentiated at fixed G. (As in the authors' and N. Shepperd's code.)
+                 (1/τ) J(yₛ) g with θ + G differentiated at fixed G. (N. Shepperd's code and that of Fan et al. 2022
+                 do the same.)
 
     logits, onehot (..., K), exponential (S, ..., K)   ->   onehot, with gradients towards the logits
     """

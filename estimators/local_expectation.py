@@ -9,7 +9,7 @@ from minigrad import Tensor, no_grad
 from minigrad.backend import array_module
 from minigrad.fused import MASKED, log_softmax
 
-from . import categorical
+from . import bernoulli, categorical
 from .base import Estimator, attach_gradient
 
 
@@ -21,7 +21,7 @@ def local_expectation_gradient(p, local_costs, code=categorical):
                  ∇θₗ E[f(D) | D₋ₗ] = J(pₗ) Fₗ,      Fₗₖ = f(D with variable l set to eₖ)
                  For a bit: p(1 − p)(F₁ − F₀).
     Exact when   always; for one variable without variance.
-    Costs        L·K evaluations of f (K of them are the sample itself, L times).
+    Costs        L·K evaluations of f (L of them are of the sample itself, one for each variable).
 
     p (B, ..., K), local_costs F (B, L, K)   ->   dθ (B, ..., K)
     """
@@ -68,12 +68,15 @@ class LocalExpectation(Estimator):
 
 
 class MeasureValued(LocalExpectation):
+    """For bits it is the local expectation gradient: the other class is a sure one."""
+
     title = "Measure-valued derivative"
     paper = "Pflug 1989; Mohamed, Rosca, Figurnov & Mnih 2020"
     randomness = "samples"
-    codes = (categorical,)
 
     def gradient(self, logits, local_costs, rng):
+        if self.code is bernoulli:
+            return super().gradient(logits, local_costs, rng)
         xp, theta = array_module(logits), logits.reshape(local_costs.shape)
         K = theta.shape[-1]
         p = categorical.probability(theta)

@@ -39,13 +39,16 @@ class Nvil(Estimator):
 
     title = "NVIL"
     paper = "Mnih & Gregor 2014"
+    objective = "E f(D)/max(1, σ)"
     exact_for = "all"
     evaluations = "1"
     cost_gradient = False
     state = ("mean", "variance", "started")
 
-    def __init__(self, decay: float = 0.9, hidden: int = 100, lr: float = 1e-3, normalise: bool = True):
+    def __init__(self, decay: float = 0.9, hidden: int = 100, lr: float = 1e-2, normalise: bool = True):
         self.decay, self.hidden, self.normalise = check_decay(decay), check_samples(hidden, 1, "hidden"), normalise
+        if not normalise:
+            self.objective = "E f(D)"
         self.learned = Learned(lr)
         self.mean = self.variance = 0.0
         self.started, self._latest = False, None

@@ -144,14 +144,14 @@ class Network:
 
 class Rebar(Estimator):
     """tau: the initial λ.  eta: the initial η, in (0, 2).  coupled: 1 takes z̃ = z, the same value with the dependence
-    on θ that z̃ has: two evaluations less, and less variance.  lr: of the Adam that trains w and log λ.  tau_every: λ is
-    trained in every so many updates, since its mixed derivative needs four evaluations more (0: never).
+    on θ that z̃ has, and saves an evaluation.  lr: of the Adam that trains w and log λ.  tau_every: λ is trained in
+    every so many updates, since its mixed derivative needs four evaluations more, or two (0: never).
     """
 
     title = "REBAR"
     paper = "Tucker, Mnih, Maddison, Lawson & Sohl-Dickstein 2017"
     exact_for = "all"
-    evaluations = "3, and 4 every 10th call"
+    evaluations = "3, and 4 more every 10th call"
     randomness = "noise"
     state = ("updates",)
 
@@ -162,7 +162,7 @@ class Rebar(Estimator):
         self.eta, self.tau_every = float(eta), check_samples(tau_every, 0, "tau_every")
         self.learned, self.updates = Learned(lr), 0
         if self.coupled:
-            self.evaluations = "2, and 2 every 10th call"
+            self.evaluations = "2, and 2 more every 10th call"
 
     def initial(self, rng, inputs) -> dict:
         return {"w": math.log(self.eta / (2.0 - self.eta)), "log_tau": math.log(self.tau)}

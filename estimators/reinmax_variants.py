@@ -41,7 +41,8 @@ def reinmax_rao(logits, onehot, exponential, *, tau=1.0):
                  dθ = 2 · (1/S) Σₛ (1/τ) J(yₛ) g − ½ J(p) g,      yₛ = softmax(Qₛ/τ),   Qₛ ~ (θ_D + G | argmax = D)
     Exact when   never in general: the smoothing moves the Jacobian away from the point for which Heun's rule is exact.
     Costs        one evaluation of f and its gradient; S cheap softmaxes.
-    Differs      from ReinMax in nothing that has to be noisy: given D, ReinMax has no variance left to average out.
+    Note         Rao & Blackwell do not promise anything here: given D, ReinMax is a constant, so there is no noise to
+                 average out. What changes is the bias.
 
     logits, onehot (..., K), exponential (S, ..., K)   ->   onehot, with gradients towards the logits
     """

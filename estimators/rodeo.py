@@ -37,6 +37,8 @@ def rodeo_gradient(p, bs, costs, h, h_flipped, alpha, beta):
                  A(h · (b − p))(b) = (A h)(b) (b − p) + w ⊙ h_flipped ⊙ (1 − 2b)
     Exact when   always; α = β = 0 is RLOO.
     Costs        S evaluations of f and their gradients, and a small network on n numbers.
+    Differs      from the authors' code, whose network has two outputs, one surrogate for each correction; here one
+                 serves both.
 
     p (B, n), bs (S, B, n), costs and h = hₛ(bₛ) (S, B), h_flipped (S, B, n)
     ->   da (B, n), and a function  w -> the derivatives of ⟨w, da⟩ with respect to h, h_flipped, α, β

@@ -25,7 +25,7 @@ def spsa_gradient(plus, minus, delta, width):
 class Spsa(Estimator):
     """width: c > 0. Both perturbed samples are drawn with the same noise, so that most differences are 0.
 
-    The variance grows with the number of logits and as 1/c: enough for a handful of them, not for a model.
+    The variance grows with the number of logits and as 1/c, so that of all estimators it makes the least of a sample.
     """
 
     title = "SPSA"
@@ -34,7 +34,6 @@ class Spsa(Estimator):
     evaluations = "3"
     cost_gradient = False
     randomness = "noise"
-    trains = "its variance grows with the number of logits, and a model has too many"
 
     def __init__(self, width: float = 0.5):
         self.width = check_positive("width", width)

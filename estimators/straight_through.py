@@ -134,6 +134,8 @@ class SlopeAnnealedStraightThrough(Sampler):
         if surrogate not in ("sigmoid", "hard"):
             raise ValueError(f"surrogate must be sigmoid or hard, got {surrogate!r}.")
         self.rate, self.most, self.surrogate, self.updates = float(rate), float(most), surrogate, 0
+        if surrogate == "hard":
+            self.exact_for = "none"
 
     @property
     def sharpness(self):

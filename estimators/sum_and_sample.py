@@ -18,7 +18,8 @@ def sum_and_sample_gradient(p, classes, weights, costs):
                  E[f(D)(D − p)] = Σ_{k∈T} pₖ fₖ (eₖ − p) + (1 − p(T)) E[f(D)(D − p) | D ∉ T]
                  and draw z from what is left:
                  dθ = Σ_{k∈T} pₖ fₖ (eₖ − p) + (1 − p(T)) f_z (e_z − p)
-    Exact when   always; without variance when T has all classes.
+                 A number taken from all f alike changes no expectation; f of the most probable class is one for free.
+    Exact when   always; for one variable without variance when T leaves no more than one class.
     Costs        C + 1 evaluations of f for each variable.
 
     p (B, L, K), classes (C+1, B, L, K) one-hots, T and then z; weights (C+1, B, L); costs (C+1, B, L)  ->  dθ (B, L, K)
@@ -27,7 +28,7 @@ def sum_and_sample_gradient(p, classes, weights, costs):
 
 
 class SumAndSample(Estimator):
-    """summed: C ≥ 1, how many classes of each variable are summed exactly.
+    """summed: C ≥ 1, how many classes of each variable are summed exactly.  baseline: subtract the cost of the first?
 
     With several variables, each is treated in turn while the others stay at one joint sample, as in local expectation
     gradients.
@@ -41,8 +42,8 @@ class SumAndSample(Estimator):
     randomness = "samples"
     codes = (categorical,)
 
-    def __init__(self, summed: int = 1):
-        self.summed = check_samples(summed, 1, "summed")
+    def __init__(self, summed: int = 1, baseline: bool = True):
+        self.summed, self.baseline = check_samples(summed, 1, "summed"), bool(baseline)
 
     def estimate(self, logits, cost, rng):
         xp = array_module(logits.data)
@@ -67,5 +68,8 @@ class SumAndSample(Estimator):
                     moved[:, l] = c[:, l]
                     at[:, l] = cost(Tensor(moved.reshape(logits.shape))).data
                 costs.append(at)
-        g = sum_and_sample_gradient(p, xp.stack(classes), xp.stack(weights), xp.stack(costs))
+        costs = xp.stack(costs)
+        if self.baseline:
+            costs = costs - costs[0]
+        g = sum_and_sample_gradient(p, xp.stack(classes), xp.stack(weights), costs)
         return attach_gradient(f, logits, g.reshape(logits.shape))

@@ -1,9 +1,9 @@
-"""The table of estimators, made from the classes.
+"""The tables of estimators, made from the classes.
 
-    python scripts/estimator_table.py            # print it
-    python scripts/estimator_table.py --write    # put it into README.md
+    python scripts/estimator_table.py            # print them
+    python scripts/estimator_table.py --write    # put them into README.md and estimators/README.md
 
-A test keeps README.md current.
+A test keeps both files current.
 """
 
 from __future__ import annotations
@@ -14,35 +14,75 @@ from pathlib import Path
 
 from estimators import ESTIMATORS, facts
 
-README = Path(__file__).resolve().parents[1] / "README.md"
-BEGIN, END = "<!-- estimators: made by scripts/estimator_table.py -->", "<!-- end of estimators -->"
+ROOT = Path(__file__).resolve().parents[1]
+EXACT_FOR = {"all": "every f", "quadratic": "quadratic f", "linear": "linear f", "none": "—"}
 
 
-def table() -> str:
-    rows = [("name", "estimator", "from", "exact for", "evaluations of f", "uses ∇f", "sample", "options")]
-    rows.append(("---",) * len(rows[0]))
+def rows():
+    """For each registered name: (name, its title, the estimator, its options)."""
     for name, factory in ESTIMATORS.items():
-        cls = facts(name)
-        fixed = getattr(factory, "keywords", {})
-        title = cls.title + "".join(f", {key} {value}" for key, value in fixed.items())
+        estimator, fixed = facts(name), getattr(factory, "keywords", {})
+        title = estimator.title + "".join(f", {k}" if v is True else f", {k} {v}" for k, v in fixed.items())
         options = ", ".join(f"`{key}`" for key in inspect.signature(factory).parameters if key not in fixed)
-        exact = {"all": "every f", "quadratic": "quadratic f", "linear": "linear f", "none": "—"}[cls.exact_for]
-        uses = "yes" if cls.cost_gradient else "no"
-        rows.append((f"`{name}`", title, cls.paper, exact, cls.evaluations, uses, cls.support, options))
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        yield name, title, estimator, options
 
 
-def with_table(readme: str) -> str:
-    before, rest = readme.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+def markdown(lines) -> str:
+    header, *body = lines
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ("---",) * len(header), *body))
+
+
+def variables(estimator) -> str:
+    return " or ".join({"categorical": "one-hots", "bernoulli": "bits"}[code.name] for code in estimator.codes)
+
+
+def overview() -> str:
+    """For the front page: what each is called, where it comes from, and what it can be told."""
+    lines = [("name", "estimator", "from", "variables", "exact for", "evaluations of f", "options")]
+    for name, title, e, options in rows():
+        exact = EXACT_FOR[e.exact_for]
+        if e.objective != "E f(D)" and e.exact_for != "none":
+            exact += " (of its own objective)"
+        evaluations = e.evaluations + (" and ∇f" if e.cost_gradient else "")
+        lines.append((f"`{name}`", title, e.paper, variables(e), exact, evaluations, options))
+    return markdown(lines)
+
+
+def guide() -> str:
+    """For the field guide: all facts."""
+    lines = [("name", "variables", "estimates ∇ of", "exact for", "evaluations of f", "uses ∇f", "sample", "learns")]
+    for name, _, e, _ in rows():
+        learns = "by itself" if e.learned else "running means" if e.state and not e.learned else ""
+        learns = "slope" if name == "st-slope" else learns
+        facts_of = (e.objective, EXACT_FOR[e.exact_for], e.evaluations, "yes" if e.cost_gradient else "no", e.support)
+        lines.append((f"`{name}`", variables(e), *facts_of, learns))
+    return markdown(lines)
+
+
+TABLES = {  # file: (the comment before the table, the comment after it, the table)
+    "README.md": ("<!-- estimators: made by scripts/estimator_table.py -->", "<!-- end of estimators -->", overview),
+    "estimators/README.md": (
+        "<!-- guide table: made by scripts/estimator_table.py -->",
+        "<!-- end of guide table -->",
+        guide,
+    ),
+}
+
+
+def with_table(file: str, text: str) -> str:
+    """The text of the file with its table made anew."""
+    begin, end, table = TABLES[file]
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{table()}\n{end}{after}"
 
 
 def main() -> None:
-    if "--write" in sys.argv[1:]:
-        README.write_text(with_table(README.read_text()))
-    else:
-        print(table())
+    for file, (_, _, table) in TABLES.items():
+        if "--write" in sys.argv[1:]:
+            (ROOT / file).write_text(with_table(file, (ROOT / file).read_text()))
+        else:
+            print(table())
 
 
 if __name__ == "__main__":

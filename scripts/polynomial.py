@@ -34,7 +34,6 @@ Each variable of each row of the batch is an example of its own, so that no esti
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import sys
 from dataclasses import dataclass
@@ -49,8 +48,6 @@ from run_folder import RunFolder, UserError, default_folder, flag, parse_flags, 
 import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
-
-log = logging.getLogger(__name__)
 
 DTYPES = ("float32", "float64")
 START = 0.01  # θ starts uniformly between −START and START
@@ -168,8 +165,6 @@ class Race:
             c.check()
             self.backend = get_backend(c.backend)
             estimator = create(c.estimator, c.tau)
-            if estimator.trains:
-                log.warning("%s is not expected to train a model: %s.", c.estimator, estimator.trains)
             self.rng = Rng(c.seed)
             uniform = self.rng.site("start").uniform((c.variables, 2), like=np.empty(0, c.dtype))
             start = self.backend.to_device(START * (2.0 * uniform - 1.0))

@@ -119,7 +119,7 @@ class RunFolder:
     @classmethod
     def create(cls, path, config, backend) -> RunFolder:
         path = Path(path)
-        require(not path.exists(), f"the output folder {path} exists already: choose another --out, or --resume it.")
+        require(not path.exists(), f"the output folder {path} exists already: choose another --out.")
         folder = cls(path)
         try:
             path.mkdir(parents=True)
@@ -154,12 +154,11 @@ class RunFolder:
             if stored.keys() != defaults.keys():
                 raise ValueError("it belongs to another program")
             for name, default in defaults.items():
-                if default is not None and not isinstance(
-                    stored[name], (int, float) if type(default) is float else type(default)
-                ):
+                kinds = (int, float) if default is None or type(default) is float else type(default)
+                if not (isinstance(stored[name], kinds) or (default is None and stored[name] is None)):
                     raise ValueError(f"{name} is {stored[name]!r}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} cannot be resumed: its {CONFIG} is missing or damaged ({error}).") from error
+            raise UserError(f"{path} is no run folder: its {CONFIG} is missing or damaged ({error}).") from error
         for name, value in given.items():
             if value != stored[name] and name not in may_change:
                 raise UserError(

@@ -633,6 +633,7 @@ EVALUATIONS = {  # with the default options, K = 4 and one variable, or two bits
     }
     | {
         "local-expectation": 1 + 4,
+        "measure-valued": 1 + 4,
         "arm": 2,
         "disarm": 2,
         "arms": 4,
@@ -784,10 +785,9 @@ def test_results_are_finite_at_the_edges(name, code, edge):
     if categorical_code and edge["masked"]:
         mask = rng.random(shape) < 0.5
         mask[..., 0] |= ~mask.any(axis=-1)
-    tau = edge["tau"] if "tau" in vars(create(name)) else None
-    if name == "reinmax":
-        tau = max(tau, 1.0)
-    estimator = create(name, tau).of(code)
+    options = [key for key in ("tau", "tau_f", "tau_b") if key in vars(create(name))]
+    tau = max(edge["tau"], 1.0) if name == "reinmax" else edge["tau"]
+    estimator = create(f"{name}:" + ",".join(f"{key}={tau}" for key in options)).of(code)
     logits = Tensor((edge["scale"] * rng.standard_normal(shape)).astype(edge["dtype"]), requires_grad=True)
     axes = tuple(range(1, len(shape)))
     for step in range(2):  # the second time with what it has learned
@@ -988,3 +988,8 @@ def test_exact_refuses_too_many_outcomes(name):
     logits = Tensor(np.zeros((1, 30, 10)), requires_grad=True)
     with pytest.raises(ValueError, match=r"10\*\*30 outcomes"):
         create(name)(logits, lambda d: d.sum(axis=(1, 2)), Rng(0))
+
+
+def test_darn_expanded_at_one_half_cannot_be_sampled():
+    with pytest.raises(ValueError, match="call it with the cost"):
+        create("darn:expand_at=half").sample(logits_of("bernoulli", 3), Rng(0))

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import estimator_table
+from estimators import ESTIMATORS
+
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -37,8 +39,25 @@ def test_the_audit_in_the_readme_is_what_audit_prints():
     assert list(map(columns, shown[2:])) == list(map(columns, printed[2:]))
 
 
-def test_the_estimator_table_is_current():
-    assert estimator_table.with_table(README) == README, "run python scripts/estimator_table.py --write"
+@pytest.mark.parametrize("file", estimator_table.TABLES)
+def test_the_estimator_tables_are_current(file):
+    text = (ROOT / file).read_text()
+    assert estimator_table.with_table(file, text) == text, "run python scripts/estimator_table.py --write"
+
+
+def test_the_field_guide_has_a_section_for_every_estimator_and_names_tests_that_exist():
+    guide = (ROOT / "estimators" / "README.md").read_text()
+    headings = re.findall(r"^### (.*)$", guide, re.MULTILINE)
+    named = [name for heading in headings for name in re.findall(r"`([\w.-]+)`", heading)]
+    assert sorted(named) == sorted(ESTIMATORS)
+    sources = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    claimed = set(re.findall(r"`(test_\w+)", guide))
+    assert claimed <= set(re.findall(r"^def (test_\w+)", sources, re.MULTILINE))
+    for section in re.split(r"^### ", guide, flags=re.MULTILINE)[1:]:
+        heading = section.splitlines()[0]
+        if "`" in heading:  # the section of an estimator
+            assert "`test_" in section, heading
+            assert "$$" in section, heading
 
 
 @pytest.mark.parametrize("path", re.findall(r"`((?:minigrad|estimators|models|scripts|tests)/[\w/.]*)`", README))

@@ -219,6 +219,7 @@ def finished(tmp_path_factory):
         (lambda f: edit_config(f, optimizer="sgd"), [], "belongs to another optimizer"),
         (lambda f: edit_config(f, lr=0.5), [], "checkpoint of another configuration (lr differ)"),
         (lambda f: edit_config(f, epochs="ten"), [], "config.json is missing or damaged (epochs is 'ten')"),
+        (lambda f: edit_config(f, tau="warm"), [], "config.json is missing or damaged (tau is 'warm')"),
         (lambda f: (f / "metrics.jsonl").unlink(), [], "metrics.jsonl is shorter than when the checkpoint was made"),
         (
             lambda f: truncate(f / "metrics.jsonl", 0.7),

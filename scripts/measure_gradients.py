@@ -1,0 +1,663 @@
+"""Measure the bias and the variance of gradient estimators against the exact gradient.
+
+    python scripts/measure_gradients.py                                         # a small problem, a few seconds
+    python scripts/measure_gradients.py --problem vae --code bernoulli          # a fresh VAE on the embedded digits
+    python scripts/measure_gradients.py --checkpoint runs/NAME --estimators reinmax st-gs rloo:samples=4 --taus 0.5 1 2
+
+All flags are listed by --help.
+
+The gradient g is that of Σ E f(D), the sum over images, with respect to the logits θ of every image, D ~ Cat(softmax θ)
+or bits with p = σ(θ). All joint outcomes of the code can be enumerated (at most 16,384), so g is exact. In the VAE
+f(d) = −log p(x|d). With ‖·‖ over all images together, and in units of ‖g‖:
+
+    bias       ‖E ĝ − g‖                 deviation   √tr Var ĝ                 cosine   of E ĝ and g
+    mse        E‖ĝ − g‖² = bias² + deviation²                                  (in units of ‖g‖²)
+
+An estimator that is a function of one sample D alone is *enumerated*: the means are sums over all outcomes, exact. Any
+other is *sampled*: `--samples` independent estimates for each image. There ‖mean − g‖² is too large by tr Var / n, the
+mean's own noise, which is subtracted. The 95 % intervals are of a jackknife that leaves out one of 20 groups of
+estimates at a time, with Student's t; bias and deviation take theirs from their squares. (Where there is no bias, the
+jackknife overstates the error of bias², so that the interval is too long; that of a cosine near 1 is rather short.)
+
+Estimators that learn (running means, networks) are measured as they are when fresh. Those whose samples are soft, or
+sharper than θ says, are compared with the same g as all others: what they estimate instead counts as bias.
+
+The time of a call is that of the estimator and the cost, forward and backward, on up to 100 images, in --dtype.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import itertools
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import train_vae
+from estimators import ESTIMATORS, Estimator, bernoulli, categorical, create
+from estimators.base import check_tau, value_and_grad, weigh
+from estimators.enumeration import Given
+from estimators.exact import check_outcomes, exact_gradient
+from minigrad import Rng, Tensor, grad, no_grad, op
+from minigrad.backend import get_backend
+from minigrad.fused import bce_with_logits
+from minigrad.ops import softplus, stable_sigmoid, tanh
+from run_folder import RunFolder, UserError, default_folder, flag, parse_flags, report_errors, require, user_errors
+
+import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+PROBLEMS = ("small", "vae")
+DEFAULT_ESTIMATORS = (
+    *("reinforce", "rloo", "muprop", "local-expectation", "disarm", "disarm-sb", "rebar"),
+    *("st", "gumbel-softmax", "st-gs", "gumbel-rao", "gst-1.0", "darn", "reinmax"),
+)
+CODES = {"categorical": categorical, "bernoulli": bernoulli}
+SAMPLES = {"small": 2000, "vae": 400}
+GROUPS, T = 20, 2.0930  # of the jackknife, and Student's t at 97.5 % with 19 degrees of freedom
+ROWS = 4096  # estimates in one call, if the images allow it
+TABLE_BYTES = 2e9
+CALLS, CALLS_SECONDS, CALLS_IMAGES = 10, 2.0, 100  # calls that are timed, or as many as fit; on how many images
+RESULTS = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Config:
+    problem: str = flag("small", f"{' or '.join(PROBLEMS)}; vae where there is a --checkpoint")
+    checkpoint: str = flag("", "a run folder of train_vae.py: its model, and the test images of its data set")
+    data_dir: str = flag("", "a folder with one folder per data set; else MINIGRAD_DATA, else a download")
+    estimators: tuple = flag(DEFAULT_ESTIMATORS, "names with options, like rloo:samples=4", type=str, nargs="+")
+    taus: tuple = flag((0.5, 1.0, 2.0), "temperatures, for estimators that take one", type=float, nargs="+")
+    images: int = flag(100, "test images of the VAE, or points θ of the small problem")
+    samples: int | None = flag(None, "estimates per image, where sampled; else 2000 (small) or 400 (vae)", type=int)
+    seed: int = flag(0, "fixes the noise, the small problem, and the weights of a fresh VAE")
+    code: str = flag("", f"{' or '.join(CODES)}: the kind of variables; else the first, or the checkpoint's")
+    variables: int | None = flag(None, "L of a fresh VAE; else 4 categorical ones or 12 bits", type=int)
+    categories: int = flag(8, "K of a fresh VAE")
+    dtype: str = flag("float64", f"one of {', '.join(train_vae.DTYPES)}")
+
+    def check(self, given) -> None:
+        """UserError, one sentence, for the first flag out of range or of no use beside the others."""
+        for name, known in (("problem", PROBLEMS), ("dtype", train_vae.DTYPES), ("code", ("", *CODES))):
+            value = getattr(self, name)
+            require(value in known, f"unknown {name} {value!r}; the known ones are {', '.join(filter(None, known))}.")
+        if self.problem == "small":
+            unused = {"checkpoint", "data_dir", "variables", "categories"} & given.keys()
+            why = "is for --problem vae"
+        else:
+            unused = {"code", "variables", "categories"} & given.keys() if self.checkpoint else {}
+            why = "is what the checkpoint says: leave it out"
+        for name in sorted(unused):
+            raise UserError(f"--{name.replace('_', '-')} {why}.")
+        require(self.images >= 1, f"--images must be at least 1, got {self.images}.")
+        least = 2 * GROUPS
+        require(
+            self.samples is None or self.samples >= least,
+            f"--samples must be at least {least}, two for each of the {GROUPS} groups of the jackknife, "
+            f"got {self.samples}.",
+        )
+        for tau in self.taus:
+            check_tau(tau)
+
+
+# ---- the problems: logits (B, ...), what learned baselines may look at, and the cost
+
+
+class SmallProblem:
+    """B points θ ~ N(0, 1) of 3 variables of 4 classes, or of 6 bits: 64 outcomes either way. The same cost for all,
+
+        f(d) = 1 + ½ Σⱼ vⱼ tanh ½⟨wⱼ, d⟩,   8 units,  w, v ~ N(0, 1),
+
+    which is no polynomial, nor a sum over the variables.
+    """
+
+    inputs = None
+
+    def __init__(self, points: int, code, rng: Rng, dtype):
+        self.code, shape = code, (3, 4) if code is categorical else (6,)
+        draw = lambda name, shape: rng.site(name).normal(shape, like=np.empty(0, dtype))
+        self.logits = draw("logits", (points, *shape))
+        self.w, self.v = 0.5 * draw("w", (math.prod(shape), 8)), draw("v", (8, 1))
+
+    def cost(self, d: Tensor, images) -> Tensor:
+        """f for each row of d (n, ...), whatever its image: images (n,) -> (n,)"""
+        hidden = tanh(d.reshape(d.shape[0], -1) @ self.w)
+        return 1.0 + 0.5 * (hidden @ self.v).reshape(-1)
+
+    def costs(self, codes):
+        return np.broadcast_to(self._at(codes)[0], (len(self.logits), len(codes)))
+
+    def slopes(self, codes):
+        return np.broadcast_to(self._at(codes)[1], (len(self.logits), *codes.shape))
+
+    def _at(self, codes):
+        return value_and_grad(lambda d: self.cost(d, None), codes)
+
+    def zero_grad(self) -> None:
+        pass
+
+
+class VAEProblem:
+    """Images x and θ = encoder(x);  f(d) = −log p(x|d) = Σ softplus(y) − ⟨x, y⟩,  y = decoder(d).
+
+    training: a run in whatever dtype it was, so that its weights and its binarised test images are the same in another.
+    """
+
+    def __init__(self, training: train_vae.Training, images: int, dtype):
+        self.model, self.code = training.model, training.estimator.code
+        self.inputs = training.test[:images].astype(dtype)
+        for p in self.model.parameters():
+            p.data, p.buffer = p.data.astype(dtype), None  # the buffer is the optimizer's, which has no part in this
+        self.zero_grad()
+        with no_grad():
+            self.logits = self.model.encode(self.inputs).data
+
+    def zero_grad(self) -> None:
+        for p in self.model.parameters():
+            p.grad = None
+
+    def cost(self, d: Tensor, images) -> Tensor:
+        """f for each row of d (n, ...) and the image with its index: images (n,) -> (n,)"""
+        return bce_with_logits(self.model.decode(d), self.inputs[images])
+
+    def costs(self, codes):
+        """f(z) for every image and outcome: y depends on the outcome only.   codes (N, ...) -> (B, N)"""
+        with no_grad():
+            y = self.model.decode(Tensor(codes))
+            return softplus(y).data.sum(axis=-1) - self.inputs @ y.data.T
+
+    def slopes(self, codes):
+        """∇f(z) for every image and outcome.   codes (N, ...) -> (B, N, ...)
+
+        With y = h W + b, the last layer, the gradient with respect to h is (σ(y) − x) Wᵀ = σ(y) Wᵀ − x Wᵀ: the largest
+        product is one for all images, and the forward pass, too.
+        """
+        *layers, last = self.model.decoder.layers
+        z = Tensor(codes, requires_grad=True)
+        h = functools.reduce(lambda h, layer: layer(h), layers, z.reshape(len(codes), -1))
+        W, g = last.weight.data, np.empty((len(self.inputs), *codes.shape), codes.dtype)
+        from_y = stable_sigmoid(last(h).data) @ W.T
+        for i, x in enumerate(self.inputs):
+            g[i] = grad(h, [z], from_y - x @ W.T, keep=True)[0]
+        return g
+
+
+def make_problem(c: Config):
+    """(the problem, what its results record besides the flags). UserError or ValueError for what cannot be measured."""
+    dtype = np.dtype(c.dtype)
+    if c.problem == "small":
+        return SmallProblem(c.images, CODES[c.code or "categorical"], Rng(c.seed).site("problem"), dtype), {}
+    facts = {}
+    if c.checkpoint:
+        folder, stored = RunFolder.resume(c.checkpoint, train_vae.Config, {}, set())
+        arrays, info = folder.load()
+        training = train_vae.Training(
+            dataclasses.replace(stored, backend="numpy", data_dir=c.data_dir or stored.data_dir)
+        )
+        prefix = "model."
+        training.model.load_state_dict({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
+        facts["epoch"] = info.get("epoch")
+    else:
+        bits = c.code == "bernoulli"
+        variables = c.variables if c.variables is not None else 12 if bits else 4
+        check_outcomes(variables, 2 if bits else c.categories)
+        sizes = {"variables": variables, "categories": c.categories, "code": c.code or "categorical"}
+        training = train_vae.Training(train_vae.Config(seed=c.seed, **sizes))
+    code, shape = training.estimator.code, (1, *training.model.code_shape)
+    check_outcomes(*code.sizes(shape))
+    found = len(training.test)
+    require(c.images <= found, f"--images {c.images}: there are only {found} test images.")
+    L, K = code.sizes(shape)
+    require(
+        c.images * K**L * math.prod(shape) * dtype.itemsize <= TABLE_BYTES,
+        f"--images {c.images}: the tables of {K**L} outcomes would exceed {TABLE_BYTES:.0e} bytes, use fewer images.",
+    )
+    return VAEProblem(training, c.images, dtype), facts
+
+
+# ---- the table of all outcomes
+
+
+@op
+def tabulated(d, *, values, slopes):
+    """f(d) and ∇f(d), found in a table.   d (n, ...)  ->  values (n,);  slopes() gives (n, ...)"""
+    return values, lambda w: weigh(w, slopes())
+
+
+class Table:
+    """The cost of every outcome for every image, shared by all estimators, and with it the exact gradient.
+
+    codes (N, ...), costs (B, N), slopes (B, N, ...), gradient (B, ...) float64
+    """
+
+    def __init__(self, problem):
+        self.problem, theta = problem, problem.logits
+        code, (L, K) = problem.code, problem.code.sizes(theta.shape)
+        self.codes = code.outcomes(theta.shape).astype(theta.dtype)
+        place = K ** np.arange(L)[::-1]  # of each variable in the number of an outcome; the last one runs fastest
+        self._place = (np.outer(place, np.arange(K)) if code is categorical else place).astype(theta.dtype).ravel()
+        self.costs = problem.costs(self.codes)
+        codes, costs = self.codes.astype(np.float64), self.costs.astype(np.float64)
+        self.gradient = exact_gradient(code.probability(theta.astype(np.float64)), codes, costs, code)[0]
+
+    @functools.cached_property
+    def slopes(self):
+        return self.problem.slopes(self.codes)
+
+    def cost(self, images, repeats: int):
+        """The cost for rows of which `repeats` in succession belong to each image.   images (b,), d (b·repeats, ...)
+
+        Outcomes are looked up. Of a point that all rows of an image have in common, like MuProp's p, one is evaluated.
+        """
+        image = np.repeat(images, repeats)
+
+        def cost(d):
+            flat = d.data.reshape(len(image), -1)
+            index = np.rint(flat @ self._place).astype(np.int64).clip(0, len(self.codes) - 1)
+            if np.array_equal(self.codes[index], d.data):
+                values = self.costs[image, index]
+                return tabulated(d, values=values, slopes=lambda: self.slopes[image, index])
+            points = d.data.reshape(len(images), repeats, *d.shape[1:])
+            if (points == points[:, :1]).all():
+                f, g = value_and_grad(lambda z: self.problem.cost(z, images), points[:, 0].copy())
+                return tabulated(d, values=np.repeat(f, repeats), slopes=lambda: np.repeat(g, repeats, axis=0))
+            return self.problem.cost(d, image)
+
+        return cost
+
+    def estimates(self, estimator: Estimator, images, repeats: int, rng):
+        """ĝ for `repeats` rows of each image, (b, repeats, logits of an image) float64."""
+        shape = self.problem.logits.shape[1:]
+        repeated = lambda x: np.repeat(x[images], repeats, axis=0)
+        theta = Tensor(repeated(self.problem.logits), requires_grad=True)
+        x = None if self.problem.inputs is None or estimator.learned is None else repeated(self.problem.inputs)
+        value = estimator(theta, self.cost(images, repeats), rng, inputs=x)
+        g = grad(value, [theta], np.ones_like(value.data))[0]  # skips the products for the decoder's weights
+        return g.astype(np.float64).reshape(len(images), repeats, math.prod(shape))
+
+
+# ---- the two ways to measure
+
+
+def enumerated(make: Callable[[], Estimator], table: Table, rng: Rng) -> dict:
+    """Exact results for an estimator whose `randomness` is "sample" or "none"."""
+    estimator, problem = make(), table.problem
+    B = len(problem.logits)
+    g = table.gradient.reshape(B, -1)
+    if estimator.randomness == "none":
+        mean, variance = table.estimates(estimator, np.arange(B), 1, rng)[:, 0], 0.0
+    else:
+        p = problem.code.probability(estimator.sharpness * problem.logits.astype(np.float64))
+        q = problem.code.outcome_probability(p, table.codes.astype(np.float64))
+        mean, variance = np.empty_like(g), 0.0
+        for i in range(B):
+            given = Given(samples=[table.codes], rng=rng)
+            estimates = table.estimates(estimator, np.array([i]), len(table.codes), given)[0]
+            mean[i] = q[i] @ estimates
+            variance += q[i] @ np.square(estimates - mean[i]).sum(axis=1)
+    size, bias2 = np.square(g).sum(), np.square(mean - g).sum()
+    norm = math.sqrt(np.square(mean).sum() * size)
+    return {
+        "how": "enumerated",
+        "bias": math.sqrt(bias2 / size),
+        "deviation": math.sqrt(variance / size),
+        "mse": (bias2 + variance) / size,
+        "cosine": min(1.0, (mean * g).sum() / norm) if norm else math.nan,
+    }
+
+
+def sampled(make: Callable[[], Estimator], table: Table, rng: Rng, samples: int) -> dict:
+    """Results from at least `samples` estimates for each image, with 95 % intervals, for any estimator."""
+    estimator, B = make(), len(table.problem.logits)
+    g, images = table.gradient.reshape(B, -1), np.arange(B)
+    per_group, at_a_time = -(-samples // GROUPS), max(1, ROWS // B)
+    errors, squares = np.zeros((GROUPS, g.size)), np.zeros(GROUPS)  # Σ (ĝ − g) and Σ ‖ĝ − g‖² of each group
+    call = itertools.count()
+    for group in range(GROUPS):
+        for start in range(0, per_group, at_a_time):
+            repeats = min(at_a_time, per_group - start)
+            error = table.estimates(estimator, images, repeats, rng.at(next(call))) - g[:, None]
+            errors[group] += error.sum(axis=1).ravel()
+            squares[group] += np.square(error).sum()
+    n = GROUPS * per_group
+    result = {"how": "sampled", "samples": n}
+    left_out = from_sums(n - per_group, errors.sum(axis=0) - errors, squares.sum() - squares, g.ravel())
+    for name, value in from_sums(n, errors.sum(axis=0), squares.sum(), g.ravel()).items():
+        spread = np.square(left_out[name] - left_out[name].mean()).sum()
+        margin = T * math.sqrt((GROUPS - 1) / GROUPS * spread)
+        result |= within_bounds(name, value, value - margin, value + margin)
+    return result
+
+
+def from_sums(n: int, errors, squares, g) -> dict:
+    """The statistics of n estimates.   errors Σ (ĝ − g) (..., P), squares Σ ‖ĝ − g‖² (...), g (P,)  ->  (...) each
+
+    With e the mean of ĝ − g:   tr Var = (Σ‖ĝ − g‖² − n‖e‖²)/(n − 1),   bias² = ‖e‖² − tr Var/n,
+                                ‖E ĝ‖² = ‖g + e‖² − tr Var/n
+    """
+    size, e = np.square(g).sum(), errors / n
+    e2 = np.square(e).sum(axis=-1)
+    variance = (squares - n * e2) / (n - 1)
+    norm2 = (np.square(g + e).sum(axis=-1) - variance / n) * size
+    product = (g + e) @ g
+    cosine = np.where(norm2 > 0, product / np.sqrt(np.where(norm2 > 0, norm2, 1.0)), np.nan)
+    return {
+        "bias2": (e2 - variance / n) / size,
+        "variance": variance / size,
+        "mse": squares / n / size,
+        "cosine": cosine,
+    }
+
+
+def within_bounds(name: str, *values) -> dict:
+    """A value and the ends of its interval as they are reported: roots of squares, and nothing that cannot be."""
+    root = {"bias2": "bias", "variance": "deviation"}
+    if name == "cosine":
+        value, low, high = (float(np.clip(x, -1.0, 1.0)) for x in values)
+    else:
+        value, low, high = (max(0.0, float(x)) ** (0.5 if name in root else 1.0) for x in values)
+    name = root.get(name, name)
+    return {name: value, f"{name}_interval": [low, high]}
+
+
+def cost_of_a_call(make: Callable[[], Estimator], table: Table, rng: Rng) -> dict:
+    """Evaluations of f and seconds per call, as in training: the estimator learns, and so would the decoder.
+
+    The median of the seconds, and the mean of the counts, over the calls after the first one. An oracle's one call is
+    counted on the table, and not timed: the graphs of all outcomes at once would fill the memory.
+    """
+    estimator, problem = make(), table.problem
+    oracle = estimator.randomness == "none"
+    images = np.arange(min(CALLS_IMAGES, len(problem.logits)))
+    evaluate = table.cost(images, 1) if oracle else lambda d: problem.cost(d, images)
+    x = None if problem.inputs is None else problem.inputs[images]
+    seconds, counts = [], []
+
+    def cost(d):
+        counts[-1] += 1
+        return evaluate(d)
+
+    for call in range(1 if oracle else 1 + CALLS):
+        theta = Tensor(problem.logits[images], requires_grad=True)
+        problem.zero_grad()
+        counts.append(0)
+        start = time.perf_counter()
+        value = estimator(theta, cost, rng.at(call), inputs=x)
+        value.backward(np.ones_like(value.data))
+        seconds.append(time.perf_counter() - start)
+        estimator.update()
+        if sum(seconds) > CALLS_SECONDS:
+            break
+    first = min(1, len(seconds) - 1)
+    return {
+        "evaluations": estimator.evaluations,
+        "evaluations_counted": statistics.mean(counts[first:]),
+        "seconds": None if oracle else statistics.median(seconds[first:]),
+    }
+
+
+# ---- what to measure, and how it is shown
+
+
+@dataclass(frozen=True)
+class Row:
+    """One estimator at one temperature (None: it has none)."""
+
+    spec: str
+    tau: float | None
+    make: Callable[[], Estimator]
+
+
+def rows(specs, taus, code: str, remark) -> list[Row]:
+    """The rows of the table. UserError for an estimator that cannot be measured, a remark for a refused temperature."""
+    found = []
+    for spec in specs:
+        plain = functools.partial(create, spec, None, code)
+        estimator = plain()
+        require(
+            not estimator.multi_sample,
+            f"{spec} estimates the gradient of {estimator.objective}, which is not that of E f(D): leave it out.",
+        )
+        name, _, options = spec.partition(":")
+        if "tau" not in inspect.signature(ESTIMATORS[name]).parameters or "tau=" in options.replace(" ", ""):
+            found.append(Row(spec, getattr(estimator, "tau", None), plain))
+            continue
+        for tau in taus:
+            make = functools.partial(create, spec, tau, code)
+            try:
+                make()
+            except ValueError as error:
+                remark(f"{spec} is left out at tau {tau:g}: {error}")
+            else:
+                found.append(Row(spec, tau, make))
+    require(bool(found), "nothing is left to measure: choose other --estimators or --taus.")
+    return found
+
+
+def handles(name: str, code: str) -> bool:
+    """Is the estimator called `name` one for this kind of variables?"""
+    return any(module.name == code for module in create(name).codes)
+
+
+def measure(row: Row, table: Table, rng: Rng, samples: int) -> dict:
+    """Everything about one row, as it is written to the results: finite numbers, or None."""
+    if row.make().randomness in ("sample", "none"):
+        found = enumerated(row.make, table, rng.site("noise"))
+    else:
+        found = sampled(row.make, table, rng.site("noise"), samples)
+    found = {"estimator": row.spec, "tau": row.tau} | found | cost_of_a_call(row.make, table, rng.site("calls"))
+    return {name: finite(value) for name, value in found.items()}
+
+
+def finite(value):
+    """What JSON can hold: None for a number that is not finite."""
+    if isinstance(value, list):
+        return [finite(x) for x in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+# after the estimator and the temperature, and how wide they are
+COLUMNS = {"bias": 24, "deviation": 24, "mse": 10, "cosine": 9, "s/call": 10, "how": 12, "evaluations": 0}
+
+
+def line(cells, width: int) -> str:
+    """A line of the table: the estimator, as wide as it has to be, the temperature, and the cells of the columns."""
+    widths = (width, 6, *COLUMNS.values())
+    return "".join(f"{text:<{w}}" for text, w in zip(cells, widths, strict=True)).rstrip()
+
+
+def cells(result: dict) -> list[str]:
+    number = lambda x: "—" if x is None else f"{x:.3g}"
+    interval = lambda name: f" [{', '.join(map(number, result[name]))}]" if name in result else ""
+    stated, counted = result["evaluations"], number(result["evaluations_counted"])
+    return [
+        result["estimator"],
+        "" if result["tau"] is None else f"{result['tau']:g}",
+        *(number(result[name]) + interval(f"{name}_interval") for name in ("bias", "deviation")),
+        *(number(result[name]) for name in ("mse", "cosine", "seconds")),
+        result["how"],
+        counted if stated == counted else f"{counted} ({stated})",
+    ]
+
+
+# ---- the figure
+
+
+def draw(stem: Path, results: list[dict], negligible: float) -> None:
+    """`stem`.png and .pdf: relative deviation against relative bias, a point for each row.
+
+    Filled points are enumerated, open ones sampled. On the left margin stand those without bias: enumerated ones with
+    a bias below `negligible`, and sampled ones whose interval begins at 0. Rows without variance have no place here.
+    """
+    shown = [r for r in results if None not in (r["bias"], r["deviation"]) and r["deviation"] > negligible]
+    unbiased = lambda r: r["bias_interval"][0] == 0.0 if "bias_interval" in r else r["bias"] <= negligible
+    ends = lambda r, name: r.get(f"{name}_interval", [r[name]] * 2)
+    lowest = min((ends(r, "bias")[0] for r in shown if not unbiased(r)), default=0.1)
+    highest = max((ends(r, "bias")[1] for r in shown if not unbiased(r)), default=1.0)
+    left = 0.7 * lowest  # where the margin ends
+    zero = left / max(2.0, highest / lowest) ** 0.08
+    edge = zero * zero / left
+
+    with rc_context({"font.size": 8, "pdf.fonttype": 42}):
+        figure = Figure(figsize=(5.5, 4.0), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.axvspan(edge, left, color="0.93", linewidth=0)
+        specs = list(dict.fromkeys(r["estimator"] for r in shown))
+        labels = []
+        for n, spec in enumerate(specs):
+            colour, marker = colormaps["tab10"].colors[n % 10], "osD^v<>"[n // 10 % 7]
+            own = [r for r in shown if r["estimator"] == spec]
+            at = [(zero if unbiased(r) else r["bias"], r["deviation"]) for r in own]
+            axes.plot(*zip(*at, strict=True), color=colour, linewidth=0.8, zorder=2)
+            for i, (r, (x, y)) in enumerate(zip(own, at, strict=True)):
+                (x0, x1), (y0, y1) = (max(zero, end) for end in ends(r, "bias")), ends(r, "deviation")
+                bars = {"xerr": [[x - x0], [x1 - x]], "yerr": [[y - y0], [y1 - y]]}
+                inside = colour if r["how"] == "enumerated" else "white"
+                style = {"marker": marker, "markersize": 4, "markerfacecolor": inside, "elinewidth": 0.6, "zorder": 3}
+                axes.errorbar(x, y, **bars, color=colour, **style)
+                tau = "" if r["tau"] is None else f"{r['tau']:g}"
+                name = spec.replace(f"tau={tau}", "").rstrip(":,")
+                labels.append((x, y, " ".join(filter(None, [name if i == 0 else "", tau])) or name, colour))
+        axes.set_xlabel("relative bias  ‖E ĝ − g‖ / ‖g‖")
+        axes.set_ylabel("relative standard deviation  √(tr Var ĝ) / ‖g‖")
+        axes.grid(alpha=0.25, linewidth=0.5)
+        axes.margins(y=0.08)
+        set_ticks(axes, zero, edge, left, highest)
+        place_labels(figure, axes, labels)
+        figure.savefig(stem.with_suffix(".png"), dpi=200)
+        figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None})
+
+
+def set_ticks(axes, zero, edge, left, highest) -> None:
+    """Ticks at round numbers, on the horizontal axis to the right of the margin, whose one tick is 0."""
+    right = highest * (highest / zero) ** 0.06
+    major, minor = round_numbers(left, right)
+    axes.set_xticks([zero, *major], ["0\n(exact)", *(f"{x:g}" for x in major)])
+    axes.set_xticks(minor, [""] * len(minor), minor=True)
+    axes.set_xlim(edge, right)
+    low, high = axes.get_ylim()
+    major, minor = round_numbers(low, high)
+    axes.set_yticks(major, [f"{y:g}" for y in major])
+    axes.set_yticks(minor, [""] * len(minor), minor=True)
+    axes.set_ylim(low, high)
+
+
+def round_numbers(low: float, high: float) -> tuple[list[float], list[float]]:
+    """(numbers for labelled ticks between low and high, for the others): the wider the range, the fewer of a decade."""
+    decades = math.log10(high / low)
+    of_a_decade = (1, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    within = lambda steps: [x for e in exponents for s in steps if low < (x := float(f"{s}e{e}")) < high]
+    return within(of_a_decade), within(range(1, 10))
+
+
+def place_labels(figure, axes, labels, size: float = 6.5) -> None:
+    """Write each (x, y, text, colour) where it covers the least of the points, the lines and the labels before it."""
+    figure.draw_without_rendering()  # the layout is made here, and kept
+    figure.set_layout_engine("none")
+    renderer, point = figure.canvas.get_renderer(), figure.dpi / 72.0
+    frame = axes.get_window_extent(renderer)
+    on_lines = [axes.transData.transform(line.get_xydata()) for line in axes.lines if line.get_linestyle() != "None"]
+    centres = [axes.transData.transform((x, y)) for x, y, _, _ in labels]
+    squares = np.array([*centres, *between(on_lines, 3.0 * point)]).reshape(-1, 2)
+    taken = np.concatenate([squares - 2.0 * point, squares + 2.0 * point], axis=1)  # (n, 4), as x0, y0, x1, y1
+    for (x, y, text, colour), centre in zip(labels, centres, strict=True):
+        trial = axes.text(x, y, text, fontsize=size)
+        box = trial.get_window_extent(renderer)
+        trial.remove()
+        choices = []
+        for radius, dx, dy in itertools.product((5, 10, 16, 24, 34), (1, 0, -1), (1, 0, -1)):
+            if dx or dy:
+                offset = np.array([dx, dy]) * radius / math.hypot(dx, dy)
+                middle, half = centre + point * offset + 0.5 * np.array([dx, dy]) * box.size, 0.5 * box.size
+                low, high = middle - half, middle + half
+                shared = np.minimum(high, taken[:, 2:]) - np.maximum(low, taken[:, :2])
+                covered = np.maximum(shared, 0.0).prod(axis=1).sum()
+                outside = max(0.0, *(frame.min - low), *(high - frame.max))
+                choices.append((covered + 1e3 * outside + radius * point, radius, offset, (dx, dy), [*low, *high]))
+        _, radius, offset, (dx, dy), where = min(choices, key=lambda choice: choice[0])
+        taken = np.concatenate([taken, [where]])
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=tuple(offset),
+            textcoords="offset points",
+            fontsize=size,
+            color=colour,
+            ha=("center", "left", "right")[dx],
+            va=("center", "bottom", "top")[dy],
+            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": colour, "shrinkB": 2} if radius > 10 else None,
+        )
+
+
+def between(lines, step: float):
+    """Points on polylines, about `step` apart."""
+    for start, end in itertools.chain.from_iterable(map(itertools.pairwise, lines)):
+        n = max(1, round(math.dist(start, end) / step))
+        yield from (start + (end - start) * i / n for i in range(1, n))
+
+
+# ---- the script
+
+
+@report_errors
+def main(argv=None) -> int:
+    extra = (
+        ("--out", {"help": "the folder to make for the results (default: a new one below runs/)"}),
+        ("--quiet", {"action": "store_true", "default": False, "help": "print nothing but the table"}),
+    )
+    given, other = parse_flags(Config, __doc__.split("\n\n")[0], argv, extra)
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    remark = (lambda text: None) if other["quiet"] else lambda text: print(text, file=sys.stderr)
+    if given.get("checkpoint"):
+        given = {"problem": "vae"} | given
+    config = dataclasses.replace(Config(), **given)
+    path = Path(other.get("out") or default_folder("gradients", config.problem, f"s{config.seed}"))
+    with user_errors():
+        config.check(given)
+        problem, facts = make_problem(config)
+        code = problem.code.name
+        if "estimators" not in given:
+            config = dataclasses.replace(config, estimators=tuple(n for n in config.estimators if handles(n, code)))
+        config = dataclasses.replace(config, code=code, samples=config.samples or SAMPLES[config.problem])
+        todo = rows(config.estimators, config.taus, code, remark)
+        for row in todo:
+            row.make().check_size(*problem.code.sizes(problem.logits.shape))
+        start = time.perf_counter()
+        table = Table(problem)
+        norm = math.sqrt(np.square(table.gradient).sum())
+        require(math.isfinite(norm), "the exact gradient is not finite: the model's parameters are damaged.")
+        require(norm > 0, "the exact gradient is 0: there is nothing to compare with.")
+        RunFolder.create(path, config, get_backend("numpy"))
+    (N, *_), seconds = table.codes.shape, time.perf_counter() - start
+    remark(f"folder {path}\nexact gradient of {config.images} × {N} outcomes in {seconds:.2f} s, norm {norm:.4g}")
+
+    width = 2 + max(len("estimator"), *(len(row.spec) for row in todo))
+    print(line(("estimator", "tau", *COLUMNS), width), flush=True)
+    results, rng = [], Rng(config.seed)
+    with user_errors():
+        for row in todo:
+            results.append(measure(row, table, rng, config.samples) | {"gradient_norm": norm} | facts)
+            with open(path / RESULTS, "a") as file:
+                file.write(json.dumps(results[-1], allow_nan=False) + "\n")
+            print(line(cells(results[-1]), width), flush=True)
+        draw(path / "bias_variance", results, negligible=float(np.sqrt(np.finfo(config.dtype).eps)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
