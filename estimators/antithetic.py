@@ -108,6 +108,7 @@ class _Antithetic(Estimator):
 
 class AR(_Antithetic):
     title = "AR, augment and REINFORCE"
+    caution = "without a baseline the noise is that of the whole cost, and the code can collapse before it is organised"
     paper = "Yin & Zhou 2019"
     evaluations = "1"
 

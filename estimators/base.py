@@ -1,8 +1,8 @@
 """What every estimator is: one call, `estimator(logits, cost, rng) -> per-example value`.
 
-The value is an unbiased estimate of E f(D) (of the relaxed cost, for an estimator whose samples are soft), and its
-backward pass leaves an estimate of ∇θ E f(D) in the logits θ and
-of the cost's own gradient in whatever the cost depends on (a decoder's weights, say).
+The value is an unbiased estimate of E f(D) (or of the `objective` that the estimator states instead), and its backward
+pass leaves an estimate of ∇θ E f(D) in the logits θ and of the cost's own gradient in whatever the cost depends on (a
+decoder's weights, say).
 
     logits θ  (B, ..., K)   a Tensor; the axes between the batch B and the K classes hold independent variables.
               (B, ...)      for bits (an estimator with code="bernoulli"): each place is one bit, p = σ(θ)
@@ -44,13 +44,14 @@ class Estimator:
     evaluations = ""  # evaluations of the cost per call
     cost_gradient = True  # does it differentiate the cost with respect to d?
     support = "hard"  # what the cost is evaluated on: "hard" samples, or "soft" points between them
-    randomness = "sample"  # what it is a function of: one joint "sample" D, several "samples", or "noise" behind them
+    randomness = "sample"  # of one joint "sample" D, several "samples", "uniform" or other "noise", or "none"
     codes = (categorical, bernoulli)  # the kinds of variables it handles; the first is the default
-    trains = ""  # why it cannot train a model with discrete variables, if it cannot
+    caution = ""  # why it may not train a model with discrete variables, if so
     sharpness = 1.0  # its samples have the logits sharpness · θ: not 1 where the forward distribution is changed
     multi_sample = False  # is its value −log mean e^(−f), a bound of several samples, instead of a mean of costs?
     state: tuple[str, ...] = ()
     learned: Learned | None = None  # parameters that it trains by itself
+    _latest = None  # what the latest call saw, for `update`
 
     def __init_subclass__(cls):
         cls.code = cls.codes[0]
@@ -104,7 +105,7 @@ class Estimator:
             self.learned.step()
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Everything that later calls depend on, as arrays on the host."""
+        """After an `update`: everything that later calls depend on, as arrays on the host."""
         state = {name: np.array(to_host(getattr(self, name))) for name in self.state}
         return state | (self.learned.state_dict() if self.learned else {})
 
@@ -115,6 +116,7 @@ class Estimator:
             raise ValueError("the saved estimator state belongs to another estimator.")
         for name, value in own.items():
             setattr(self, name, value[()] if value.ndim == 0 else value)
+        self._latest = None
         if self.learned is not None:
             self.learned.load_state_dict({name: value for name, value in state.items() if name not in own})
 

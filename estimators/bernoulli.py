@@ -128,8 +128,7 @@ def conditional_vjp(p, bit, z, u):
                  s = (1 − p) + p e^(−z̃)  if b,    p + (1 − p) e^z̃  if not.
     """
     xp = array_module(z)
-    other = xp.where(bit > 0, 1.0 - p, p)
-    return (1.0 - other) * -xp.expm1(-abs(z)) * u  # 1 − s without cancellation
+    return xp.where(bit > 0, p, 1.0 - p) * -xp.expm1(-abs(z)) * u  # 1 − s without cancellation
 
 
 conditional_jvp = conditional_vjp  # a bit's Jacobian is diagonal

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 
 from minigrad.backend import array_module
-from minigrad.fused import TINY, inner, softmax_array, softmax_vjp
+from minigrad.fused import MASKED, TINY, inner, softmax_array, softmax_vjp
 from minigrad.random import argmax_one_hot
 
 import numpy as np
@@ -57,9 +57,9 @@ def square(a):
 
 
 def log_odds(q):
-    """Logits whose probabilities are q: log q, no lower than the smallest float32."""
+    """Logits whose probabilities are q: log q, and as good as −∞ where q is 0."""
     xp = array_module(q)
-    return xp.log(xp.maximum(q, TINY))
+    return xp.where(q > 0, xp.log(xp.maximum(q, TINY)), MASKED)
 
 
 # ---- enumeration

@@ -90,7 +90,7 @@ class GappedStraightThrough(TemperedSampler):
     """gap: a number ≥ 0, or "p".
 
     For the ablation of its three properties: consistent=0 leaves θ as it is (which is straight-through), gap=0 keeps
-    the consistency only, detached=0 differentiates the perturbation.
+    the consistency only, detached=0 differentiates the perturbation (but not the gap of "p").
     """
 
     title = "Gapped straight-through"

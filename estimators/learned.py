@@ -69,11 +69,16 @@ class Learned:
         return {LEARNED + name: value for name, value in state.items()}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Before the first use the state is kept until then. ValueError if it belongs to another estimator."""
+        """What waits for the next `step` is forgotten. Before the first use the state is kept until then.
+
+        ValueError if it belongs to another estimator.
+        """
+        self._gradients = None
+        if not state:  # saved before the first use: as if nothing had been learned
+            self.parameters, self._loaded = {}, None
+            return
         if not self.parameters:
             self._loaded = dict(state)
-            return
-        if not state:  # saved before the first use
             return
         state = {name.removeprefix(LEARNED): value for name, value in state.items()}
         if {name: value.shape for name, value in state.items() if "optimizer." not in name} != {

@@ -51,13 +51,15 @@ class Nvil(Estimator):
             self.objective = "E f(D)"
         self.learned = Learned(lr)
         self.mean = self.variance = 0.0
-        self.started, self._latest = False, None
+        self.started = False
 
     def estimate(self, logits, cost, rng):
         xp, p, d = array_module(logits.data), self.code.probability(logits.data), self.code.sample(rng, logits.data)
         f = cost(Tensor(d))
         x = logits.data if self.inputs is None else self.inputs
         x = x.reshape(len(x), -1)
+        if self.learned.parameters and self.learned["W1"].shape[0] != x.shape[1]:
+            raise ValueError(f"NVIL's baseline saw inputs of width {self.learned['W1'].shape[0]}, not {x.shape[1]}.")
         self.learned.start(lambda: self.initial(rng.site("baseline"), x.shape[1]), like=p)
         mean, variance = on_device(self.mean, p), on_device(self.variance, p)
         with enable_grad():  # the baseline has a graph of its own, and its own objective

@@ -1,9 +1,9 @@
 """REBAR, RELAX and LAX: score functions with a relaxed control variate, whose mean is estimated by reparametrisation.
 
-All three subtract c(z̃) from the cost, where z̃ is a relaxed sample that knows D, and give its expectation back through
-∂c(z)/∂θ − ∂c(z̃)/∂θ. They differ in c: REBAR's is the cost itself on a softened sample, RELAX adds a network, LAX is the
-network alone, without conditioning. Whatever c is, the estimate stays unbiased, so its parameters are trained on the
-only thing they can change, the variance.
+REBAR and RELAX subtract c(z̃) from the cost, where z̃ is a relaxed sample that knows D, and give its expectation back
+through ∂c(z)/∂θ − ∂c(z̃)/∂θ. REBAR's c is the cost itself on a softened sample, RELAX adds a network. LAX has the
+network alone, and no conditioning: it works on the score of z. Whatever c is, the estimate stays unbiased, so its
+parameters are trained on the only thing they can change, the variance.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Network:
         slope = exists * (((1.0 - h * h) * self.w2) @ self.W1.T)
         return h @ self.w2 + self.b2, slope.reshape(z.shape)
 
-    def mixed(self, index, a, v):
+    def mixed(self, index, a, v, learn_tau=True):
         """The derivatives of  Σ_b a_b c(z_b) + ⟨v_b, ∇c(z_b)⟩  with respect to the weights, z the index-th point seen.
 
         With s = 1 − h², t = W₁ᵀ v and u the pre-activation, the second term is Σ_b ⟨s ⊙ w₂, t⟩, and ∂s/∂u = −2 h s:
@@ -185,21 +185,21 @@ class Rebar(Estimator):
         (c_given, dc_given), dc = _total(at_given), _total(at_z)[1]
         g = relax_gradient(p, d, z_given, f.data, c_given, dc, dc_given, code)
 
-        # ∂‖ĝ‖²/∂φ: ĝ is linear in c(z̃), ∇c(z) and ∇c(z̃), so w = 2ĝ/B reaches them as −⟨w, D − p⟩, w and −(∂z̃/∂θ) w
-        w = squared_norm_gradient(g)
-        a, v = -dot(w, d - p), -code.conditional_jvp(p, d, z_given, w)
-        self.learned.learn(self.mixed(controls, [(0, 0.0 * a, w), (0 if self.coupled else 1, a, v)]))
+        # ∂‖ĝ‖²/∂φ: ĝ is linear in c(z̃), ∇c(z) and ∇c(z̃), so u = 2ĝ/B reaches them as −⟨u, D − p⟩, u and −(∂z̃/∂θ) u
+        u = squared_norm_gradient(g)
+        a, v = -dot(u, d - p), -code.conditional_jvp(p, d, z_given, u)
+        self.learned.learn(self.mixed(controls, [(0, 0.0 * a, u), (0 if self.coupled else 1, a, v)]))
         return attach_gradient(f, logits, g)
 
     def mixed(self, controls, terms) -> dict:
         if self.coupled:  # one point serves both terms, and they are linear in a and v
             (_, a0, v0), (_, a1, v1) = terms
             terms = [(0, a0 + a1, v0 + v1)]
-        options = {"learn_tau": self.tau_every > 0 and int(self.updates) % self.tau_every == 0}
+        learn_tau = self.tau_every > 0 and int(self.updates) % self.tau_every == 0
         gradients: dict = {}
         for control in controls:
             for index, a, v in terms:
-                found = control.mixed(index, a, v, **(options if isinstance(control, SoftenedCost) else {}))
+                found = control.mixed(index, a, v, learn_tau)
                 gradients |= {k: gradients[k] + x if k in gradients else x for k, x in found.items()}
         return gradients
 
@@ -246,7 +246,8 @@ class Lax(Estimator):
         self.learned.start(lambda: Network.initial(rng.site("weights"), inputs, self.hidden), like=theta)
         noise = self.code.noise(rng, theta)
         z = theta + noise
-        f, network, score = cost(Tensor(self.code.harden(z))), Network(self.learned), self.code.noise_score(noise)
+        f, network = cost(Tensor(self.code.harden(z))), Network(self.learned)
+        score = self.code.noise_score(noise) * (theta > 0.5 * MASKED)  # a masked class has no part in it
         c, dc = network(z)
         g = lax_gradient(score, f.data, c, dc)
         w = squared_norm_gradient(g)

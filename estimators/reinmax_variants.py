@@ -40,6 +40,8 @@ def reinmax_rao(logits, onehot, exponential, *, tau=1.0):
                  θ_D = log ½(p + D):
                  dθ = 2 · (1/S) Σₛ (1/τ) J(yₛ) g − ½ J(p) g,      yₛ = softmax(Qₛ/τ),   Qₛ ~ (θ_D + G | argmax = D)
     Exact when   never in general: the smoothing moves the Jacobian away from the point for which Heun's rule is exact.
+    Misprints    eq. 17 is said to have its second term at θ_D, and eq. 18 to lack a factor 2; neither would leave
+                 ReinMax where the noise is averaged out completely.
     Costs        one evaluation of f and its gradient; S cheap softmaxes.
     Note         Rao & Blackwell do not promise anything here: given D, ReinMax is a constant, so there is no noise to
                  average out. What changes is the bias.
@@ -77,7 +79,8 @@ def reinmax_cv(logits, onehot, exponential, gumbel, *, tau=1.0, scale=1.0):
                  What it changes is the bias: given D, the mean of the bracket is not 0, whether G is the noise that
                  drew D (its law is conditioned on argmax(θ + G) = D, not on θ_D) or fresh.
     Costs        one evaluation of f and its gradient; S + 1 cheap softmaxes.
-    Differs      from the authors' early code, which hands the soft sample softmax((θ + G)/τ) on in the place of G.
+    Differs      from the authors' early code, which hands the soft sample softmax(θ + G) on in the place of G, without
+                 the division by τ inside.
 
     logits, onehot, gumbel (..., K), exponential (S, ..., K)   ->   onehot, with gradients towards the logits
     """

@@ -16,6 +16,8 @@ import numpy as np
 
 from .base import Estimator, attach_gradient, check_decay, check_samples, on_device, weigh
 
+NO_BASELINE = "without a baseline the noise is that of the whole cost, and the code can collapse before it is organised"
+
 
 def reinforce_gradient(p, d, costs, baseline=0.0):
     """REINFORCE (Williams 1992).   D ~ Cat(p), p = softmax(θ), drawn by the caller.
@@ -44,7 +46,8 @@ def minimum_variance_gradient(p, d, costs, baseline):
 
     p, d (B, ..., K), costs (B,), baseline (..., 1) or a number   ->   dθ (B, ..., K);    for bits p, d (B, ...)
     """
-    return (weigh(costs, d * 0.0 + 1.0) - baseline) * (d - p)
+    per_variable = costs.reshape(costs.shape + (1,) * (d.ndim - costs.ndim))
+    return (per_variable - baseline) * (d - p)
 
 
 def rloo_gradient(p, ds, costs):
@@ -65,6 +68,7 @@ def rloo_gradient(p, ds, costs):
 class Reinforce(Estimator):
     title = "REINFORCE"
     paper = "Williams 1992"
+    caution = NO_BASELINE
     exact_for = "all"
     evaluations = "1"
     cost_gradient = False
@@ -90,12 +94,12 @@ class ReinforceRunningMean(Reinforce):
     """
 
     title = "REINFORCE, running mean"
+    caution = ""
     paper = "Williams 1992; Mnih & Gregor 2014"
     state = ("mean", "started")
 
     def __init__(self, decay: float = 0.9):
         self.decay, self.mean, self.started = check_decay(decay), 0.0, False
-        self._latest = None
 
     def baseline(self, like):
         return on_device(self.mean, like)
@@ -108,11 +112,6 @@ class ReinforceRunningMean(Reinforce):
             new = self._latest
             self.mean = self.decay * on_device(self.mean, new) + (1.0 - self.decay) * new if self.started else new
             self.started, self._latest = True, None
-
-    def load_state_dict(self, state):
-        super().load_state_dict(state)
-        if not self.started:
-            self.mean = 0.0  # a float64 zero would turn float32 costs into float64
 
 
 class ReinforceMinimumVariance(Estimator):
@@ -131,7 +130,6 @@ class ReinforceMinimumVariance(Estimator):
     def __init__(self, decay: float = 0.9):
         self.decay = check_decay(decay)
         self.weighted_cost = self.weight = np.zeros(0)  # E[‖D − p‖² f] and E[‖D − p‖²]; empty before the first batch
-        self._latest = None
 
     def estimate(self, logits, cost, rng):
         p, d = self.code.probability(logits.data), self.code.sample(rng, logits.data)

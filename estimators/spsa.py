@@ -25,7 +25,7 @@ def spsa_gradient(plus, minus, delta, width):
 class Spsa(Estimator):
     """width: c > 0. Both perturbed samples are drawn with the same noise, so that most differences are 0.
 
-    The variance grows with the number of logits and as 1/c, so that of all estimators it makes the least of a sample.
+    The variance grows with the number of logits and as 1/c: for models with many logits it is far too noisy.
     """
 
     title = "SPSA"

@@ -13,8 +13,8 @@ from .base import Estimator, attach_gradient
 def sticks(theta):
     """The chain's logits: ψ_c = θ_c − log Σ_{i>c} e^θᵢ, so that  P(class = c | class ≥ c) = σ(ψ_c).
 
-    theta (..., K) in ascending order, so that the sum always has the largest term   ->   ψ (..., K−1), and
-    wᵢ|c = e^θᵢ / Σ_{i'>c} e^θᵢ'  as the pair (e^θ, Σ_{i>c} e^θᵢ), both relative to the largest
+    theta (..., K) in ascending order, so that the sum always has the largest term   ->   ψ (..., K−1), and for
+    `sticks_vjp` e^θ (..., K) and Σ_{i>c} e^θᵢ (..., K−1), both relative to the largest e^θ
     """
     xp = array_module(theta)
     e = xp.exp(theta - theta[..., -1:])

@@ -80,6 +80,7 @@ class StraightThrough(TemperedSampler):
 
 class IdentityStraightThrough(Sampler):
     title = "Straight-through, identity"
+    caution = "its gradient is too large by 1/(p(1 − p)), and outweighs the KL term beside it"
     paper = "Hinton 2012; Bengio, Léonard & Courville 2013"
     exact_for = "none"
     codes = (bernoulli,)

@@ -18,7 +18,8 @@ def sum_and_sample_gradient(p, classes, weights, costs):
                  E[f(D)(D − p)] = Σ_{k∈T} pₖ fₖ (eₖ − p) + (1 − p(T)) E[f(D)(D − p) | D ∉ T]
                  and draw z from what is left:
                  dθ = Σ_{k∈T} pₖ fₖ (eₖ − p) + (1 − p(T)) f_z (e_z − p)
-                 A number taken from all f alike changes no expectation; f of the most probable class is one for free.
+                 Subtracting the same number from all costs leaves the expectation as it is, if it does not depend
+                 on z; the cost of the most probable class comes for free.
     Exact when   always; for one variable without variance when T leaves no more than one class.
     Costs        C + 1 evaluations of f for each variable.
 
@@ -49,11 +50,11 @@ class SumAndSample(Estimator):
         xp = array_module(logits.data)
         L, K = categorical.sizes(logits.shape)
         theta = logits.data.reshape(-1, L, K)
-        p, left, classes = categorical.probability(theta), theta, []
+        p, left, classes, weights = categorical.probability(theta), theta, [], []
         for _ in range(min(self.summed, K - 1)):
             classes.append(categorical.harden(left))
+            weights.append((p * classes[-1] * (left > MASKED)).sum(axis=-1))  # 0 where no class is left to be summed
             left = xp.where(classes[-1] > 0, MASKED, left)
-        weights = [(c * p).sum(axis=-1) for c in classes]
         weights.append((p * (left > MASKED)).sum(axis=-1))
         classes.append(rng.site("rest").one_hot(left))
 

@@ -53,7 +53,7 @@ def noisy_rectifier(logits, noise):
 
 class StochasticTimesSmooth(Sampler):
     title = "Stochastic times smooth"
-    trains = NO_BIT
+    caution = NO_BIT
     paper = "Bengio, Léonard & Courville 2013"
     objective = "E f(h), h = b·√p"
     exact_for = "none"
@@ -71,7 +71,7 @@ class NoisyRectifier(Sampler):
     """noise: "logistic", with P(h > 0) = σ(a), or "normal", as in the paper's experiments."""
 
     title = "Noisy rectifier"
-    trains = NO_BIT
+    caution = NO_BIT
     paper = "Bengio, Léonard & Courville 2013"
     objective = "E f(h), h = max(0, a + z)"
     exact_for = "all"

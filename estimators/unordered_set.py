@@ -16,7 +16,7 @@ from minigrad.random import one_hot
 from . import categorical
 from .base import Estimator, attach_gradient, check_samples, weigh
 
-_FLOOR = -100.0  # log-probabilities below this are taken for it: an outcome that is masked, or as good as impossible
+_FLOOR = -1e6  # a joint outcome with a lower log-probability is masked
 
 
 def stochastic_beam_search(log_p, gumbel, samples):

@@ -8,7 +8,7 @@ from minigrad import Tensor
 from minigrad.backend import array_module
 from minigrad.ops import logsumexp, stack
 
-from .base import Estimator, attach_gradient, check_samples, weigh
+from .base import Estimator, attach_gradient, check_samples, mean_of_others, weigh
 
 
 def log_mean_exp(x):
@@ -31,10 +31,10 @@ def vimco_gradient(p, ds, costs):
 
     p (B, ..., K), ds (S, B, ..., K), costs f (S, B)   ->   dθ (B, ..., K)
     """
-    xp, S, bound = array_module(p), len(costs), log_mean_exp(-costs)
-    others = (costs.sum(axis=0) - costs) / (S - 1)  # the mean of the others, for each s
+    xp, bound = array_module(p), log_mean_exp(-costs)
+    others = mean_of_others(costs)
     signals = []
-    for s in range(S):
+    for s in range(len(costs)):
         swapped = -costs
         swapped[s] = -others[s]
         signals.append(bound - log_mean_exp(swapped))

@@ -10,7 +10,7 @@ from .base import Sampler
 
 def _half_and_half(logits, d, *, code=categorical):
     """½ softmax(θ) for the first half; for the second, ½ D ⟨D − p, θ⟩, whose θ-gradient along g is ½⟨g, D⟩(D − p),
-    and −½ p ⟨D − p, θ⟩ to turn D into D − p. All but the last θ are constants."""
+    and −½ p ⟨D − p, θ⟩ to turn D into D − p. The θ inside D − p are constants."""
     score = d - code.probability(logits)
     return (0,), lambda logits: 0.5 * code.probability(logits) + 0.5 * score * code.inner(score, logits)
 

@@ -91,8 +91,8 @@ class Training:
             c.check()
             self.backend = get_backend(c.backend)
             self.estimator = create(c.estimator, c.tau, c.code or None)
-            if self.estimator.trains:
-                log.warning("%s is not expected to train a model: %s.", c.estimator, self.estimator.trains)
+            if self.estimator.caution:
+                log.warning("%s may not train the model: %s.", c.estimator, self.estimator.caution)
             bits = self.estimator.code.name == "bernoulli"
             variables = c.variables or (24 if bits else 8)
             self.estimator.check_size(variables, 2 if bits else c.categories)

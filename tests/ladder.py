@@ -2,7 +2,6 @@
 
 import itertools
 
-from estimators import create
 from estimators.enumeration import Given
 from estimators.exact import exact_gradient
 from minigrad import Rng, Tensor
@@ -97,11 +96,6 @@ def z_scores(x, mean):
     """How many standard errors the mean of x (n, ...) lies from `mean`; 0 where x does not vary and is right."""
     error = x.std(axis=0) / np.sqrt(len(x))
     return (x.mean(axis=0) - mean) / np.maximum(error, 1e-9)
-
-
-def estimate(name, code, **options):
-    estimator = create(name, **options)
-    return estimator.of(code)
 
 
 def monte_carlo(problem, estimator, n, seed=0):

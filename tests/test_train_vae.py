@@ -47,7 +47,7 @@ def test_a_run_leaves_its_results_and_ends_with_the_promised_line(tmp_path, caps
     assert "run folder" in captured.err
 
 
-@pytest.mark.parametrize("estimator", ["reinmax", "reinforce-mean", "gumbel-softmax"])
+@pytest.mark.parametrize("estimator", ["reinmax", "reinforce-mean", "gumbel-softmax", "rebar:tau_every=3", "nvil"])
 @pytest.mark.parametrize("pixels", ["gray", "dynamic"])
 def test_resume_continues_bit_for_bit_after_ctrl_c(tmp_path, capsys, monkeypatch, estimator, pixels):
     flags = ["--estimator", estimator, "--pixels", pixels]
