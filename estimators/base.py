@@ -178,6 +178,38 @@ def masked(logits: Tensor, mask) -> Tensor:
     return mask_logits(logits, asarray_like(mask, logits.data))
 
 
+class AveragedSampler(TemperedSampler):
+    """A tempered sampler of one-hots that averages over S ≥ 1 draws of the noise, given the sample (ValueError)."""
+
+    randomness = "noise"
+    codes = (categorical,)
+
+    def __init__(self, tau: float = 1.0, samples: int = 10):
+        super().__init__(tau)
+        self.samples = check_samples(samples, least=1)
+
+    def conditional_noise(self, logits, rng):
+        """Exp(1), (S, ..., K), what `conditional_gumbel` makes its draws of."""
+        return rng.site("conditional").exponential((self.samples, *logits.shape), like=logits.data)
+
+
+class DecoupledSampler(Sampler):
+    """A sampler with one temperature for the sample and another one for its derivative.
+
+    D ~ Cat(softmax(θ/τ_f)): **the forward distribution changes**, so whatever else depends on it (a KL term, an
+    evaluation) must use the logits `sharpness`·θ, sharpness = 1/τ_f.
+
+    tau_f, tau_b: positive and finite (ValueError).
+    """
+
+    objective = "E f(D), D ~ softmax(θ/τ_f)"
+    exact_for = "none"
+
+    def __init__(self, tau_f: float, tau_b: float):
+        self.tau_f, self.tau_b = check_tau(tau_f), check_tau(tau_b)
+        self.sharpness = 1.0 / self.tau_f
+
+
 def on_device(x, like):
     """A number or an array that may still be on the host, restored from a state, as an array where `like` lives."""
     return asarray_like(np.asarray(x, like.dtype), like) if isinstance(x, float | np.generic | np.ndarray) else x

@@ -5,8 +5,7 @@ from __future__ import annotations
 from minigrad import op
 from minigrad.fused import inner, softmax_array
 
-from . import categorical
-from .base import TemperedSampler, check_samples
+from .base import AveragedSampler
 from .categorical import conditional_gumbel
 
 
@@ -42,20 +41,13 @@ def gumbel_rao(logits, onehot, exponential, *, tau=1.0):
     return onehot, backward
 
 
-class GumbelRao(TemperedSampler):
+class GumbelRao(AveragedSampler):
     """samples: the number S of conditional Gumbel draws averaged for each outcome."""
 
     title = "Gumbel-Rao"
     paper = "Paulus, Maddison & Krause 2021"
     exact_for = "none"
-    randomness = "noise"
-    codes = (categorical,)
-
-    def __init__(self, tau: float = 1.0, samples: int = 10):
-        super().__init__(tau)
-        self.samples = check_samples(samples, least=1)
 
     def draw(self, logits, rng):
         onehot = rng.one_hot(logits.data)
-        exponential = rng.site("conditional").exponential((self.samples, *logits.shape), like=logits.data)
-        return gumbel_rao(logits, onehot, exponential, tau=self.tau)
+        return gumbel_rao(logits, onehot, self.conditional_noise(logits, rng), tau=self.tau)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from minigrad import op
 
 from . import categorical
-from .base import Sampler, TemperedSampler, check_tau
+from .base import DecoupledSampler, TemperedSampler
 
 
 @op
@@ -105,19 +105,15 @@ class STGumbelSoftmax(TemperedSampler):
         return st_gumbel_softmax(logits, self.code.noise(rng, logits.data), tau=self.tau, code=self.code)
 
 
-class DecoupledSTGumbelSoftmax(Sampler):
-    """tau_f, tau_b: positive and finite (ValueError). The defaults are the paper's best for a VAE of 4 variables of 8
-    classes. The forward distribution has the logits `sharpness`·θ, sharpness = 1/τ_f."""
+class DecoupledSTGumbelSoftmax(DecoupledSampler):
+    """The defaults are the paper's best for a VAE of 4 variables of 8 classes."""
 
     title = "Decoupled ST Gumbel-Softmax"
     paper = "Shah, Yan, Mozer & Liu 2024"
-    objective = "E f(D), D ~ softmax(θ/τ_f)"
-    exact_for = "none"
     randomness = "noise"
 
     def __init__(self, tau_f: float = 1.6, tau_b: float = 1.3):
-        self.tau_f, self.tau_b = check_tau(tau_f), check_tau(tau_b)
-        self.sharpness = 1.0 / self.tau_f
+        super().__init__(tau_f, tau_b)
 
     def draw(self, logits, rng):
         noise = self.code.noise(rng, logits.data)

@@ -12,7 +12,7 @@ from minigrad import op
 from minigrad.fused import softmax_array, softmax_vjp
 
 from . import categorical
-from .base import TemperedSampler, check_samples
+from .base import AveragedSampler
 from .categorical import conditional_gumbel
 
 
@@ -98,23 +98,16 @@ def reinmax_cv(logits, onehot, exponential, gumbel, *, tau=1.0, scale=1.0):
     return onehot, backward
 
 
-class ReinMaxRao(TemperedSampler):
+class ReinMaxRao(AveragedSampler):
     """tau: of the smoothing (θ_D itself has none).  samples: S ≥ 1."""
 
     title = "ReinMax-Rao"
     paper = "Wang & Bui 2026"
     exact_for = "none"
-    randomness = "noise"
-    codes = (categorical,)
-
-    def __init__(self, tau: float = 1.0, samples: int = 10):
-        super().__init__(tau)
-        self.samples = check_samples(samples, least=1)
 
     def draw(self, logits, rng):
         onehot = rng.one_hot(logits.data)
-        exponential = rng.site("conditional").exponential((self.samples, *logits.shape), like=logits.data)
-        return reinmax_rao(logits, onehot, exponential, tau=self.tau)
+        return reinmax_rao(logits, onehot, self.conditional_noise(logits, rng), tau=self.tau)
 
 
 class ReinMaxCV(ReinMaxRao):
@@ -135,5 +128,5 @@ class ReinMaxCV(ReinMaxRao):
         onehot = categorical.harden(logits.data + gumbel)
         if self.gs_noise == "fresh":
             gumbel = rng.site("fresh").gumbel(logits.shape, like=logits.data)
-        exponential = rng.site("conditional").exponential((self.samples, *logits.shape), like=logits.data)
-        return reinmax_cv(logits, onehot, exponential, gumbel, tau=self.tau, scale=self.scale)
+        noise = self.conditional_noise(logits, rng)
+        return reinmax_cv(logits, onehot, noise, gumbel, tau=self.tau, scale=self.scale)

@@ -11,7 +11,7 @@ from minigrad import op
 from minigrad.backend import array_module
 
 from . import bernoulli, categorical
-from .base import Sampler, TemperedSampler, check_tau
+from .base import DecoupledSampler, Sampler, TemperedSampler
 
 
 def _softened(logits, d, *, tau=1.0, code=categorical):
@@ -89,23 +89,14 @@ class IdentityStraightThrough(Sampler):
         return identity_straight_through(logits, self.code.sample(rng, logits.data))
 
 
-class DecoupledStraightThrough(Sampler):
-    """Straight-through with one temperature for the sample and another one for its derivative.
-
-    D ~ Cat(softmax(θ/τ_f)): **the forward distribution changes**, so whatever else depends on it (a KL term, an
-    evaluation) must use the logits `sharpness`·θ, sharpness = 1/τ_f.    dθ = (1/τ_b) J(softmax(θ/τ_b)) g
-
-    tau_f, tau_b: positive and finite (ValueError).
-    """
+class DecoupledStraightThrough(DecoupledSampler):
+    """D ~ Cat(softmax(θ/τ_f)) and dθ = (1/τ_b) J(softmax(θ/τ_b)) g: **the forward distribution changes**."""
 
     title = "Decoupled straight-through"
     paper = "Shah, Yan, Mozer & Liu 2024"
-    objective = "E f(D), D ~ softmax(θ/τ_f)"
-    exact_for = "none"
 
     def __init__(self, tau_f: float = 1.0, tau_b: float = 1.3):
-        self.tau_f, self.tau_b = check_tau(tau_f), check_tau(tau_b)
-        self.sharpness = 1.0 / self.tau_f
+        super().__init__(tau_f, tau_b)
 
     def draw(self, logits, rng):
         d = self.code.sample(rng, logits.data / self.tau_f)

@@ -146,7 +146,7 @@ class RunFolder:
     def resume(cls, path, config_class, given: dict, may_change: set[str]):
         """(folder, config): the stored configuration, which the flags `given` may not contradict."""
         path = Path(path)
-        require(path.is_dir(), f"there is no run folder {path} to resume.")
+        require(path.is_dir(), f"there is no run folder {path}.")
         try:
             stored = json.loads((path / CONFIG).read_text())["config"]
             defaults = {f.name: f.default for f in dataclasses.fields(config_class)}
