@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minigrad import Tensor, enable_grad, grad
 from minigrad.backend import array_module
-from minigrad.fused import linear
+from minigrad.fused import MASKED, linear
 from minigrad.nn import xavier_uniform
 from minigrad.ops import tanh
 
@@ -56,7 +56,7 @@ class Nvil(Estimator):
     def estimate(self, logits, cost, rng):
         xp, p, d = array_module(logits.data), self.code.probability(logits.data), self.code.sample(rng, logits.data)
         f = cost(Tensor(d))
-        x = logits.data if self.inputs is None else self.inputs
+        x = xp.where(logits.data > 0.5 * MASKED, logits.data, 0.0) if self.inputs is None else self.inputs
         x = x.reshape(len(x), -1)
         if self.learned.parameters and self.learned["W1"].shape[0] != x.shape[1]:
             raise ValueError(f"NVIL's baseline saw inputs of width {self.learned['W1'].shape[0]}, not {x.shape[1]}.")
