@@ -162,6 +162,8 @@ class TemperedSampler(Sampler):
 
     def __init__(self, tau: float = 1.0):
         self.tau = check_tau(tau)
+        if tau != 1.0 and self.support == "hard":
+            self.exact_for = "none"  # a temperature trades what exactness there is for less variance
 
 
 def masked(logits: Tensor, mask) -> Tensor:

@@ -257,8 +257,7 @@ def test_options_that_cost_an_estimator_its_exactness(spec, code, cost):
     error = np.abs(g - claimed).max() / np.abs(claimed).max()
     still_exact = spec.startswith("darn") and cost == "linear"
     assert error < 1e-10 if still_exact else error > 5e-3
-    if "tau" not in spec:
-        assert (cost in EXACT_ON[estimator.exact_for]) == still_exact
+    assert (cost in EXACT_ON[estimator.exact_for]) == still_exact
 
 
 def test_every_cell_is_there():
