@@ -13,7 +13,7 @@ from minigrad.fused import TINY
 from minigrad.ops import stable_sigmoid, stack
 
 from . import bernoulli
-from .base import Estimator, attach_gradient, check_samples, weigh
+from .base import NO_BASELINE, Estimator, attach_gradient, check_samples, weigh
 
 
 def ar_gradient(u, costs):
@@ -108,7 +108,7 @@ class _Antithetic(Estimator):
 
 class AR(_Antithetic):
     title = "AR, augment and REINFORCE"
-    caution = "without a baseline the noise is that of the whole cost, and the code can collapse before it is organised"
+    caution = NO_BASELINE
     paper = "Yin & Zhou 2019"
     evaluations = "1"
 

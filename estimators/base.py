@@ -29,6 +29,8 @@ import numpy as np
 from . import bernoulli, categorical
 from .learned import LEARNED, Learned
 
+NO_BASELINE = "without a baseline the noise is that of the whole cost, and the code can collapse before it is organised"
+
 
 class Estimator:
     """Base class. A subclass states its facts as class attributes and implements `estimate`.
@@ -143,10 +145,8 @@ def value_and_grad(cost, point):
     Only the way from the point to the cost is differentiated: a decoder's weights get no gradient from an evaluation
     that serves a control variate, and their matrix products are not computed.
     """
-    with enable_grad():
-        z = Tensor(point, requires_grad=True)
-        f = cost(z)
-        return f.data, grad(f.sum(), [z])[0]
+    f, g = cost_and_gradient(cost, point)
+    return f.data, g
 
 
 def cost_and_gradient(cost, point):
@@ -215,6 +215,11 @@ class DecoupledSampler(Sampler):
 def on_device(x, like):
     """A number or an array that may still be on the host, restored from a state, as an array where `like` lives."""
     return asarray_like(np.asarray(x, like.dtype), like) if isinstance(x, float | np.generic | np.ndarray) else x
+
+
+def exponential_mean(decay: float, old, new):
+    """β old + (1 − β) new; the old mean may still be on the host."""
+    return decay * on_device(old, new) + (1.0 - decay) * new
 
 
 def check_tau(tau: float) -> float:

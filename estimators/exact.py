@@ -84,29 +84,23 @@ class Exact(Estimator):
     def estimate(self, logits, cost, rng):
         codes, costs = enumerate_costs(cost, logits, self.code)
         F = array_module(logits.data).stack([f.data for f in costs], axis=1)
-        dtheta, q = exact_gradient(self.code.probability(logits.data), codes, F, self.code)
+        dtheta, q = self.gradient(logits.data, codes, F)
         return attach_gradient((stack(*costs, axis=1) * q).sum(axis=1), logits, dtheta)
 
+    def gradient(self, logits, codes, costs):
+        return exact_gradient(self.code.probability(logits), codes, costs, self.code)
 
-class FiniteDifferences(Estimator):
+
+class FiniteDifferences(Exact):
     """step: h > 0. ValueError when there are more than 16,384 joint outcomes."""
 
     title = "Finite differences of the expectation"
     paper = "the definition of the derivative"
     exact_for = "none"
-    evaluations = "Kᴸ"
-    cost_gradient = False
-    randomness = "none"
 
     def __init__(self, step: float = 1e-2):
         self.step = check_positive("step", step)
 
-    def check_size(self, variables, categories):
-        check_outcomes(variables, categories)
-
-    def estimate(self, logits, cost, rng):
-        codes, costs = enumerate_costs(cost, logits, self.code)
-        F = array_module(logits.data).stack([f.data for f in costs], axis=1)
-        g = finite_difference_gradient(logits.data, codes, F, self.step, self.code)
-        q = self.code.outcome_probability(self.code.probability(logits.data), codes)
-        return attach_gradient((stack(*costs, axis=1) * q).sum(axis=1), logits, g)
+    def gradient(self, logits, codes, costs):
+        q = self.code.outcome_probability(self.code.probability(logits), codes)
+        return finite_difference_gradient(logits, codes, costs, self.step, self.code), q

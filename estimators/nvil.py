@@ -10,7 +10,7 @@ from minigrad.ops import tanh
 
 import numpy as np
 
-from .base import Estimator, Learned, attach_gradient, check_decay, check_samples, on_device, weigh
+from .base import Estimator, Learned, attach_gradient, check_decay, check_samples, exponential_mean, on_device, weigh
 
 
 def nvil_gradient(p, d, costs, baseline, scale=1.0):
@@ -81,6 +81,6 @@ class Nvil(Estimator):
     def update(self):
         super().update()
         if self._latest is not None:
-            mix = lambda old, new: self.decay * on_device(old, new) + (1.0 - self.decay) * new if self.started else new
+            mix = lambda old, new: exponential_mean(self.decay, old, new) if self.started else new
             self.mean, self.variance = map(mix, (self.mean, self.variance), self._latest)
             self.started, self._latest = True, None

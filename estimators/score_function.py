@@ -14,9 +14,16 @@ from minigrad.ops import stack
 
 import numpy as np
 
-from .base import Estimator, attach_gradient, check_decay, check_samples, on_device, weigh
-
-NO_BASELINE = "without a baseline the noise is that of the whole cost, and the code can collapse before it is organised"
+from .base import (
+    NO_BASELINE,
+    Estimator,
+    attach_gradient,
+    check_decay,
+    check_samples,
+    exponential_mean,
+    on_device,
+    weigh,
+)
 
 
 def reinforce_gradient(p, d, costs, baseline=0.0):
@@ -110,7 +117,7 @@ class ReinforceRunningMean(Reinforce):
     def update(self):
         if self._latest is not None:
             new = self._latest
-            self.mean = self.decay * on_device(self.mean, new) + (1.0 - self.decay) * new if self.started else new
+            self.mean = exponential_mean(self.decay, self.mean, new) if self.started else new
             self.started, self._latest = True, None
 
 
@@ -144,7 +151,7 @@ class ReinforceMinimumVariance(Estimator):
 
     def update(self):
         if self._latest is not None:
-            mix = lambda old, new: self.decay * on_device(old, new) + (1.0 - self.decay) * new if old.size else new
+            mix = lambda old, new: exponential_mean(self.decay, old, new) if old.size else new
             self.weighted_cost, self.weight = map(mix, (self.weighted_cost, self.weight), self._latest)
             self._latest = None
 

@@ -13,8 +13,7 @@ from .base import Estimator, attach_gradient, check_samples, mean_of_others, wei
 
 def log_mean_exp(x):
     """log (1/S) Σₛ e^xₛ over the first axis, on arrays, without overflow."""
-    m = x.max(axis=0)
-    return m + array_module(x).log(array_module(x).exp(x - m).mean(axis=0))
+    return logsumexp.rule(x, axis=0)[0] - math.log(len(x))
 
 
 def vimco_gradient(p, ds, costs):

@@ -20,7 +20,7 @@ from minigrad import Rng, Tensor, no_grad
 from minigrad.backend import array_module
 from minigrad.fused import bce_with_logits, kl_to_fair_coin, kl_to_uniform, log_softmax
 from minigrad.nn import MLP, Module
-from minigrad.ops import softplus, stable_sigmoid
+from minigrad.ops import logsumexp, softplus, stable_sigmoid
 
 import numpy as np
 
@@ -108,9 +108,7 @@ class DiscreteVAE(Module):
                 d = Tensor(self.draw(xp.broadcast_to(logits.data, shape), rng.site(start)))
                 log_likelihood = -bce_with_logits(self.decode(d), x)
                 log_weights.append((log_likelihood + self.log_prior - self.log_q(logits, d)).data)
-        log_w = xp.concatenate(log_weights)
-        m = log_w.max(axis=0)
-        return -(m + xp.log(xp.exp(log_w - m).mean(axis=0)))
+        return math.log(samples) - logsumexp.rule(xp.concatenate(log_weights), axis=0)[0]
 
     def reconstruct(self, x, rng: Rng, sharpness: float = 1.0):
         """The mean image σ(decoder) for one hard code of each x.   (B, D) -> (B, D) in (0, 1)"""
