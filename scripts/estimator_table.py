@@ -8,8 +8,8 @@ A test keeps both files current.
 
 from __future__ import annotations
 
+import argparse
 import inspect
-import sys
 from pathlib import Path
 
 from estimators import ESTIMATORS, facts
@@ -78,8 +78,11 @@ def with_table(file: str, text: str) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--write", action="store_true", help="put them into README.md and estimators/README.md")
+    write = parser.parse_args().write
     for file, (_, _, table) in TABLES.items():
-        if "--write" in sys.argv[1:]:
+        if write:
             (ROOT / file).write_text(with_table(file, (ROOT / file).read_text()))
         else:
             print(table())

@@ -8,8 +8,10 @@ against this file (`tests/test_cupy_api.py`) and drive the stand-in device array
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import json
+import sys
 from pathlib import Path
 
 TARGET = Path(__file__).resolve().parents[1] / "tests" / "cupy_api.json"
@@ -47,7 +49,11 @@ def parameters(function):
 
 
 def main() -> None:
-    import cupy
+    argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args()
+    try:
+        import cupy
+    except ImportError as error:
+        sys.exit(f"CuPy cannot be imported ({error}): pip install cupy-cuda13x first, no GPU is needed.")
 
     functions, ufuncs = {}, []
     for name in sorted(dir(cupy)):
