@@ -204,30 +204,128 @@ def embedding(table, ids):
     return table[ids], backward
 
 
+# ---- LSTM cells: one for n children, of which a sequence has one and a binary tree two
+
+
+def cell_forward(a, cells):
+    """The LSTM equations for n children (Tai, Socher & Manning 2015, eqs. 9 to 14), on arrays.
+
+    a (..., (3+n) H): the pre-activations of i, f₁ … fₙ, u, o side by side.     cells: the n children's c, (..., H) each
+
+        i, f, o = σ(·)      u = tanh(·)      c = i⊙u + Σ f⊙cell      h = o⊙tanh c
+
+    Returns gates (..., 3+n, H), h, c and t = tanh c.  σ(x) = ½ + ½ tanh ½x, so that one tanh serves all gates.
+    """
+    xp, H = array_module(a), cells[0].shape[-1]
+    gates = 0.5 * a.reshape(*a.shape[:-1], -1, H)
+    gates[..., -2, :] *= 2.0
+    xp.tanh(gates, out=gates)
+    for sigmoids in (gates[..., :-2, :], gates[..., -1:, :]):
+        sigmoids *= 0.5
+        sigmoids += 0.5
+    c = gates[..., 0, :] * gates[..., -2, :]
+    for n, cell in enumerate(cells, start=1):
+        c += gates[..., n, :] * cell
+    t = xp.tanh(c)
+    return gates, gates[..., -1, :] * t, c, t
+
+
+def cell_slopes(gates, t, cells):
+    """What the backward pass multiplies by: one step of a cell is diagonal in H once a is known.
+
+        slopes  ∂c/∂aᵢ = u⊙i(1−i)    ∂c/∂a_f = cell⊙f(1−f)    ∂c/∂a_u = i⊙(1−u²)    ∂h/∂a_o = t⊙o(1−o)
+        dh_dc   ∂h/∂c = o⊙(1−t²)
+    """
+    u, o = gates[..., -2, :], gates[..., -1, :]
+    slopes = gates * (1.0 - gates)
+    slopes[..., 0, :] *= u
+    for n, cell in enumerate(cells, start=1):
+        slopes[..., n, :] *= cell
+    slopes[..., -2, :] = gates[..., 0, :] * (1.0 - u * u)
+    slopes[..., -1, :] *= t
+    return slopes, o * (1.0 - t * t)
+
+
+def cell_vjp(slopes, dh_dc, g_h, g_c):
+    """(da (..., 3+n, H), ḡ (..., H)), where ḡ = g_c + g_h ∂h/∂c is all that arrives at c. A child's dc is ḡ⊙f."""
+    g = g_h * dh_dc
+    g += g_c
+    da = array_module(slopes).empty_like(slopes)
+    da[..., :-1, :] = slopes[..., :-1, :] * g[..., None, :]
+    da[..., -1, :] = slopes[..., -1, :] * g_h
+    return da, g
+
+
 @op
 def lstm_cell(a, c):
     """One LSTM step (Hochreiter & Schmidhuber 1997, with forget gates).
 
-    a (N, 4H): the pre-activations of i, f, u, o side by side.     c (N, H): the old cell.     -> h', c'  (N, H) each
+    a (..., 4H): the pre-activations of i, f, u, o side by side.   c (..., H): the old cell.   -> h', c' (..., H) each
 
     forward:   i, f, o = σ(aᵢ), σ(a_f), σ(a_o)      u = tanh(a_u)
                c' = f⊙c + i⊙u                       h' = o⊙tanh c'
     backward:  with t = tanh c' and ḡ = g_c + g_h⊙o⊙(1 − t²), all that arrives at c':
                daᵢ = ḡ⊙u⊙i(1−i)   da_f = ḡ⊙c⊙f(1−f)   da_u = ḡ⊙i⊙(1−u²)   da_o = g_h⊙t⊙o(1−o)      dc = ḡ⊙f
     """
-    xp, H = array_module(a), c.shape[-1]
-    i, f, o = stable_sigmoid(a[:, :H]), stable_sigmoid(a[:, H : 2 * H]), stable_sigmoid(a[:, 3 * H :])
-    u = xp.tanh(a[:, 2 * H : 3 * H])
-    c_new = f * c + i * u
-    t = xp.tanh(c_new)
+    gates, h_new, c_new, t = cell_forward(a, (c,))
 
     def backward(g_h, g_c):
-        g_c = g_c + g_h * o * (1.0 - t * t)
-        da = xp.empty_like(a)
-        da[:, :H] = g_c * u * i * (1.0 - i)
-        da[:, H : 2 * H] = g_c * c * f * (1.0 - f)
-        da[:, 2 * H : 3 * H] = g_c * i * (1.0 - u * u)
-        da[:, 3 * H :] = g_h * t * o * (1.0 - o)
-        return da, g_c * f
+        da, g = cell_vjp(*cell_slopes(gates, t, (c,)), g_h, g_c)
+        return da.reshape(a.shape), g * gates[..., 1, :]
 
-    return (o * t, c_new), backward
+    return (h_new, c_new), backward
+
+
+@op
+def tree_lstm_cell(a, c_l, c_r):
+    """One composition of a binary tree LSTM (Tai, Socher & Manning 2015; as Choi, Yoo & Lee 2018 order the gates).
+
+    a (..., 5H): the pre-activations of i, f_l, f_r, u, o.   c_l, c_r (..., H): the children's.  -> h, c (..., H) each
+
+    forward:   c = f_l⊙c_l + f_r⊙c_r + i⊙u          h = o⊙tanh c
+    backward:  with t = tanh c and ḡ = g_c + g_h⊙o⊙(1 − t²):
+               daᵢ = ḡ⊙u⊙i(1−i)   da_fl = ḡ⊙c_l⊙f_l(1−f_l)   da_fr = ḡ⊙c_r⊙f_r(1−f_r)   da_u = ḡ⊙i⊙(1−u²)
+               da_o = g_h⊙t⊙o(1−o)      dc_l = ḡ⊙f_l      dc_r = ḡ⊙f_r
+    """
+    gates, h, c, t = cell_forward(a, (c_l, c_r))
+
+    def backward(g_h, g_c):
+        da, g = cell_vjp(*cell_slopes(gates, t, (c_l, c_r)), g_h, g_c)
+        return da.reshape(a.shape), g * gates[..., 1, :], g * gates[..., 2, :]
+
+    return (h, c), backward
+
+
+@op
+def lstm(x, w_x, w_h, b):
+    """A whole LSTM, from zero states.   x (T, B, I)   w_x (I, 4H)   w_h (H, 4H)   b (4H,)   ->   h, c (T, B, H) each
+
+    forward:   aₜ = xₜ W_x + hₜ₋₁ W_h + b,   then `lstm_cell`
+    backward:  newest first, daₜ from `lstm_cell` with what arrives from outside and from the next step,
+               g_h,t ← g_h,t + daₜ₊₁ W_hᵀ      g_c,t ← g_c,t + ḡₜ₊₁⊙fₜ₊₁
+               and then, each one product for the whole sequence,
+               dx = da W_xᵀ      dW_x = Σₜ xₜᵀ daₜ      dW_h = Σₜ hₜ₋₁ᵀ daₜ      db = Σₜ daₜ
+    """
+    xp, (T, B, inputs), H = array_module(x), x.shape, w_h.shape[0]
+    a = (x.reshape(T * B, inputs) @ w_x).reshape(T, B, 4 * H)
+    a += b
+    zeros = lambda *shape: xp.zeros((*shape, B, H), dtype=x.dtype)
+    h, c = zeros(T + 1), zeros(T + 1)  # the first entries are the states before the sequence
+    gates, t = xp.empty((T, B, 4, H), dtype=x.dtype), xp.empty((T, B, H), dtype=x.dtype)
+    for n in range(T):
+        gates[n], h[n + 1], c[n + 1], t[n] = cell_forward(a[n] + h[n] @ w_h, (c[n],))
+
+    def backward(g_h, g_c):
+        slopes, dh_dc = cell_slopes(gates, t, (c[:-1],))
+        da, dh, dc = xp.empty_like(gates), zeros(), zeros()
+        for n in reversed(range(T)):
+            da[n], g = cell_vjp(slopes[n], dh_dc[n], g_h[n] + dh, g_c[n] + dc)
+            dh, dc = da[n].reshape(B, 4 * H) @ w_h.T, g * gates[n, :, 1]
+        da = da.reshape(T * B, 4 * H)
+        dx = lambda: (da @ w_x.T).reshape(x.shape)
+        dw_x = lambda out=None: xp.matmul(x.reshape(T * B, inputs).T, da, out=out)
+        dw_h = lambda out=None: xp.matmul(h[:-1].reshape(T * B, H).T, da, out=out)
+        db = lambda out=None: da.sum(axis=0, out=out)
+        return dx, dw_x, dw_h, db
+
+    return (h[1:], c[1:]), backward

@@ -128,6 +128,10 @@ CASES = [
     (fused.embedding, (normal(5, 3), np.array([[0, 4], [4, 2]])), {}),
     (fused.embedding, (normal(1030, 2), np.array([7, 7, 1029])), {}),
     (fused.lstm_cell, (normal(2, 12), normal(2, 3)), {}),
+    (fused.tree_lstm_cell, (normal(2, 15), normal(2, 3), normal(2, 3)), {}),
+    (fused.tree_lstm_cell, (normal(2, 4, 10), normal(2, 4, 2), normal(2, 4, 2)), {}),
+    (fused.lstm, (normal(3, 2, 4), normal(4, 8), normal(2, 8), normal(8)), {}),
+    (fused.lstm, (normal(1, 2, 3), normal(3, 4), normal(1, 4), normal(4)), {}),
 ]
 
 # estimators: the rule is not the derivative of its own output, so it is held against the surrogate it declares

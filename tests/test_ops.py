@@ -113,12 +113,22 @@ def test_softmax_gradients_sum_to_zero_and_vanish_with_the_probability(rng):
             [cases.normal(3, 4), cases.normal(4, 2), cases.normal(2)],
         ),
         (
-            lambda a, c: fused.lstm_cell(a, c)[0] + 2.0 * fused.lstm_cell(a, c)[1],
+            lambda a, c: weighed(*fused.lstm_cell(a, c)),
             lambda a, c: composed_lstm(a, c),
             [cases.normal(2, 12), cases.normal(2, 3)],
         ),
+        (
+            lambda a, c_l, c_r: weighed(*fused.tree_lstm_cell(a, c_l, c_r)),
+            lambda a, c_l, c_r: composed_tree_lstm(a, c_l, c_r),
+            [cases.normal(2, 15), cases.normal(2, 3), cases.normal(2, 3)],
+        ),
+        (
+            lambda *inputs: weighed(*fused.lstm(*inputs)),
+            lambda *inputs: composed_sequence(*inputs),
+            [cases.normal(4, 2, 5), cases.normal(5, 12), cases.normal(3, 12), cases.normal(12)],
+        ),
     ],
-    ids=["softmax", "log_softmax", "kl", "cross_entropy", "bce", "linear", "linear_relu", "lstm_cell"],
+    ids="softmax log_softmax kl cross_entropy bce linear linear_relu lstm_cell tree_lstm_cell lstm".split(),
 )
 def test_fused_equals_the_composed_formula(fused_op, composed, arrays):
     results = []
@@ -131,10 +141,29 @@ def test_fused_equals_the_composed_formula(fused_op, composed, arrays):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
 
 
+def weighed(h, c):
+    """One function of both outputs."""
+    return h + 2.0 * c
+
+
 def composed_lstm(a, c):
     i, f, u, o = ops.split(a, sections=4, axis=1)
     c_new = f.sigmoid() * c + i.sigmoid() * u.tanh()
-    return o.sigmoid() * c_new.tanh() + 2.0 * c_new
+    return weighed(o.sigmoid() * c_new.tanh(), c_new)
+
+
+def composed_tree_lstm(a, c_l, c_r):
+    i, f_l, f_r, u, o = ops.split(a, sections=5, axis=1)
+    c = f_l.sigmoid() * c_l + f_r.sigmoid() * c_r + i.sigmoid() * u.tanh()
+    return weighed(o.sigmoid() * c.tanh(), c)
+
+
+def composed_sequence(x, w_x, w_h, b):
+    h, c, outputs = Tensor(np.zeros((2, 3))), Tensor(np.zeros((2, 3))), []
+    for t in range(x.shape[0]):
+        h, c = fused.lstm_cell(x[t] @ w_x + h @ w_h + b, c)
+        outputs.append(weighed(h, c))
+    return ops.stack(*outputs)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
