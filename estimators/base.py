@@ -91,6 +91,18 @@ class Estimator:
     def estimate(self, logits, cost, rng):
         raise NotImplementedError
 
+    def episode(self, play, rng) -> Tensor:
+        """For a model that makes one choice after the other, each from logits that depend on the choices before it.
+
+        play(sampler, rng) -> (cost (B,), log-probability of the choices (B,)), one run of the model with the choices of
+        `sampler`; with None, choices are plain draws and the log-probability carries gradients. -> the cost (B,), with
+        the estimator's gradient attached.  ValueError for an estimator that needs more than runs of the model.
+        """
+        raise ValueError(
+            f"{self.title} has to evaluate the cost at points of its own making, and cannot choose step by step: take "
+            "an estimator with a sample of its own (st, st-gs, gst-1.0, reinmax, …) or reinforce, reinforce-mean, rloo."
+        )
+
     def _masked(self, logits, mask):
         if self.code is categorical:
             return masked(logits, mask)
@@ -137,6 +149,9 @@ class Sampler(Estimator):
 
     def estimate(self, logits, cost, rng):
         return cost(self.draw(logits, rng))
+
+    def episode(self, play, rng):
+        return play(self, rng)[0]
 
 
 def value_and_grad(cost, point):

@@ -21,6 +21,7 @@ from .base import (
     check_decay,
     check_samples,
     exponential_mean,
+    mean_of_others,
     on_device,
     weigh,
 )
@@ -89,6 +90,12 @@ class Reinforce(Estimator):
         self.observe(f.data)
         g = reinforce_gradient(p, d, f.data, self.baseline(p))
         return attach_gradient(f, logits, g)
+
+    def episode(self, play, rng):
+        """As ever, with log q of all choices in the place of the logits:  (f − b) ∇ log q."""
+        f, log_q = play(None, rng)
+        self.observe(f.data)
+        return attach_gradient(f, log_q, f.data - self.baseline(f.data))
 
     def observe(self, costs) -> None:
         """Called with the costs of each batch, before the baseline is used."""
@@ -174,3 +181,12 @@ class Rloo(Estimator):
         costs = xp.stack([f.data for f in fs])
         g = rloo_gradient(self.code.probability(logits.data), xp.stack(ds), costs)
         return attach_gradient(stack(*fs).mean(axis=0), logits, g)
+
+    def episode(self, play, rng):
+        """S runs of the model, each one's advantage times the gradient of its own log q."""
+        fs, log_qs = zip(*(play(None, rng.site(s)) for s in range(self.samples)), strict=True)
+        costs = array_module(fs[0].data).stack([f.data for f in fs])
+        value = stack(*fs).mean(axis=0)
+        for log_q, advantage in zip(log_qs, (costs - mean_of_others(costs)) / self.samples, strict=True):
+            value = attach_gradient(value, log_q, advantage)
+        return value

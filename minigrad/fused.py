@@ -233,8 +233,8 @@ def cell_forward(a, cells):
 def cell_slopes(gates, t, cells):
     """What the backward pass multiplies by: one step of a cell is diagonal in H once a is known.
 
-        slopes  ∂c/∂aᵢ = u⊙i(1−i)    ∂c/∂a_f = cell⊙f(1−f)    ∂c/∂a_u = i⊙(1−u²)    ∂h/∂a_o = t⊙o(1−o)
-        dh_dc   ∂h/∂c = o⊙(1−t²)
+    slopes  ∂c/∂aᵢ = u⊙i(1−i)    ∂c/∂a_f = cell⊙f(1−f)    ∂c/∂a_u = i⊙(1−u²)    ∂h/∂a_o = t⊙o(1−o)
+    dh_dc   ∂h/∂c = o⊙(1−t²)
     """
     u, o = gates[..., -2, :], gates[..., -1, :]
     slopes = gates * (1.0 - gates)
@@ -320,7 +320,7 @@ def lstm(x, w_x, w_h, b):
         da, dh, dc = xp.empty_like(gates), zeros(), zeros()
         for n in reversed(range(T)):
             da[n], g = cell_vjp(slopes[n], dh_dc[n], g_h[n] + dh, g_c[n] + dc)
-            dh, dc = da[n].reshape(B, 4 * H) @ w_h.T, g * gates[n, :, 1]
+            dh, dc = (w_h @ da[n].reshape(B, 4 * H).T).T, g * gates[n, :, 1]
         da = da.reshape(T * B, 4 * H)
         dx = lambda: (da @ w_x.T).reshape(x.shape)
         dw_x = lambda out=None: xp.matmul(x.reshape(T * B, inputs).T, da, out=out)

@@ -12,6 +12,8 @@ Three evaluations with the same results:
     compose          for hard choices: about 3T different cells, and a backward pass as exact and as linear. See README.md.
     compose_greedy   the most probable choice at each step, no gradient; also gives the tree.
 
+and `compose_given` for trees that are not chosen but known.
+
 Common arguments: h, c (B, T, H), the states of the leaves, padded behind;  w (2H, 5H) and b (5H,), the cell's product
 [h_l, h_r] W + b;  q (H,), the query;  lengths (B,), integers on the host, from 1 to T.  A sampler is anything with
 `sample(logits, rng, mask)`, see `estimators.base`; step k draws at rng.site(k).
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 from minigrad import Tensor, grad, op
 from minigrad.backend import array_module, asarray_like
@@ -37,6 +40,8 @@ from minigrad.fused import (
 from minigrad.ops import concat, where
 
 import numpy as np
+
+from .trees import levels
 
 BLOCK = 256  # pairs whose arrays are worked on together, so that they stay in a CPU's cache
 
@@ -137,7 +142,7 @@ def _forward(h, c, w, b, q, lengths, choose) -> _Tables:
     w_l, w_r, scale = w[:H], w[H:], q / math.sqrt(H)
 
     def compose_pairs(rows):
-        l, r = left[rows], right[rows]  # noqa: E741
+        l, r = left[rows], right[rows]
         a = as_left[l]
         a += as_right[r]
         a += b
@@ -202,7 +207,7 @@ def _backward(saved: _Tables, w, q, g_root, choice_vjp):
 
     choice_vjp(k, ds) -> dv: the sampler's rule at step k, (B, T−1−k) -> (B, T−1−k)
     """
-    xp, w_back = array_module(w), w.T
+    xp = array_module(w)
     node, pair, left, right = saved.node, saved.pair, saved.left, saved.right
     nodes, pairs, H = len(node), len(pair), node.shape[-1]
     (B, first), steps = saved.merges[0].pairs.shape if saved.merges else (len(g_root), 0), len(saved.merges)
@@ -218,10 +223,10 @@ def _backward(saved: _Tables, w, q, g_root, choice_vjp):
     slopes, dh_dc = empty(pairs, 5, H), empty(pairs, H)
     toward, differ, own = empty(pairs, 2, 2, H), empty(pairs, 2, 2, H), empty(pairs, 2, 2)
     for rows in blocks:
-        l, r, gates = left[rows], right[rows], saved.gates[rows]  # noqa: E741
+        l, r, gates = left[rows], right[rows], saved.gates[rows]
         slopes[rows], dh_dc[rows] = cell_slopes(gates, saved.t[rows], (node[l, 1], node[r, 1]))
         da, g = cell_vjp(slopes[rows], dh_dc[rows], scale, 0.0)
-        toward[rows, :, 0] = (da.reshape(-1, 5 * H) @ w_back).reshape(-1, 2, H)
+        toward[rows, :, 0] = (da.reshape(-1, 5 * H) @ w.T).reshape(-1, 2, H)
         xp.multiply(g[:, None], gates[:, 1:3], out=toward[rows, :, 1])
         xp.subtract(node[r], node[l], out=differ[rows, 0])
         xp.subtract(pair[rows], node[r], out=differ[rows, 1])
@@ -275,7 +280,7 @@ def _backward(saved: _Tables, w, q, g_root, choice_vjp):
         # the chosen pair is differentiated in full, and its nodes come into being
         da, g = cell_vjp(slopes[xy], dh_dc[xy], g_new[:, :H], g_new[:, H:])
         to_nodes = empty(B, 2, 2, H)
-        to_nodes[:, :, 0] = (da.reshape(B, 5 * H) @ w_back).reshape(B, 2, H)
+        to_nodes[:, :, 0] = (w @ da.reshape(B, 5 * H).T).T.reshape(B, 2, H)
         to_nodes[:, :, 1] = g[:, None] * saved.gates[xy, 1:3]
         to_nodes = to_nodes.reshape(B, 2, 2 * H)
         G[x], G[y], arrived[k] = to_nodes[:, 0], to_nodes[:, 1], g_new
@@ -288,7 +293,7 @@ def _backward(saved: _Tables, w, q, g_root, choice_vjp):
             alpha[ids] += dv
             dv = dv[..., None]
             at_step = products[ids] + dv[..., None] * own[ids]
-            l, r = ids[:, :-1], ids[:, 1:]  # noqa: E741
+            l, r = ids[:, :-1], ids[:, 1:]
             meet = xp.where((r > l)[..., None, None], younger_right[r], younger_left[l])
             at_step[:, 1:, 0] += dv[:, :-1] * meet[:, :, 0]
             at_step[:, :-1, 1] += dv[:, 1:] * meet[:, :, 1]
@@ -358,3 +363,45 @@ def compose_greedy(h, c, w, b, q, *, lengths):
     saved = _forward(h, c, w, b, q, lengths, choose)
     chosen += [xp.zeros(len(h), dtype=np.int64)] * (h.shape[1] > 1)
     return saved.node[saved.root, 0], xp.stack(chosen, axis=1) if chosen else xp.zeros((len(h), 0), dtype=np.int64)
+
+
+@op
+def compose_given(h, c, w, b, *, lengths, choices):
+    """The states of trees that are known: T − 1 cells each, level by level from below, all rows at once.
+
+    choices (B, T−1): integers on the host, see `models.trees`.  -> h of the root (B, H)
+
+    backward:  from the root down, each node once, since it has one parent:
+               da from `tree_lstm_cell`,   [dh_l, dh_r] = da Wᵀ,   and at the end dW = Σ [h_l, h_r]ᵀ da in one product
+    """
+    xp, (B, T, H) = array_module(h), h.shape
+    left, right, starts, root = levels(choices, lengths, T)
+    left, right, root = (asarray_like(i, h) for i in (left, right, root))
+    (n,), leaves = left.shape, B * T
+    empty = lambda *shape: xp.empty(shape, dtype=h.dtype)
+    node, children, gates, t = empty(leaves + n, 2, H), empty(n, 2, H), empty(n, 5, H), empty(n, H)
+    node[:leaves, 0], node[:leaves, 1] = h.reshape(leaves, H), c.reshape(leaves, H)
+    rows = [(slice(i, j), slice(leaves + i, leaves + j)) for i, j in pairwise(starts)]
+    for here, new in rows:
+        l, r = left[here], right[here]
+        children[here, 0], children[here, 1] = node[l, 0], node[r, 0]
+        a = children[here].reshape(-1, 2 * H) @ w
+        a += b
+        gates[here], node[new, 0], node[new, 1], t[here] = cell_forward(a, (node[l, 1], node[r, 1]))
+
+    def backward(g):
+        slopes, dh_dc = cell_slopes(gates, t, (node[left, 1], node[right, 1]))
+        G, da = xp.zeros_like(node), empty(n, 5, H)
+        G[root, 0] = g
+        for here, new in reversed(rows):
+            l, r = left[here], right[here]
+            da[here], g_c = cell_vjp(slopes[here], dh_dc[here], G[new, 0], G[new, 1])
+            dh = (da[here].reshape(-1, 5 * H) @ w.T).reshape(-1, 2, H)
+            G[l, 0], G[r, 0] = dh[:, 0], dh[:, 1]
+            G[l, 1], G[r, 1] = g_c * gates[here, 1], g_c * gates[here, 2]
+        da = da.reshape(n, 5 * H)
+        dw = lambda out=None: xp.matmul(children.reshape(n, 2 * H).T, da, out=out)
+        db = lambda out=None: da.sum(axis=0, out=out)
+        return G[:leaves, 0].reshape(h.shape), G[:leaves, 1].reshape(c.shape), dw, db
+
+    return node[root, 0], backward

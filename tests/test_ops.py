@@ -128,7 +128,18 @@ def test_softmax_gradients_sum_to_zero_and_vanish_with_the_probability(rng):
             [cases.normal(4, 2, 5), cases.normal(5, 12), cases.normal(3, 12), cases.normal(12)],
         ),
     ],
-    ids="softmax log_softmax kl cross_entropy bce linear linear_relu lstm_cell tree_lstm_cell lstm".split(),
+    ids=[
+        "softmax",
+        "log_softmax",
+        "kl",
+        "cross_entropy",
+        "bce",
+        "linear",
+        "linear_relu",
+        "lstm_cell",
+        "tree_lstm_cell",
+        "lstm",
+    ],
 )
 def test_fused_equals_the_composed_formula(fused_op, composed, arrays):
     results = []

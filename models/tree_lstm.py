@@ -1,0 +1,147 @@
+"""A tree LSTM that learns how to compose a sequence (Choi, Yoo & Lee 2018), with the baselines that put it in place.
+
+    ids (B, T) --word vectors, dropout--> x --leaf LSTM--> h, c (B, T, d) --encoder--> root h (B, d) --classifier--> (B, K)
+
+The encoder is one of
+
+    "latent"   merges two neighbours at a time; an estimator chooses which (`models.composition`)
+    "tree"     follows trees that it is given: left-branching, balanced, the parse of the brackets
+    "lstm"     is the leaf LSTM's last state, with no tree
+
+and the classifier dropout, a hidden layer of ReLUs, dropout, and a linear layer. The defaults are the published
+settings of Fan et al. (2022) for ListOps.
+"""
+
+from __future__ import annotations
+
+from minigrad import Rng, Tensor, no_grad
+from minigrad.backend import asarray_like
+from minigrad.fused import cross_entropy
+from minigrad.nn import LSTM, Embedding, Linear, Module, he_normal, normal, orthogonal, parameter
+from minigrad.ops import dropout, split
+
+import numpy as np
+
+from .composition import Draw, compose, compose_given, compose_greedy, compose_plain
+
+ENCODERS = ("latent", "tree", "lstm")
+LEAVES = ("lstm", "affine")
+
+
+def small_uniform(rng, shape, dtype=np.float32):
+    """U(±0.002), for the last layer: all classes are equally likely at first."""
+    return (0.002 * (2.0 * rng.uniform(shape, like=np.empty(0, np.float64)) - 1.0)).astype(dtype)
+
+
+class TreeLSTM(Module):
+    """vocabulary: how many word ids there are, the padding included.  classes: K.  dim: d, of the word vectors and of
+    the states.  hidden: the classifier's.  All ≥ 1.  dropout in [0, 1), on the word vectors and before both layers of
+    the classifier.  leaves: "lstm", or "affine" for states [h, c] = x W + b that see their own token only.
+
+    Initial values as published: word vectors and q from N(0, 0.01²), orthogonal W of the cell and of the leaf LSTM's
+    recurrence, He's normal for the other layers and U(±0.002) for the last; biases 0, and 1 for the forget gates.
+    ValueError for an unknown encoder, or a value out of range.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        classes: int = 10,
+        *,
+        dim: int = 300,
+        hidden: int = 300,
+        encoder: str = "latent",
+        leaves: str = "lstm",
+        dropout: float = 0.5,
+        rng: Rng,
+        dtype=np.float32,
+    ):
+        for name, value, known in (("encoder", encoder, ENCODERS), ("leaves", leaves, LEAVES)):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}; the known ones are {', '.join(known)}.")
+        if min(vocabulary, classes, dim, hidden) < 1 or not 0.0 <= dropout < 1.0:
+            raise ValueError(
+                f"sizes must be at least 1 and dropout in [0, 1), got vocabulary {vocabulary}, classes {classes}, "
+                f"dim {dim}, hidden {hidden}, dropout {dropout}."
+            )
+        if encoder == "lstm" and leaves != "lstm":
+            raise ValueError("the encoder lstm is the leaf LSTM itself: it cannot have affine leaves.")
+        self.encoder, self.dropout = encoder, dropout
+        self.word = Embedding(vocabulary, dim, rng.site("word"), dtype=dtype)
+        if leaves == "lstm":
+            self.leaf = LSTM(dim, dim, rng.site("leaf"), init_input=he_normal, dtype=dtype)
+        else:
+            self.leaf = Linear(dim, 2 * dim, rng.site("leaf"), init=he_normal, bias=0.0, dtype=dtype)
+        if encoder != "lstm":
+            self.cell_weight = parameter(orthogonal(rng.site("cell"), (2 * dim, 5 * dim), dtype))
+            bias = np.zeros(5 * dim, dtype)
+            bias[dim : 3 * dim] = 1.0  # both forget gates
+            self.cell_bias = parameter(bias)
+        if encoder == "latent":
+            self.query = parameter(normal(rng.site("query"), (dim,), dtype))
+        self.features = Linear(dim, hidden, rng.site("features"), relu=True, init=he_normal, bias=0.0, dtype=dtype)
+        self.output = Linear(hidden, classes, rng.site("output"), init=small_uniform, bias=0.0, dtype=dtype)
+
+    # -- the parts.  rng is where dropout comes from; None, for evaluation, drops nothing
+
+    def _drop(self, x, rng: Rng | None):
+        if rng is None or not self.dropout:
+            return x
+        return dropout(x, rng.uniform(x.shape, like=x.data) >= self.dropout, rate=self.dropout)
+
+    def leaf_states(self, ids, rng: Rng | None = None) -> tuple[Tensor, Tensor]:
+        """h, c of all tokens.   ids (B, T) integers on the model's device -> (B, T, d) each"""
+        if isinstance(self.leaf, LSTM):
+            x = self._drop(self.word(ids.T), rng)  # an LSTM goes along the first axis
+            h, c = self.leaf(x)
+            return h.transpose(1, 0, 2), c.transpose(1, 0, 2)
+        return split(self.leaf(self._drop(self.word(ids), rng)), sections=2, axis=-1)
+
+    def classify(self, root, rng: Rng | None = None) -> Tensor:
+        """The logits of the classes.   root (B, d) -> (B, K)"""
+        features = self.features(self._drop(root, rng and rng.site("root")))
+        return self.output(self._drop(features, rng and rng.site("features")))
+
+    def _composition(self) -> tuple:
+        return self.cell_weight, self.cell_bias, self.query
+
+    # -- training and evaluation
+
+    def cost(self, ids, lengths, labels, rng: Rng, estimator=None, trees=None, plain: bool = False) -> Tensor:
+        """−log p(label) of each sequence (B,), with all gradients attached.
+
+        ids (B, T) and labels (B,): integers on the model's device.  lengths (B,): integers on the host, 1 ≤ n ≤ T.
+        estimator: for a latent tree, how its choices are made and differentiated (`Estimator.episode`; ValueError for
+        one that cannot choose step by step).  trees (B, T−1): for an encoder that is given trees.
+        plain: compose in O(T²) on the tape also where the linear-time rule would do.
+        """
+        drop = rng.site("dropout")
+        h, c = self.leaf_states(ids, drop.site("words"))
+        loss = lambda root: cross_entropy(self.classify(root, drop), labels)
+        if self.encoder != "latent":
+            return loss(self._known(h, c, lengths, trees))
+
+        def play(sampler, rng):
+            scored, sampler = sampler is None, sampler or Draw
+            soft = getattr(sampler, "support", "hard") == "soft"
+            evaluate = compose_plain if plain or soft else compose
+            settings = {"lengths": lengths, "sampler": sampler, "rng": rng, "scored": scored}
+            root, log_p = evaluate(h, c, *self._composition(), **settings)
+            return loss(root), log_p
+
+        return estimator.episode(play, rng.site("tree"))
+
+    def _known(self, h, c, lengths, trees):
+        if self.encoder == "lstm":
+            return h[np.arange(len(lengths)), asarray_like(np.asarray(lengths) - 1, h.data)]
+        return compose_given(h, c, self.cell_weight, self.cell_bias, lengths=lengths, choices=trees)
+
+    def predict(self, ids, lengths, trees=None):
+        """(logits (B, K), choices (B, T−1)) as arrays, greedy and without dropout; no choices, None, if none are made."""
+        with no_grad():
+            h, c = self.leaf_states(ids)
+            if self.encoder != "latent":
+                return self.classify(self._known(h, c, lengths, trees)).data, None
+            weights = (p.data for p in self._composition())
+            root, choices = compose_greedy(h.data, c.data, *weights, lengths=lengths)
+            return self.classify(Tensor(root)).data, choices
