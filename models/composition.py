@@ -111,7 +111,8 @@ class _Tables:
     of the leaves, then 2 B per step, then zeros.
 
     node (nodes, 2, H) and pair (pairs, 2, H) hold h and c;  gates (pairs, 5, H), t (pairs, H) as in `cell_forward`;
-    left, right (pairs,): the nodes of a pair;  beside (2, pairs): its left and right neighbour when it was born
+    left, right (pairs,): the nodes of a pair;  beside (2, pairs): its left and right neighbour when it was born;
+    used: how many rows for pairs are taken
     """
 
     node: object
@@ -121,6 +122,7 @@ class _Tables:
     left: object
     right: object
     beside: object
+    used: int
     root: object
     merges: list
 
@@ -163,43 +165,39 @@ def _forward(h, c, w, b, q, lengths, choose) -> _Tables:
     # the sequences, with one place on either side of the nodes and two of the pairs that hold nothing
     sequence, candidate = numbers(no_node, B, T + 2), numbers(no_pair, B, T + 3)
     sequence[:, 1:-1], candidate[:, 2:-2] = leaf, here
-    row, merges = xp.arange(B), []
+    row, everything, used, merges = xp.arange(B), xp.arange(2 * B), first, []
     for k in range(T - 1):
-        here = candidate[:, 2:-2]
-        last = k == T - 2
+        here, last = candidate[:, 2:-2], k == T - 2
         at = xp.zeros(B, dtype=np.int64) if last else choose(k, v[here], candidates(lengths, T, k))
         around = sequence[row[:, None], at[:, None] + xp.arange(4)]
         near = candidate[row[:, None], at[:, None] + xp.arange(5)]
-        z, x, y, z2 = around.T
-        chosen = near[:, 2]
-        going = chosen != no_pair
-        new = xp.arange(leaves + k * B, leaves + (k + 1) * B)
-        node[new[0] : new[0] + B] = pair[chosen]
-        new = xp.where(going, new, no_node)
-        place = xp.arange(T + 1 - k)
-        sequence = xp.where(place <= at[:, None], sequence[:, :-1], sequence[:, 1:])
-        sequence[row, at + 1] = xp.where(going, new, x)
-        born = numbers(no_pair, 2, B)
+        going = near[:, 2] != no_pair
+        own = slice(leaves + k * B, leaves + (k + 1) * B)
+        node[own] = pair[near[:, 2]]
+        new = xp.where(going, xp.arange(own.start, own.stop), no_node)
+        sequence = xp.where(xp.arange(T + 1 - k) <= at[:, None], sequence[:, :-1], sequence[:, 1:])
+        sequence[row, at + 1] = xp.where(going, new, around[:, 1])
         around = xp.where(going[:, None], around, no_node)
+        born = numbers(no_pair, 2, B)
         merges.append(_Merge(around, here, near, at, new, born))
         if last:
             break
-        start = first + 2 * B * k
-        rows = slice(start, start + 2 * B)
-        own = slice(leaves + k * B, leaves + (k + 1) * B)
         xp.matmul(node[own, 0], w_l, out=as_left[own])
         xp.matmul(node[own, 0], w_r, out=as_right[own])
-        born[0] = xp.where(z != no_node, xp.arange(start, start + B), no_pair)
-        born[1] = xp.where(z2 != no_node, xp.arange(start + B, start + 2 * B), no_pair)
-        left[start : start + B], right[start : start + B] = z, new
-        left[start + B : start + 2 * B], right[start + B : start + 2 * B] = new, z2
-        beside[0, start : start + B], beside[0, start + B : start + 2 * B] = near[:, 0], born[0]
-        beside[1, start + B : start + 2 * B] = near[:, 4]
+        l, r = xp.stack([around[:, 0], new]).reshape(-1), xp.stack([new, around[:, 3]]).reshape(-1)
+        exist = (l != no_node) & (r != no_node)
+        # on a CPU only pairs that exist get a row; a device computes all 2 B, and need not tell how many exist
+        some = xp.flatnonzero(exist) if xp is np else everything
+        rows = slice(used, used + len(some))
+        used = rows.stop
+        left[rows], right[rows] = l[some], r[some]
+        born.reshape(-1)[some] = xp.where(exist[some], xp.arange(rows.start, rows.stop), no_pair)
+        beside[0, rows] = xp.stack([near[:, 0], born[0]]).reshape(-1)[some]
+        beside[1, rows] = xp.stack([born[1], near[:, 4]]).reshape(-1)[some]
         compose_pairs(rows)
-        place = xp.arange(T + 2 - k)
-        candidate = xp.where(place <= at[:, None] + 1, candidate[:, :-1], candidate[:, 1:])
+        candidate = xp.where(xp.arange(T + 2 - k) <= at[:, None] + 1, candidate[:, :-1], candidate[:, 1:])
         candidate[row, at + 1], candidate[row, at + 2] = born
-    return _Tables(node, pair, gates, t, left, right, beside, sequence[:, 1], merges)
+    return _Tables(node, pair, gates, t, left, right, beside, used, sequence[:, 1], merges)
 
 
 def _backward(saved: _Tables, w, q, g_root, choice_vjp):
@@ -214,14 +212,14 @@ def _backward(saved: _Tables, w, q, g_root, choice_vjp):
     leaves = B * (first + 1)
     empty = lambda *shape: xp.empty(shape, dtype=w.dtype)
     zeros = lambda *shape: xp.zeros(shape, dtype=w.dtype)
-    block = BLOCK if xp is np else pairs
-    blocks = [slice(start, min(start + block, pairs)) for start in range(0, pairs, block)]
+    block, used = BLOCK if xp is np else pairs, saved.used
+    blocks = [slice(start, min(start + block, used)) for start in range(0, used, block)]
 
     # 1. once for every pair: the slopes of its cell; `toward`, what a gradient of 1 at its score v sends to its left and
     #    to its right node; `differ`, the vectors D = right − left and E = pair − right; and their inner products
     scale = q / math.sqrt(H)
-    slopes, dh_dc = empty(pairs, 5, H), empty(pairs, H)
-    toward, differ, own = empty(pairs, 2, 2, H), empty(pairs, 2, 2, H), empty(pairs, 2, 2)
+    slopes, dh_dc = zeros(pairs, 5, H), zeros(pairs, H)
+    toward, differ, own = zeros(pairs, 2, 2, H), zeros(pairs, 2, 2, H), zeros(pairs, 2, 2)
     for rows in blocks:
         l, r, gates = left[rows], right[rows], saved.gates[rows]
         slopes[rows], dh_dc[rows] = cell_slopes(gates, saved.t[rows], (node[l, 1], node[r, 1]))
@@ -231,7 +229,7 @@ def _backward(saved: _Tables, w, q, g_root, choice_vjp):
         xp.subtract(node[r], node[l], out=differ[rows, 0])
         xp.subtract(pair[rows], node[r], out=differ[rows, 1])
     toward, differ = toward.reshape(pairs, 2, 2 * H), differ.reshape(pairs, 2, 2 * H)
-    own = xp.einsum("nsx,ndx->nsd", toward, differ)
+    own[:used] = xp.einsum("nsx,ndx->nsd", toward[:used], differ[:used])
 
     def between(w, u):
         """For neighbours w, u with the node x between them: what a score of w changes in u's products with the gradient
@@ -240,7 +238,7 @@ def _backward(saved: _Tables, w, q, g_root, choice_vjp):
             [xp.einsum("nx,ndx->nd", toward[w, 1], differ[u]), xp.einsum("nx,ndx->nd", toward[u, 0], differ[w])], axis=1
         )
 
-    younger_right, younger_left = empty(pairs, 2, 2), zeros(pairs, 2, 2)
+    younger_right, younger_left = zeros(pairs, 2, 2), zeros(pairs, 2, 2)
     for rows in blocks:
         younger_right[rows] = between(saved.beside[0, rows], xp.arange(rows.start, rows.stop))
     for merge in saved.merges[:-1]:
@@ -308,16 +306,16 @@ def _backward(saved: _Tables, w, q, g_root, choice_vjp):
     G[:, :-1] += share[:, :, 0]
     G[:, 1:] += share[:, :, 1]
     g = zeros(pairs, 2, H)
-    g[:, 0] = alpha[:, None] * scale
+    g[:used, 0] = alpha[:used, None] * scale
     for merge, g_new in zip(saved.merges, arrived, strict=True):
         g[merge.near[:, 2]] += g_new.reshape(B, 2, H)
-    children = empty(pairs, 2, H)
+    children = empty(used, 2, H)
     for rows in blocks:
         slopes[rows], _ = cell_vjp(slopes[rows], dh_dc[rows], g[rows, 0], g[rows, 1])
         children[rows, 0], children[rows, 1] = node[left[rows], 0], node[right[rows], 0]
-    da = slopes.reshape(pairs, 5 * H)
-    dw = children.reshape(pairs, 2 * H).T @ da
-    return G[:, :, 0], G[:, :, 1], dw, da.sum(axis=0), (alpha @ pair[:, 0]) / math.sqrt(H)
+    da = slopes[:used].reshape(used, 5 * H)
+    dw = children.reshape(used, 2 * H).T @ da
+    return G[:, :, 0], G[:, :, 1], dw, da.sum(axis=0), (alpha[:used] @ pair[:used, 0]) / math.sqrt(H)
 
 
 @op(enumerated="test_the_linear_time_gradient_is_that_of_the_tape")
