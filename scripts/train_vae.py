@@ -9,14 +9,13 @@ All flags are listed by --help.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
-import shlex
 import sys
 import time
 from dataclasses import dataclass
 
+import training
 from estimators import ESTIMATORS, create
 from minigrad import Rng
 from minigrad.backend import BACKENDS, get_backend
@@ -25,12 +24,9 @@ from models.data import DATASETS, PIXELS, binarise, load_images
 from models.vae import BernoulliVAE, CategoricalVAE
 from pictures import curves, page
 from run_folder import (
-    Interrupt,
     RunFolder,
-    UserError,
     default_folder,
     flag,
-    parse_flags,
     report_errors,
     require,
     sizes,
@@ -38,13 +34,11 @@ from run_folder import (
 )
 
 import numpy as np
-from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
 DTYPES = ("float32", "float64")
 CODES = ("categorical", "bernoulli")
-CHECK_EVERY = 100  # steps between two looks at the losses; each look waits for the device
 EVALUATION_BATCH = 1000
 
 
@@ -82,11 +76,15 @@ class Config:
         require(self.optimizer in OPTIMIZERS, f"unknown optimizer {self.optimizer!r}; the known ones are {known}.")
 
 
-class Training:
-    """One run: the data on the device, the model, and a loop that can stop after any step and go on elsewhere."""
+class Training(training.Training):
+    """One run: the data on the device, the model, its estimator."""
+
+    loss_parts = 2  # Σ reconstruction and Σ KL over the batch
+    progress_key = "test"
 
     def __init__(self, config: Config):
-        c = self.config = config
+        super().__init__(config)
+        c = config
         with user_errors():
             c.check()
             self.backend = get_backend(c.backend)
@@ -108,10 +106,14 @@ class Training:
             options = {"momentum": c.momentum} if c.optimizer == "sgd" else {}
             self.optimizer = OPTIMIZERS[c.optimizer](self.model.parameters(), c.lr, **options)
         self.steps_per_epoch = math.ceil(len(self.train) / c.batch)
-        self.epoch = self.step_in_epoch = 0
-        self.losses: list = []  # of this epoch's steps: (Σ reconstruction, Σ KL) over the batch, on the device
 
     # -- one step
+
+    def epoch_steps(self):
+        """The images of each step, integer arrays on the device."""
+        order = self.rng.site("order").at(self.epoch).permutation(len(self.train))
+        order, size = self.backend.to_device(order), self.config.batch
+        return [order[start : start + size] for start in range(0, len(order), size)]
 
     def step(self, index) -> None:
         """Update the parameters on the images `index` (an integer array on the device)."""
@@ -126,24 +128,6 @@ class Training:
         self.estimator.update()
         self.losses.append((reconstruction.data.sum(), kl.data.sum()))
         self.step_in_epoch += 1
-
-    def check_losses(self) -> np.ndarray:
-        """The losses of this epoch on the host, (steps, 2) float64. UserError that names the first one not finite."""
-        xp = self.backend.xp
-        losses = np.zeros((0, 2))
-        if self.losses:
-            losses = self.backend.to_host(xp.stack([xp.stack(pair) for pair in self.losses])).astype(np.float64)
-        bad = ~np.isfinite(losses).all(axis=1)
-        if bad.any():
-            self.fail(f"the loss became {losses[bad][0].sum()}", int(bad.argmax()) + 1)
-        return losses
-
-    def fail(self, what: str, step_in_epoch: int):
-        step = self.epoch * self.steps_per_epoch + step_in_epoch
-        raise UserError(
-            f"{what} at step {step} (epoch {self.epoch + 1}): training stopped, the last good checkpoint is kept; "
-            "try a smaller --lr or another --tau in a new run."
-        )
 
     # -- evaluation, always with hard samples
 
@@ -168,70 +152,11 @@ class Training:
             total += float(self.backend.to_host(bound).sum(dtype=np.float64))
         return total / len(self.test)
 
-    # -- the state: everything that a step depends on and that is not addressed by (seed, step)
-
-    def state(self):
-        """(arrays, info) for a checkpoint. UserError, so that nothing is saved, if a parameter is not finite."""
-        arrays = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        if not all(np.isfinite(a).all() for a in arrays.values()):
-            self.fail("a parameter became infinite or NaN", self.step_in_epoch)
-        arrays |= {f"optimizer.{k}": v for k, v in self.optimizer.state_dict().items()}
-        arrays |= {f"estimator.{k}": v for k, v in self.estimator.state_dict().items()}
-        arrays["losses"] = self.check_losses()
-        return arrays, {
-            "epoch": self.epoch,
-            "step_in_epoch": self.step_in_epoch,
-            "config": dataclasses.asdict(self.config),
-        }
-
-    def restore(self, arrays, info) -> None:
-        part = lambda name: {k[len(name) + 1 :]: v for k, v in arrays.items() if k.startswith(name + ".")}
-        self.model.load_state_dict(part("model"))
-        self.optimizer.load_state_dict(part("optimizer"))
-        self.estimator.load_state_dict(part("estimator"))
-        losses = self.backend.to_device(arrays["losses"], self.config.dtype)
-        self.losses = [(pair[0], pair[1]) for pair in losses] if len(losses) else []
-        self.epoch, self.step_in_epoch = info["epoch"], info["step_in_epoch"]
-
-    # -- the loop
-
-    def run(self, folder: RunFolder, quiet: bool) -> bool:
-        """Train to the last epoch. False if the user interrupted; the checkpoint then holds the last step."""
-        c, order_rng = self.config, self.rng.site("order")
-        total = c.epochs * self.steps_per_epoch
-        done = self.epoch * self.steps_per_epoch + self.step_in_epoch
-        progress = tqdm(total=total, initial=done, unit="step", disable=quiet, dynamic_ncols=True, smoothing=0.05)
-        # losses and parameters are looked at explicitly; NumPy's own warnings would only blur the message
-        with progress, Interrupt() as interrupt, np.errstate(all="ignore"):
-            if not done:
-                folder.save(*self.state())
-            while self.epoch < c.epochs:
-                order = self.backend.to_device(order_rng.at(self.epoch).permutation(len(self.train)))
-                start, first = time.perf_counter(), self.step_in_epoch
-                while self.step_in_epoch < self.steps_per_epoch:
-                    at = self.step_in_epoch * c.batch
-                    self.step(order[at : at + c.batch])
-                    progress.update()
-                    if self.step_in_epoch % CHECK_EVERY == 0:
-                        self.check_losses()
-                    if interrupt.requested:
-                        folder.save(*self.state())
-                        return False
-                line = self.finish_epoch(len(self.train) - first * c.batch, start)
-                text = folder.log(line)
-                folder.save(*self.state())
-                if not quiet:
-                    progress.write(text)
-                    progress.set_postfix_str(f"test -ELBO {line['test']:.2f}")
-                if interrupt.requested:
-                    return self.epoch == c.epochs
-        return True
-
-    def finish_epoch(self, images_seen: int, start: float) -> dict:
-        """The metrics of the epoch that has just ended; the next one begins."""
+    def report(self, first: int, start: float) -> dict:
+        """The metrics of the epoch that has just ended."""
         reconstruction, kl = self.check_losses().sum(axis=0) / len(self.train)
         self.backend.synchronize()
-        rate = images_seen / max(time.perf_counter() - start, 1e-9)
+        rate = (len(self.train) - first * self.config.batch) / max(time.perf_counter() - start, 1e-9)
         line = {"epoch": self.epoch + 1}
         if self.estimator.support == "soft" or self.estimator.multi_sample:  # another objective than −ELBO was trained
             line["train_relaxed" if self.estimator.support == "soft" else "train_bound"] = reconstruction + kl
@@ -240,10 +165,7 @@ class Training:
         test_reconstruction, test_kl = self.evaluate(self.test, self.rng.site("test").at(self.epoch + 1))
         line["test"] = test_reconstruction + test_kl
         line |= {"test_reconstruction": test_reconstruction, "test_kl": test_kl, "images_per_second": round(rate, 1)}
-        if not all(map(math.isfinite, line.values())):
-            self.fail("the evaluation became infinite or NaN", self.step_in_epoch)
-        self.epoch, self.step_in_epoch, self.losses = self.epoch + 1, 0, []
-        return {k: float(v) if k != "epoch" else v for k, v in line.items()}
+        return line
 
     def draw(self, folder: RunFolder) -> None:
         """The curve of −ELBO, a page of reconstructions, a page of samples from the prior."""
@@ -262,68 +184,24 @@ class Training:
         page(folder.path / "samples.png", samples, self.images.shape, "samples from the prior")
 
 
-@report_errors
-def main(argv=None) -> int:
-    extra = (
-        ("--out", {"help": "the run folder to make (default: a new one below runs/)"}),
-        ("--resume", {"help": "a run folder to go on with; only --epochs, --data-dir and --bound-samples may change"}),
-        ("--quiet", {"action": "store_true", "default": False, "help": "print nothing but the last line"}),
-    )
-    given, other = parse_flags(Config, __doc__.split("\n\n")[0], argv, extra)
-    quiet = other["quiet"]
-    if "resume" in other:
-        require("out" not in other, "--out and --resume exclude each other: a resumed run stays in its folder.")
-        may_change = {"epochs", "data_dir", "bound_samples"}
-        with user_errors():
-            folder, config = RunFolder.resume(other["resume"], Config, given, may_change)
-        training = Training(config)
-        with user_errors():
-            arrays, info = folder.load()
-            try:
-                training.restore(arrays, info)
-            except KeyError as error:
-                raise ValueError(f"{folder.path} has a checkpoint of another program ({error} is missing).") from error
-            require(
-                training.epoch <= config.epochs,
-                f"{folder.path} is at epoch {training.epoch}: --epochs must not be less.",
-            )
-            saved = info["config"] | {"hidden": tuple(info["config"]["hidden"])}
-            changed = [k for k, v in dataclasses.asdict(config).items() if v != saved[k] and k not in may_change]
-            require(
-                not changed, f"{folder.path} has a checkpoint of another configuration ({', '.join(changed)} differ)."
-            )
-            folder.rewind_metrics(info)
-            folder.write_config(config, training.backend)  # --epochs may have changed
-    else:
-        config = dataclasses.replace(Config(), **given)
-        training = Training(config)
-        path = other.get("out") or default_folder(config.data, config.estimator.replace(":", "-"), f"s{config.seed}")
-        with user_errors():
-            folder = RunFolder.create(path, config, training.backend)
+def finish(run: Training, folder: RunFolder, quiet: bool) -> None:
+    run.draw(folder)
     if not quiet:
-        print(f"run folder {folder.path}", file=sys.stderr)
-
-    with user_errors():
-        finished = training.run(folder, quiet)
-    if not finished:
-        at = f"epoch {training.epoch + 1}, step {training.step_in_epoch}"
-        print(
-            f"stopped at {at}; go on with: python {sys.argv[0]} --resume {shlex.quote(str(folder.path))}",
-            file=sys.stderr,
-        )
-        return 130
-    with user_errors():
-        training.draw(folder)
+        print(f"metrics, pictures and checkpoint are in {folder.path}", file=sys.stderr)
+    if run.config.bound_samples:
+        line = {"epoch": run.epoch, "test_bound": run.importance_bound(), "bound_samples": run.config.bound_samples}
+        text = folder.log(line)
         if not quiet:
-            print(f"metrics, pictures and checkpoint are in {folder.path}", file=sys.stderr)
-        if config.bound_samples:
-            bound = training.importance_bound()
-            text = folder.log({"epoch": training.epoch, "test_bound": bound, "bound_samples": config.bound_samples})
-            if not quiet:
-                print(text)
+            print(text)
     last = [line for line in folder.metrics() if "train" in line][-1]
     print(f"final train -ELBO {last['train']:.4f} test -ELBO {last['test']:.4f}")
-    return 0
+
+
+@report_errors
+def main(argv=None) -> int:
+    may_change = ("epochs", "data_dir", "bound_samples")
+    folder_for = lambda c: default_folder(c.data, c.estimator.replace(":", "-"), f"s{c.seed}")
+    return training.run_script(Config, Training, __doc__.split("\n\n")[0], argv, may_change, folder_for, finish)
 
 
 if __name__ == "__main__":
