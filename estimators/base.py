@@ -32,6 +32,12 @@ from .learned import LEARNED, Learned
 NO_BASELINE = "without a baseline the noise is that of the whole cost, and the code can collapse before it is organised"
 
 
+CANNOT_CHOOSE = (
+    "has to evaluate the cost at points of its own making, and cannot choose step by step: take an estimator that is a "
+    "sample with a rule (st, st-gs, gst-1.0, reinmax, …), or reinforce, reinforce-mean or rloo."
+)
+
+
 class Estimator:
     """Base class. A subclass states its facts as class attributes and implements `estimate`.
 
@@ -49,6 +55,7 @@ class Estimator:
     randomness = "sample"  # of one joint "sample" D, several "samples", "uniform" or other "noise", or "none"
     codes = (categorical, bernoulli)  # the kinds of variables it handles; the first is the default
     caution = ""  # why it may not train a model with discrete variables, if so
+    episodes = False  # can it choose step by step (`episode`)?
     sharpness = 1.0  # its samples have the logits sharpness · θ: not 1 where the forward distribution is changed
     multi_sample = False  # is its value −log mean e^(−f), a bound of several samples, instead of a mean of costs?
     state: tuple[str, ...] = ()
@@ -98,10 +105,7 @@ class Estimator:
         `sampler`; with None, choices are plain draws and the log-probability carries gradients. -> the cost (B,), with
         the estimator's gradient attached.  ValueError for an estimator that needs more than runs of the model.
         """
-        raise ValueError(
-            f"{self.title} has to evaluate the cost at points of its own making, and cannot choose step by step: take "
-            "an estimator with a sample of its own (st, st-gs, gst-1.0, reinmax, …) or reinforce, reinforce-mean, rloo."
-        )
+        raise ValueError(f"{self.title} {CANNOT_CHOOSE}")
 
     def _masked(self, logits, mask):
         if self.code is categorical:
@@ -139,6 +143,7 @@ class Sampler(Estimator):
     """An estimator that is a sample D(θ) with a gradient rule, so that a model may draw it step by step."""
 
     evaluations = "1"
+    episodes = True
 
     def sample(self, logits: Tensor, rng, mask=None) -> Tensor:
         """A sample shaped like the logits; gradients that arrive at it continue to the logits by the rule."""

@@ -80,6 +80,7 @@ class Reinforce(Estimator):
     exact_for = "all"
     evaluations = "1"
     cost_gradient = False
+    episodes = True
 
     def baseline(self, like):
         return 0.0
@@ -170,6 +171,7 @@ class Rloo(Estimator):
     evaluations = "S"
     cost_gradient = False
     randomness = "samples"
+    episodes = True
 
     def __init__(self, samples: int = 2):
         self.samples = check_samples(samples, least=2)

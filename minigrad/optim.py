@@ -229,3 +229,39 @@ def clip_grad_norm(optimizer: Optimizer, max_norm: float):
     norm = xp.sqrt(flat.grad @ flat.grad)
     flat.grad *= xp.minimum(max_norm / (norm + 1e-6), 1.0).astype(flat.grad.dtype)
     return norm
+
+
+class Plateau:
+    """Multiply the learning rate by `factor` when a metric has not improved for more than `patience` reports.
+
+    `step(metric)` after each report; larger is better.  An improvement exceeds the best one by 1e-4 of it, as in
+    PyTorch's ReduceLROnPlateau.   0 < factor < 1, patience ≥ 0 (ValueError)
+    """
+
+    def __init__(self, optimizer: Optimizer, factor: float = 0.5, patience: int = 4):
+        if not 0.0 < factor < 1.0 or patience < 0:
+            raise ValueError(f"factor must be in (0, 1) and patience at least 0, got {factor} and {patience}.")
+        self.optimizer, self.factor, self.patience = optimizer, factor, patience
+        self.best, self.waited = -math.inf, 0
+
+    def step(self, metric: float) -> bool:
+        """Whether the metric is the best so far."""
+        better = metric > self.best + 1e-4 * abs(self.best) if math.isfinite(self.best) else True
+        if better:
+            self.best, self.waited = metric, 0
+            return True
+        self.waited += 1
+        if self.waited > self.patience:
+            self.optimizer.lr, self.waited = self.optimizer.lr * self.factor, 0
+        return False
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """As arrays on the host, the learning rate among them."""
+        return {"plateau": np.array([self.best, self.waited, self.optimizer.lr])}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """ValueError if the state is not that of a plateau schedule."""
+        if state.keys() != {"plateau"} or state["plateau"].shape != (3,):
+            raise ValueError("the saved schedule is not a plateau schedule.")
+        self.best, waited, self.optimizer.lr = map(float, state["plateau"])
+        self.waited = int(waited)

@@ -41,3 +41,39 @@ def page(path, images: np.ndarray, shape: tuple[int, int], title: str, columns: 
     axes.set_axis_off()
     axes.set_title(title, fontsize=10)
     _save(figure, path)
+
+
+def learning_curves(path, metrics: list[dict], title: str) -> None:
+    """Validation accuracy and the losses against the epoch."""
+    lines = [m for m in metrics if "valid_accuracy" in m]
+    epochs = [m["epoch"] for m in lines]
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, [100.0 * m["valid_accuracy"] for m in lines], marker="o", markersize=3)
+    left.set_ylabel("validation accuracy (%)")
+    for key, label in (("train_loss", "train, sampled"), ("valid_loss", "validation, greedy")):
+        right.plot(epochs, [m[key] for m in lines], marker="o", markersize=3, label=label)
+    right.set_ylabel("−log p(label) (nats)")
+    right.legend()
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def forest(path, sentences: list[list[str]], choices) -> None:
+    """Binary trees over their tokens, one below the other.   choices: for each, the merges that build it"""
+    figure = Figure(figsize=(12, 2.2 * len(sentences)), layout="constrained")
+    for axes, words, merges in zip(np.ravel(figure.subplots(len(sentences), 1)), sentences, choices, strict=True):
+        nodes = [(float(i), 0.0) for i in range(len(words))]
+        for at in merges:
+            (x_l, y_l), (x_r, y_r) = nodes[at : at + 2]
+            x, y = 0.5 * (x_l + x_r), max(y_l, y_r) + 1.0
+            axes.plot([x_l, x, x_r], [y_l, y, y_r], color="black", linewidth=0.8)
+            nodes[at : at + 2] = [(x, y)]
+        for i, word in enumerate(words):
+            axes.text(i, -0.3, word, ha="center", va="top", fontsize=7, rotation=0 if len(word) == 1 else 90)
+        axes.set_ylim(-0.25 * nodes[0][1] - 1.5, nodes[0][1] + 0.5)
+        axes.set_axis_off()
+    _save(figure, path)

@@ -81,7 +81,10 @@ def parse_flags(config_class, description: str, argv, extra=()):
     for f in fields:
         options = dict(f.metadata)
         text = f"{options.pop('help')} (default: {_shown(f.default)})"
-        options.setdefault("type", type(f.default))
+        if type(f.default) is bool:
+            options["action"] = "store_true"
+        else:
+            options.setdefault("type", type(f.default))
         parser.add_argument(f"--{f.name.replace('_', '-')}", default=argparse.SUPPRESS, help=text, **options)
     for name, options in extra:
         parser.add_argument(name, **({"default": argparse.SUPPRESS} | options))

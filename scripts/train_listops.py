@@ -1,0 +1,308 @@
+"""Train a tree LSTM on ListOps that learns which neighbours to merge, or one of its baselines.
+
+    python scripts/train_listops.py                                # a small model on generated lists, a few minutes
+    python scripts/train_listops.py --generate 90000 --dim 300 --hidden 300 --max-length 99 --epochs 20 --split
+    python scripts/train_listops.py --data-dir DIR --encoder gold  # DIR/listops/{train,valid,test}.tsv
+    python scripts/train_listops.py --resume runs/NAME             # goes on bit for bit where it stopped
+
+All flags are listed by --help.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+import time
+from dataclasses import dataclass
+
+import training
+from estimators import ESTIMATORS, create
+from estimators.base import CANNOT_CHOOSE
+from minigrad import Rng, checkpoint
+from minigrad.backend import BACKENDS, get_backend
+from minigrad.optim import OPTIMIZERS, Plateau, clip_grad_norm
+from models import trees
+from models.data import listops
+from models.tree_lstm import LEAVES, TreeLSTM
+from pictures import forest, learning_curves
+from run_folder import RunFolder, default_folder, flag, report_errors, require, user_errors
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+BRANCHING = {"left": trees.left_branching, "right": trees.right_branching, "balanced": trees.balanced}
+ENCODERS = ("latent", "lstm", *BRANCHING, "gold")
+DTYPES = ("float32", "float64")
+EVALUATION_BATCH = 64
+BEST = "best.safetensors"
+SHORTEST = 5  # tokens that --max-length has to allow: [ MIN 2 9 ]
+LENGTHS, DEPTHS = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100), tuple(range(1, 21))
+DRAWN = 8  # trees that are drawn at the end
+
+
+@dataclass(frozen=True)
+class Config:
+    data_dir: str = flag("", "a folder with listops/{train,valid,test}.tsv, else MINIGRAD_DATA; missing ones are made")
+    generate: int = flag(
+        6000, "N training sequences are generated, N/10 for validation, at most 1,000, and N/9 for test"
+    )
+    split: bool = flag(False, "the bracket and the name of an operator as two tokens, as published")
+    max_length: int = flag(30, "leave out sequences of more tokens; published: 99, with --split")
+    encoder: str = flag("latent", f"one of {', '.join(ENCODERS)}")
+    leaves: str = flag("lstm", f"one of {', '.join(LEAVES)}")
+    estimator: str = flag(
+        "gst-1.0", f"of the latent tree: one of {', '.join(ESTIMATORS)}; options as in rloo:samples=4"
+    )
+    tau: float | None = flag(None, "temperature, for estimators that have one", type=float)
+    dim: int = flag(64, "d, the size of word vectors and states; published: 300")
+    hidden: int = flag(64, "the classifier's hidden units; published: 300")
+    dropout: float = flag(0.1, "of word vectors and in the classifier; published: 0.5")
+    epochs: int = flag(10, "passes over the training sequences; published: 20")
+    batch: int = flag(16, "sequences in a batch")
+    lr: float = flag(1e-3, "learning rate at first; halved when the validation accuracy stays")
+    patience: int = flag(4, "validations without an improvement before the learning rate is halved")
+    optimizer: str = flag("adam", f"one of {', '.join(OPTIMIZERS)}")
+    clip: float = flag(5.0, "the largest norm of the gradient")
+    seed: int = flag(0, "fixes the generated data, the initial weights, the order of the sequences and all noise")
+    backend: str = flag("numpy", f"one of {', '.join(BACKENDS)}")
+    dtype: str = flag("float32", f"one of {', '.join(DTYPES)}")
+
+    def check(self) -> None:
+        """UserError, one sentence, for the first value out of range; names are checked where they are looked up."""
+        for name in ("generate", "dim", "hidden", "epochs", "batch"):
+            require(getattr(self, name) >= 1, f"--{name} must be at least 1, got {getattr(self, name)}.")
+        require(self.max_length >= SHORTEST, f"--max-length must be at least {SHORTEST}, got {self.max_length}.")
+        require(self.patience >= 0, f"--patience must be at least 0, got {self.patience}.")
+        require(0.0 <= self.dropout < 1.0, f"--dropout must be at least 0 and below 1, got {self.dropout}.")
+        require(self.clip > 0.0, f"--clip must be positive, got {self.clip}.")
+        for name, known in (("encoder", ENCODERS), ("optimizer", OPTIMIZERS), ("dtype", DTYPES), ("leaves", LEAVES)):
+            value = getattr(self, name)
+            require(value in known, f"unknown {name} {value!r}; the known ones are {', '.join(known)}.")
+
+
+def make_model(config: Config, tokenizer, rng: Rng) -> TreeLSTM:
+    encoder = config.encoder if config.encoder in ("latent", "lstm") else "tree"
+    sizes = {"dim": config.dim, "hidden": config.hidden, "dropout": config.dropout}
+    options = {"encoder": encoder, "leaves": config.leaves, "dtype": np.dtype(config.dtype)}
+    return TreeLSTM(tokenizer.size, rng=rng, **sizes, **options)
+
+
+def known_trees(encoder: str, sequences, batch, split: bool):
+    """The trees of a batch (B, T−1) for an encoder that is given them, else None."""
+    if encoder in ("latent", "lstm"):
+        return None
+    choices = np.zeros((len(batch.lengths), batch.ids.shape[1] - 1), np.int64)
+    for row, i, n in zip(choices, batch.index, batch.lengths, strict=True):
+        row[: n - 1] = trees.gold(sequences[i][0], split) if encoder == "gold" else BRANCHING[encoder](n)
+    return choices
+
+
+def evaluate(model, config: Config, sequences, tokenizer, backend):
+    """(loss, right, choices): −log p(label) and whether the label was found (N,), and the trees that the model chose, a
+    list of arrays (T−1,), or None. Greedy, without dropout."""
+    loss, right = np.zeros(len(sequences)), np.zeros(len(sequences), bool)
+    choices = [None] * len(sequences)
+    for batch in listops.batches(sequences, tokenizer, EVALUATION_BATCH):
+        given = known_trees(config.encoder, sequences, batch, config.split)
+        logits, chosen = model.predict(backend.to_device(batch.ids), batch.lengths, given)
+        logits = backend.to_host(logits).astype(np.float64)
+        logits -= logits.max(axis=1, keepdims=True)
+        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        loss[batch.index] = -log_p[np.arange(len(log_p)), batch.labels]
+        right[batch.index] = log_p.argmax(axis=1) == batch.labels
+        if chosen is not None:
+            for i, n, row in zip(batch.index, batch.lengths, backend.to_host(chosen), strict=True):
+                choices[i] = row[: n - 1]
+    return loss, right, choices if config.encoder == "latent" else None
+
+
+def breakdown(right, values, bounds) -> dict[str, list]:
+    """{"upper bound": [accuracy, how many]} of the sequences whose value lies above the bound before and up to this one;
+    the last entry, "more", is beyond all bounds."""
+    found, place = {}, np.searchsorted(bounds, values)
+    for i, name in enumerate([*map(str, bounds), "more"]):
+        if (place == i).any():
+            found[name] = [round(float(right[place == i].mean()), 4), int((place == i).sum())]
+    return found
+
+
+def agreement(choices, sequences, split: bool, rng: Rng) -> dict[str, float]:
+    """The mean unlabelled F1 of the chosen trees with the gold ones and with left-branching, right-branching and random
+    ones, and of random ones with the gold ones, for comparison."""
+    scores: dict[str, list] = {"f1_gold": [], "f1_left": [], "f1_right": [], "f1_random": [], "random_gold": []}
+    for i, (chosen, (tokens, _)) in enumerate(zip(choices, sequences, strict=True)):
+        T = len(chosen) + 1
+        if T < 3:
+            continue
+        gold, chance = trees.gold(tokens, split), trees.random(T, rng.at(i))
+        others = {"gold": gold, "left": trees.left_branching(T), "right": trees.right_branching(T), "random": chance}
+        for name, other in others.items():
+            scores[f"f1_{name}"].append(trees.f1(chosen, other))
+        scores["random_gold"].append(trees.f1(chance, gold))
+    return {name: round(float(np.mean(values)), 4) for name, values in scores.items() if values}
+
+
+class Training(training.Training):
+    """One run: the sequences, the model, the estimator of its choices, the schedule, the best model so far."""
+
+    loss_parts = 2  # Σ −log p(label), and how many sequences
+    reports_per_epoch = 2
+    progress_key = "valid_accuracy"
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        c = config
+        with user_errors():
+            c.check()
+            self.backend = get_backend(c.backend)
+            if c.encoder == "latent":
+                self.estimator = create(c.estimator, c.tau, "categorical")
+                require(self.estimator.episodes, f"{self.estimator.title} {CANNOT_CHOOSE}")
+            counts = (c.generate, max(10, min(1000, c.generate // 10)), max(10, c.generate // 9))
+            self.tokenizer = listops.Tokenizer(c.split)
+            splits = listops.load(c.data_dir or None, counts, c.seed)
+            self.sequences = {name: self._short_enough(name, found) for name, found in splits.items()}
+            self.fingerprint = hashlib.blake2b(repr(splits).encode(), digest_size=8).hexdigest()
+            self.rng = Rng(c.seed)
+            self.model = make_model(c, self.tokenizer, self.rng.site("weights"))
+            self.model.to(self.backend)
+            self.optimizer = OPTIMIZERS[c.optimizer](self.model.parameters(), c.lr)
+            self.schedule = Plateau(self.optimizer, patience=c.patience)
+        self.steps_per_epoch = -(-len(self.sequences["train"]) // c.batch)
+        self.is_best = False
+
+    def _short_enough(self, name, sequences):
+        kept, left_out = listops.within(sequences, self.tokenizer, self.config.max_length)
+        if left_out:
+            log.warning(
+                "%s: %d of %d sequences are left out, which have more than %d tokens or only one.",
+                name, left_out, len(sequences), self.config.max_length,
+            )  # fmt: skip
+        require(
+            kept, f"no sequence of the {name} split has at most {self.config.max_length} tokens: raise --max-length."
+        )
+        return kept
+
+    # -- one step
+
+    def epoch_steps(self):
+        rng = self.rng.site("order").at(self.epoch)
+        return listops.batches(self.sequences["train"], self.tokenizer, self.config.batch, rng)
+
+    def step(self, batch) -> None:
+        """Update the parameters on one batch."""
+        c, to_device = self.config, self.backend.to_device
+        rng = self.rng.site("step").at(self.epoch * self.steps_per_epoch + self.step_in_epoch)
+        given = known_trees(c.encoder, self.sequences["train"], batch, c.split)
+        self.optimizer.zero_grad()
+        ids, labels = to_device(batch.ids), to_device(batch.labels)
+        cost = self.model.cost(ids, batch.lengths, labels, rng, self.estimator, given)
+        cost.mean().backward()
+        clip_grad_norm(self.optimizer, c.clip)
+        self.optimizer.step()
+        if self.estimator is not None:
+            self.estimator.update()
+        self.losses.append((cost.data.sum(), self.backend.xp.asarray(len(batch.labels), dtype=cost.dtype)))
+        self.step_in_epoch += 1
+
+    # -- evaluation
+
+    def evaluate(self, split: str):
+        return evaluate(self.model, self.config, self.sequences[split], self.tokenizer, self.backend)
+
+    def report(self, first: int, start: float) -> dict:
+        total, count = self.check_losses().sum(axis=0)
+        self.backend.synchronize()
+        rate = (self.step_in_epoch - first) * self.config.batch / max(time.perf_counter() - start, 1e-9)
+        loss, right, _ = self.evaluate("valid")
+        lr = self.optimizer.lr
+        self.is_best = self.schedule.step(right.mean())
+        return {
+            "epoch": self.epoch + self.step_in_epoch / self.steps_per_epoch,
+            "step": self.epoch * self.steps_per_epoch + self.step_in_epoch,
+            "train_loss": total / count,
+            "valid_loss": loss.mean(),
+            "valid_accuracy": right.mean(),
+            "lr": lr,
+            "sequences_per_second": round(rate, 1),
+        }
+
+    def saved(self, folder: RunFolder) -> None:
+        if self.is_best:
+            arrays, info = self.state()
+            arrays = {k: v for k, v in arrays.items() if k.startswith("model.")}
+            checkpoint.save(folder.path / BEST, arrays, info)
+
+    # -- the state
+
+    def state(self):
+        arrays, info = super().state()
+        arrays |= {f"schedule.{k}": v for k, v in self.schedule.state_dict().items()}
+        return arrays, info | {"data": self.fingerprint}
+
+    def restore(self, arrays, info) -> None:
+        require(
+            info["data"] == self.fingerprint,
+            "the sequences are not those that the run began with: give the same --data-dir, or start a new run.",
+        )
+        self.schedule.load_state_dict({"plateau": arrays["schedule.plateau"]})
+        super().restore(arrays, info)
+
+    # -- the end
+
+    def final(self, folder: RunFolder) -> dict:
+        """What the best model does on the test split, and how its trees agree with others."""
+        arrays, info = checkpoint.load(folder.path / BEST)
+        self.model.load_state_dict({k[len("model.") :]: v for k, v in arrays.items()})
+        sequences = self.sequences["test"]
+        loss, right, choices = self.evaluate("test")
+        line = {"best_epoch": info["epoch"] + info["step_in_epoch"] / self.steps_per_epoch}
+        line |= summary(loss, right, choices, sequences, self.tokenizer, self.rng.site("random trees"))
+        words = [[self.tokenizer.tokens[i] for i in self.tokenizer(tokens)] for tokens, _ in sequences[:DRAWN]]
+        if choices is not None:
+            lines = [trees.bracket(w, chosen) for w, chosen in zip(words, choices, strict=False)]
+            (folder.path / "trees.txt").write_text("\n".join(lines) + "\n")
+            forest(folder.path / "trees.png", words, choices[:DRAWN])
+        learning_curves(folder.path / "curve.png", folder.metrics(), title(self.config))
+        return line
+
+
+def summary(loss, right, choices, sequences, tokenizer, rng) -> dict:
+    """The metrics of an evaluation, a dict that JSON can hold."""
+    lengths = np.array([len(tokenizer(tokens)) for tokens, _ in sequences])
+    depths = np.array([listops.depth(tokens) for tokens, _ in sequences])
+    found = {
+        "test_loss": round(float(loss.mean()), 4),
+        "test_accuracy": round(float(right.mean()), 4),
+        "sequences": len(sequences),
+        "by_length": breakdown(right, lengths, LENGTHS),
+        "by_depth": breakdown(right, depths, DEPTHS),
+    }
+    return found | (agreement(choices, sequences, tokenizer.split, rng) if choices is not None else {})
+
+
+def title(config: Config) -> str:
+    return f"ListOps, {config.estimator if config.encoder == 'latent' else config.encoder}"
+
+
+def finish(run: Training, folder: RunFolder, quiet: bool) -> None:
+    line = run.final(folder)
+    text = folder.log(line)
+    if not quiet:
+        print(text)
+        print(f"metrics, pictures and checkpoints are in {folder.path}", file=sys.stderr)
+    best = max(entry["valid_accuracy"] for entry in folder.metrics() if "valid_accuracy" in entry)
+    print(f"final valid accuracy {best:.4f} test accuracy {line['test_accuracy']:.4f}")
+
+
+@report_errors
+def main(argv=None) -> int:
+    may_change = ("epochs", "data_dir")
+    folder_for = lambda c: default_folder("listops", c.encoder, c.estimator.replace(":", "-"), f"s{c.seed}")
+    return training.run_script(Config, Training, __doc__.split("\n\n")[0], argv, may_change, folder_for, finish)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
