@@ -1,10 +1,10 @@
 """A tree LSTM that learns how to compose a sequence (Choi, Yoo & Lee 2018), with the baselines that put it in place.
 
-    ids (B, T) --word vectors, dropout--> x --leaf LSTM--> h, c (B, T, d) --encoder--> root h (B, d) --classifier--> (B, K)
+    ids (B, T) --word vectors, dropout--> x --leaf LSTM--> h, c (B, T, d) --encoder--> h (B, d) --classifier--> (B, K)
 
 The encoder is one of
 
-    "latent"   merges two neighbours at a time; an estimator chooses which (`models.composition`)
+    "latent"   merges two neighbours at a time; an estimator chooses which (`models.composition`, `models.linear_time`)
     "tree"     follows trees that it is given: left-branching, balanced, the parse of the brackets
     "lstm"     is the leaf LSTM's last state, with no tree
 
@@ -22,7 +22,8 @@ from minigrad.ops import dropout, split
 
 import numpy as np
 
-from .composition import Draw, compose, compose_given, compose_greedy, compose_plain
+from .composition import Draw, compose_given, compose_plain
+from .linear_time import compose, compose_greedy
 
 ENCODERS = ("latent", "tree", "lstm")
 LEAVES = ("lstm", "affine")
@@ -137,7 +138,7 @@ class TreeLSTM(Module):
         return compose_given(h, c, self.cell_weight, self.cell_bias, lengths=lengths, choices=trees)
 
     def predict(self, ids, lengths, trees=None):
-        """(logits (B, K), choices (B, T−1)) as arrays, greedy and without dropout; no choices, None, if none are made."""
+        """Greedy and without dropout: (logits (B, K), choices (B, T−1)) as arrays; None for no choices."""
         with no_grad():
             h, c = self.leaf_states(ids)
             if self.encoder != "latent":

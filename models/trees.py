@@ -103,8 +103,8 @@ def bracket(tokens, choices) -> str:
 def levels(choices, lengths, T: int):
     """How to build the trees of a batch from below, as many merges at a time as possible.
 
-    choices (B, T−1), of which row b uses the first lengths[b] − 1.   Nodes are numbered: leaf t of row b is b T + t, and
-    the n-th merge of all, in the order of the levels, is B T + n.
+    choices (B, T−1), of which row b uses the first lengths[b] − 1.   Nodes are numbered: leaf t of row b is b T + t,
+    and the n-th merge of all, in the order of the levels, is B T + n.
     -> (left, right (n,): the nodes merged;  starts: where each level begins, and n;  root (B,)), all on the host
     """
     B, found = len(lengths), []

@@ -119,8 +119,8 @@ def evaluate(model, config: Config, sequences, tokenizer, backend):
 
 
 def breakdown(right, values, bounds) -> dict[str, list]:
-    """{"upper bound": [accuracy, how many]} of the sequences whose value lies above the bound before and up to this one;
-    the last entry, "more", is beyond all bounds."""
+    """{"upper bound": [accuracy, how many]} of the sequences whose value lies above the bound before and up to this
+    one; the last entry, "more", is beyond all bounds."""
     found, place = {}, np.searchsorted(bounds, values)
     for i, name in enumerate([*map(str, bounds), "more"]):
         if (place == i).any():

@@ -24,7 +24,7 @@ class Training:
 
     epoch_steps()          the arguments of this epoch's steps, something to index by the step
     step(argument)         one update; appends to `losses` a tuple of sums on the device, and counts step_in_epoch
-    report(first, start)   the metrics since step `first` of the epoch, a dict of numbers; time.perf_counter() was `start`
+    report(first, start)   the metrics since step `first` of the epoch, at time.perf_counter() = start; a dict of numbers
     """
 
     loss_parts = 1  # how many sums a step appends
