@@ -2,9 +2,9 @@
 
 A merge leaves all pairs as they were except the two that touch the merged ones, so about 3T different pairs exist, not
 T²/2. On the way back, a pair that is not chosen receives nothing but a multiple of the query; its cell is
-differentiated once, and scaled. The gradient of the choices needs inner products of all nodes' gradients with their neighbours at
-every step; they are kept up to date as numbers, never computed again from vectors. Derivation, with a picture, and the
-meaning of A, B, D, E, α, G and P: models/README.md.
+differentiated once, and scaled. The gradient of the choices needs inner products of all nodes' gradients with their
+neighbours at every step; they are kept up to date as numbers, never computed again from vectors. Derivation, with a
+picture, and the meaning of A, B, D, E, α, G and P: models/README.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from .composition import candidates, check_lengths
 
-BLOCK = 256  # pairs whose arrays are worked on together, so that they stay in a CPU's cache
+BLOCK = 192  # pairs whose arrays are worked on together, so that they stay in a CPU's cache
 
 
 @dataclass
@@ -163,8 +163,8 @@ def backward(trace: Trace, w, q, g_root, choice_vjp):
     #    D = right − left and E = pair − right;  and the inner products by which a score changes P, the pair's own and
     #    those of its neighbour
     query = q / math.sqrt(H)
-    slopes, dh_dc = zeros(pairs, 5, H), zeros(pairs, H)
-    AB, DE = zeros(pairs, 2, 2, H), zeros(pairs, 2, 2, H)
+    slopes, dh_dc, AB, DE = (xp.empty((pairs, *shape), dtype=w.dtype) for shape in ((5, H), (H,), (2, 2, H), (2, 2, H)))
+    slopes[-1], dh_dc[-1], AB[-1], DE[-1] = 0.0, 0.0, 0.0, 0.0  # the pair that does not exist
     for rows in blocks(used, xp):
         l, r, gates = left[rows], right[rows], trace.gates[rows]
         slopes[rows], dh_dc[rows] = cell_slopes(gates, trace.t[rows], (node[l, 1], node[r, 1]))

@@ -3,16 +3,21 @@
     python scripts/bench.py vae      a training step of the categorical VAE beside its bare matrix products, and
                                      beside PyTorch and JAX where they are installed
     python scripts/bench.py ops      one small op, forward and backward, in a chain of 2,000
+    python scripts/bench.py listops  a training step of the latent-tree LSTM in linear time, beside the same on the tape
+                                     and in PyTorch, on ten batches of 16 sequences of 6 to 95 tokens
 
 Each contender runs in a process of its own, so that thread pools do not meet; the processes take turns of about a
-second, and a contender's figure is the median over all its steps.
+second, and a contender's figure is the median over all its steps.  The sequences are the published validation ones,
+`listops/valid.tsv` of --data-dir or MINIGRAD_DATA; without that file they are generated, which is said.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import itertools
+import math
 import multiprocessing
 import platform
 import statistics
@@ -21,8 +26,11 @@ from time import perf_counter
 
 from estimators import create
 from minigrad import Rng, Tensor
-from minigrad.optim import Adam
+from minigrad.optim import Adam, clip_grad_norm
+from models.data import listops
+from models.tree_lstm import TreeLSTM
 from models.vae import CategoricalVAE
+from run_folder import report_errors, user_errors
 
 import numpy as np
 
@@ -195,6 +203,87 @@ def autograd_ops():
     return lambda: gradient(x, w)
 
 
+# ---- contenders for `listops`: each returns {size of the batch: a function that does one full step on it}
+
+DIM, DROPOUT, CLIP, BATCHES, SEQUENCES, LONGEST = 300, 0.5, 5.0, 10, 16, 99
+
+
+def listops_batches(data_dir):
+    """Ten of the batches of 16 sequences of similar length, from the shortest to the longest."""
+    tokenizer = listops.Tokenizer(split=True)
+    sequences = listops.load(data_dir, counts=(1, 1000, 1))["valid"]
+    kept, _ = listops.within(sequences, tokenizer, LONGEST)
+    batches = listops.batches(kept[: len(kept) // SEQUENCES * SEQUENCES], tokenizer, SEQUENCES)
+    return tokenizer, [batches[round(i * (len(batches) - 1) / (BATCHES - 1))] for i in range(BATCHES)]
+
+
+def minigrad_listops(data_dir, plain=False):
+    tokenizer, batches = listops_batches(data_dir)
+    model = TreeLSTM(tokenizer.size, dim=DIM, hidden=DIM, dropout=DROPOUT, rng=Rng(0))
+    optimizer, estimator = Adam(model.parameters(), LR), create("gst-1.0")
+    rngs = (Rng(0).at(n) for n in itertools.count())
+
+    def step(batch):
+        optimizer.zero_grad()
+        cost = model.cost(batch.ids, batch.lengths, batch.labels, next(rngs), estimator, plain=plain)
+        cost.mean().backward()
+        clip_grad_norm(optimizer, CLIP)
+        optimizer.step()
+
+    return {batch.ids.shape[1]: functools.partial(step, batch) for batch in batches}
+
+
+def torch_listops(data_dir):
+    import torch
+    from torch import nn
+    from torch.nn.functional import cross_entropy, dropout
+
+    tokenizer, batches = listops_batches(data_dir)
+    word, leaf, cell = nn.Embedding(tokenizer.size, DIM), nn.LSTMCell(DIM, DIM), nn.Linear(2 * DIM, 5 * DIM)
+    query, hidden, output = nn.Parameter(0.01 * torch.randn(DIM)), nn.Linear(DIM, DIM), nn.Linear(DIM, 10)
+    parameters = [query, *(p for m in (word, leaf, cell, hidden, output) for p in m.parameters())]
+    optimizer = torch.optim.Adam(parameters, lr=LR)
+
+    def choose(v, mask):
+        v = v.masked_fill(~mask, -1e30)
+        with torch.no_grad():
+            d = nn.functional.one_hot(torch.distributions.Categorical(logits=v).sample(), v.shape[1]).to(v.dtype)
+            m = v.amax(-1, keepdim=True)
+            shift = (m - v) * d - (v - m + 1.0).clamp(min=0.0) * (1.0 - d)
+        soft = (v + shift).softmax(-1)
+        return d - soft.detach() + soft
+
+    def step(ids, lengths, labels):
+        x = dropout(word(ids), DROPOUT)
+        state, states = None, []
+        for t in range(ids.shape[1]):
+            state = leaf(x[:, t], state)
+            states.append(state)
+        h, c = (torch.stack(s, 1) for s in zip(*states, strict=True))
+        for k in range(ids.shape[1] - 1):
+            h_l, h_r, c_l, c_r = h[:, :-1], h[:, 1:], c[:, :-1], c[:, 1:]
+            i, f_l, f_r, u, o = cell(torch.cat([h_l, h_r], -1)).chunk(5, -1)
+            new_c = (f_l + 1.0).sigmoid() * c_l + (f_r + 1.0).sigmoid() * c_r + i.sigmoid() * u.tanh()
+            new_h = o.sigmoid() * new_c.tanh()
+            if h_l.shape[1] > 1:
+                mask = torch.arange(h_l.shape[1]) < (lengths - 1 - k)[:, None]
+                mask[:, 0] = True
+                s = choose((new_h @ query) / DIM**0.5, mask)[..., None]
+                up_to = s.cumsum(1)
+                new_h = s * new_h + (1.0 - up_to) * h_l + (up_to - s) * h_r
+                new_c = s * new_c + (1.0 - up_to) * c_l + (up_to - s) * c_r
+            going = (lengths > k + 1)[:, None, None]
+            h, c = torch.where(going, new_h, h_l), torch.where(going, new_c, c_l)
+        features = hidden(dropout(h[:, 0], DROPOUT)).relu()
+        optimizer.zero_grad(set_to_none=True)
+        cross_entropy(output(dropout(features, DROPOUT)), labels).backward()
+        nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+
+    arrays = lambda b: map(torch.from_numpy, (b.ids, b.lengths, b.labels))
+    return {batch.ids.shape[1]: functools.partial(step, *arrays(batch)) for batch in batches}
+
+
 CONTENDERS = {
     "vae": {
         "matrix products alone": (floor, None),
@@ -209,32 +298,40 @@ CONTENDERS = {
         "mygrad": (mygrad_ops, "mygrad"),
         "autograd": (autograd_ops, "autograd"),
     },
+    "listops": {
+        "minigrad": (minigrad_listops, None),
+        "minigrad, on the tape": (lambda data_dir: minigrad_listops(data_dir, plain=True), None),
+        "PyTorch eager": (torch_listops, "torch"),
+    },
 }
 
 
-def _contender(benchmark, name, pipe):
-    """A process: build the step, then time it for a while whenever asked."""
+def _contender(benchmark, name, arguments, pipe):
+    """A process: build the steps, then time them for a while whenever asked."""
     try:
-        step = CONTENDERS[benchmark][name][0]()
-        for _ in range(5):
-            step()
+        steps = CONTENDERS[benchmark][name][0](*arguments)
+        steps = steps if isinstance(steps, dict) else {None: steps}
+        for step in steps.values():
+            for _ in range(5 if len(steps) == 1 else 1):
+                step()
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}")
         return
     pipe.send(None)
     while (seconds := pipe.recv()) is not None:
-        for _ in range(3):
+        for step in list(steps.values())[:1] * 3:
             step()
-        times, end = [], perf_counter() + seconds
+        times, end = {key: [] for key in steps}, perf_counter() + seconds
         while perf_counter() < end:
-            start = perf_counter()
-            step()
-            times.append(perf_counter() - start)
+            for key, step in steps.items():
+                start = perf_counter()
+                step()
+                times[key].append(perf_counter() - start)
         pipe.send(times)
 
 
-def measure(benchmark: str, rounds: int, seconds: float) -> dict[str, float]:
-    """Median seconds of a step for each contender that is installed and works."""
+def measure(benchmark: str, rounds: int, seconds: float, *arguments) -> dict[str, dict]:
+    """{name: {size or None: median seconds of a step}} for each contender that is installed and works."""
     spawn = multiprocessing.get_context("spawn")
     running, times = {}, {}
     for name, (_, module) in CONTENDERS[benchmark].items():
@@ -242,26 +339,30 @@ def measure(benchmark: str, rounds: int, seconds: float) -> dict[str, float]:
             print(f"{name}: not installed, left out", file=sys.stderr)
             continue
         pipe, other = spawn.Pipe()
-        process = spawn.Process(target=_contender, args=(benchmark, name, other), daemon=True)
+        process = spawn.Process(target=_contender, args=(benchmark, name, arguments, other), daemon=True)
         process.start()
         other.close()
         if problem := pipe.recv():
             print(f"{name}: left out, {problem.splitlines()[0]}", file=sys.stderr)
             continue
-        running[name], times[name] = (process, pipe), []
+        running[name], times[name] = (process, pipe), {}
     for _ in range(rounds):
         for name, (_, pipe) in running.items():
             pipe.send(seconds)
-            times[name] += pipe.recv()
+            for key, found in pipe.recv().items():
+                times[name].setdefault(key, []).extend(found)
     for process, pipe in running.values():
         pipe.send(None)
         process.join()
-    return {name: statistics.median(t) for name, t in times.items()}
+    return {name: {key: statistics.median(t) for key, t in found.items()} for name, found in times.items()}
 
 
-def show(benchmark: str, medians: dict[str, float]) -> None:
+def show(benchmark: str, medians: dict[str, dict]) -> None:
     print(f"{platform.machine()}, {multiprocessing.cpu_count()} cores, Python {platform.python_version()}, ", end="")
     print(f"NumPy {np.__version__}")
+    if benchmark == "listops":
+        return show_listops(medians)
+    medians = {name: found[None] for name, found in medians.items()}
     ours = medians["minigrad"]
     if benchmark == "vae":
         print(f"one training step, {'-'.join(map(str, SIZES))}, batch {BATCH}, float32, ST Gumbel-Softmax, Adam\n")
@@ -273,15 +374,56 @@ def show(benchmark: str, medians: dict[str, float]) -> None:
     for name, seconds in medians.items():
         ratio = "" if name == "minigrad" else f"{ours / seconds:8.2f} of this"
         print(f"{name:24}{seconds * scale:8.2f}  {ratio}")
+    return None
 
 
+def exponent(seconds: dict[int, float], shorter: int = 25) -> float:
+    """The p of time ~ T^p between the size nearest to `shorter` and the longest."""
+    low, high = min(seconds, key=lambda T: abs(T - shorter)), max(seconds)
+    return math.log(seconds[high] / seconds[low]) / math.log(high / low)
+
+
+def show_listops(medians: dict[str, dict]) -> None:
+    print(
+        f"one training step, latent-tree LSTM, {DIM} dimensions, batch {SEQUENCES}, dropout {DROPOUT}, float32, ",
+        end="",
+    )
+    print("GST-1.0, clipping, Adam: ms\n")
+    print(
+        f"{'tokens':24}" + "".join(f"{T:7}" for T in medians["minigrad"]) + "    all ten  growth from 25 to the longest"
+    )
+    for name, found in medians.items():
+        total = 1e3 * sum(found.values())
+        row = "".join(f"{1e3 * s:7.0f}" for s in found.values())
+        print(f"{name:24}{row} {total:10.0f}  T^{exponent(found):.2f}")
+    ours = sum(medians["minigrad"].values())
+    for name, found in medians.items():
+        if name != "minigrad":
+            print(f"{name} takes {sum(found.values()) / ours:.1f} times as long")
+
+
+@report_errors
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("benchmark", choices=CONTENDERS)
     parser.add_argument("--rounds", type=int, default=10, help="how often each contender gets its turn (default 10)")
     parser.add_argument("--seconds", type=float, default=1.0, help="the length of a turn (default 1)")
+    parser.add_argument("--data-dir", help="for listops: a folder with listops/valid.tsv; else MINIGRAD_DATA")
+    parser.add_argument("--figure", default="listops-speed.png", help="where listops draws time against length")
     flags = parser.parse_args(argv)
-    show(flags.benchmark, measure(flags.benchmark, max(1, flags.rounds), flags.seconds))
+    arguments = (flags.data_dir,) if flags.benchmark == "listops" else ()
+    if arguments:
+        from pictures import speed  # the other benchmarks do without matplotlib
+
+        if "valid" not in listops.files(flags.data_dir):
+            print("no listops/valid.tsv in --data-dir or MINIGRAD_DATA: sequences are generated", file=sys.stderr)
+        with user_errors():
+            listops_batches(flags.data_dir)
+    medians = measure(flags.benchmark, max(1, flags.rounds), flags.seconds, *arguments)
+    show(flags.benchmark, medians)
+    if arguments:
+        with user_errors():
+            speed(flags.figure, medians)
 
 
 if __name__ == "__main__":

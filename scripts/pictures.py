@@ -77,3 +77,16 @@ def forest(path, sentences: list[list[str]], choices) -> None:
         axes.set_ylim(-0.25 * nodes[0][1] - 1.5, nodes[0][1] + 0.5)
         axes.set_axis_off()
     _save(figure, path)
+
+
+def speed(path, seconds: dict[str, dict]) -> None:
+    """Seconds of a step against the length of the sequences, both on logarithmic axes."""
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, found in seconds.items():
+        axes.loglog(list(found), list(found.values()), marker="o", markersize=4, label=name)
+    axes.set_xlabel("tokens T")
+    axes.set_ylabel("seconds for a training step of 16 sequences")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    _save(figure, path)

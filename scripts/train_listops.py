@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -89,6 +90,18 @@ def make_model(config: Config, tokenizer, rng: Rng) -> TreeLSTM:
     return TreeLSTM(tokenizer.size, rng=rng, **sizes, **options)
 
 
+def short_enough(name, sequences, tokenizer, longest: int | None):
+    """The sequences of 2 to `longest` tokens (None: any number); how many others there are is logged. UserError if
+    none is left.   name: whose sequences they are, for the messages"""
+    kept, left_out = listops.within(sequences, tokenizer, math.inf if longest is None else longest)
+    size, advice = ("2 tokens or more", "") if longest is None else (f"2 to {longest} tokens", ": raise --max-length")
+    require(kept, f"{name}: no sequence has {size}{advice}.")
+    if left_out:
+        why = "only one token" if longest is None else f"more than {longest} tokens or only one"
+        log.warning("%s: %d of %d sequences are left out, which have %s.", name, left_out, len(sequences), why)
+    return kept
+
+
 def known_trees(encoder: str, sequences, batch, split: bool):
     """The trees of a batch (B, T−1) for an encoder that is given them, else None."""
     if encoder in ("latent", "lstm"):
@@ -163,7 +176,9 @@ class Training(training.Training):
             counts = (c.generate, max(10, min(1000, c.generate // 10)), max(10, c.generate // 9))
             self.tokenizer = listops.Tokenizer(c.split)
             splits = listops.load(c.data_dir or None, counts, c.seed)
-            self.sequences = {name: self._short_enough(name, found) for name, found in splits.items()}
+            self.sequences = {
+                name: short_enough(name, found, self.tokenizer, c.max_length) for name, found in splits.items()
+            }
             self.fingerprint = hashlib.blake2b(repr(splits).encode(), digest_size=8).hexdigest()
             self.rng = Rng(c.seed)
             self.model = make_model(c, self.tokenizer, self.rng.site("weights"))
@@ -172,18 +187,6 @@ class Training(training.Training):
             self.schedule = Plateau(self.optimizer, patience=c.patience)
         self.steps_per_epoch = -(-len(self.sequences["train"]) // c.batch)
         self.is_best = False
-
-    def _short_enough(self, name, sequences):
-        kept, left_out = listops.within(sequences, self.tokenizer, self.config.max_length)
-        if left_out:
-            log.warning(
-                "%s: %d of %d sequences are left out, which have more than %d tokens or only one.",
-                name, left_out, len(sequences), self.config.max_length,
-            )  # fmt: skip
-        require(
-            kept, f"no sequence of the {name} split has at most {self.config.max_length} tokens: raise --max-length."
-        )
-        return kept
 
     # -- one step
 
@@ -259,9 +262,10 @@ class Training(training.Training):
         sequences = self.sequences["test"]
         loss, right, choices = self.evaluate("test")
         line = {"best_epoch": info["epoch"] + info["step_in_epoch"] / self.steps_per_epoch}
-        line |= summary(loss, right, choices, sequences, self.tokenizer, self.rng.site("random trees"))
-        words = [[self.tokenizer.tokens[i] for i in self.tokenizer(tokens)] for tokens, _ in sequences[:DRAWN]]
+        found = summary(loss, right, choices, sequences, self.tokenizer, self.rng)
+        line |= {f"test_{name}" if name in ("loss", "accuracy") else name: value for name, value in found.items()}
         if choices is not None:
+            words = [spelled(tokens, self.tokenizer) for tokens, _ in sequences[:DRAWN]]
             lines = [trees.bracket(w, chosen) for w, chosen in zip(words, choices, strict=False)]
             (folder.path / "trees.txt").write_text("\n".join(lines) + "\n")
             forest(folder.path / "trees.png", words, choices[:DRAWN])
@@ -269,18 +273,25 @@ class Training(training.Training):
         return line
 
 
+def spelled(tokens: bytes, tokenizer) -> list[str]:
+    """The tokens of one sequence as words."""
+    return [tokenizer.tokens[i] for i in tokenizer(tokens)]
+
+
 def summary(loss, right, choices, sequences, tokenizer, rng) -> dict:
-    """The metrics of an evaluation, a dict that JSON can hold."""
+    """The metrics of an evaluation, a dict that JSON can hold.   rng: the run's, from which the random trees come"""
     lengths = np.array([len(tokenizer(tokens)) for tokens, _ in sequences])
     depths = np.array([listops.depth(tokens) for tokens, _ in sequences])
     found = {
-        "test_loss": round(float(loss.mean()), 4),
-        "test_accuracy": round(float(right.mean()), 4),
+        "loss": round(float(loss.mean()), 4),
+        "accuracy": round(float(right.mean()), 4),
         "sequences": len(sequences),
         "by_length": breakdown(right, lengths, LENGTHS),
         "by_depth": breakdown(right, depths, DEPTHS),
     }
-    return found | (agreement(choices, sequences, tokenizer.split, rng) if choices is not None else {})
+    if choices is None:
+        return found
+    return found | agreement(choices, sequences, tokenizer.split, rng.site("random trees"))
 
 
 def title(config: Config) -> str:

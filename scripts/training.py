@@ -24,7 +24,8 @@ class Training:
 
     epoch_steps()          the arguments of this epoch's steps, something to index by the step
     step(argument)         one update; appends to `losses` a tuple of sums on the device, and counts step_in_epoch
-    report(first, start)   the metrics since step `first` of the epoch, at time.perf_counter() = start; a dict of numbers
+    report(first, start)   the metrics since step `first` of the epoch, which began at time.perf_counter() = start; a
+                           dict of numbers
     """
 
     loss_parts = 1  # how many sums a step appends

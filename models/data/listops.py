@@ -186,16 +186,20 @@ def write(path, sequences) -> None:
     Path(path).write_text("".join(f"{value}\t{render(tokens)}\n" for tokens, value in sequences))
 
 
+def files(data_dir=None) -> dict[str, Path]:
+    """The files listops/{train,valid,test}.tsv that exist in `data_dir`, else in MINIGRAD_DATA, by split."""
+    data_dir = data_dir or os.environ.get("MINIGRAD_DATA")
+    paths = {name: Path(data_dir) / "listops" / f"{name}.tsv" for name in SPLITS} if data_dir else {}
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
 def load(data_dir=None, counts=(90_000, 1_000, 10_000), seed: int = 0) -> dict[str, list[tuple[bytes, int]]]:
     """{"train", "valid", "test"}: from `listops/{train,valid,test}.tsv` of a data directory, where they exist.
 
     data_dir: else the environment variable MINIGRAD_DATA, else everything is generated.  Splits without a file are
     generated, `counts` sequences each, and share no sequence with each other or with a file.
     """
-    data_dir, splits = data_dir or os.environ.get("MINIGRAD_DATA"), {}
-    if data_dir:
-        folder = Path(data_dir) / "listops"
-        splits = {name: read(folder / f"{name}.tsv") for name in SPLITS if (folder / f"{name}.tsv").is_file()}
+    splits = {name: read(path) for name, path in files(data_dir).items()}
     missing = [(name, count) for name, count in zip(SPLITS, counts, strict=True) if name not in splits]
     if missing:
         taken = {tokens for sequences in splits.values() for tokens, _ in sequences}

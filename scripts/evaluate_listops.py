@@ -1,0 +1,98 @@
+"""Evaluate a model that train_listops.py trained on a file of ListOps sequences.
+
+    python scripts/evaluate_listops.py runs/NAME test.tsv                    # the run's best model
+    python scripts/evaluate_listops.py runs/NAME/checkpoint.safetensors test.tsv --max-length 99 --trees 5
+
+The file has the published format, lines of `label<TAB>sequence`. Choices are greedy and nothing is dropped, so that the
+same model on the same sequences gives the same numbers as at the end of training. They are printed as one JSON line,
+and with --trees the trees that a latent-tree model chose for the first sequences after it, a line each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from minigrad import Rng, checkpoint
+from minigrad.backend import BACKENDS, get_backend
+from models import trees
+from models.data import listops
+from run_folder import UserError, flag, parse_flags, report_errors, require, user_errors
+from train_listops import BEST, SHORTEST, Config, evaluate, make_model, short_enough, spelled, summary
+
+import numpy as np
+
+POSITIONAL = (
+    ("checkpoint", {"help": f"a checkpoint of train_listops.py, or its run folder, for {BEST} in it"}),
+    ("file", {"help": "a file of lines label<TAB>sequence"}),
+)
+
+
+@dataclass(frozen=True)
+class Flags:
+    max_length: int | None = flag(None, "leave out sequences of more tokens", type=int)
+    backend: str = flag("numpy", f"one of {', '.join(BACKENDS)}")
+    trees: int = flag(0, "print the trees of the first N sequences", metavar="N")
+
+    def check(self) -> None:
+        """UserError, one sentence, for the first value out of range."""
+        most = self.max_length
+        require(most is None or most >= SHORTEST, f"--max-length must be at least {SHORTEST}, got {most}.")
+        require(self.trees >= 0, f"--trees must be at least 0, got {self.trees}.")
+
+
+def restore(path: Path, backend):
+    """(model, its configuration, its tokenizer) of a checkpoint. UserError if it is not one of train_listops.py."""
+    arrays, info = checkpoint.load(path)
+    stored = info.get("config") if isinstance(info, dict) else None
+    require(isinstance(stored, dict), f"{path} is a checkpoint of another program: it has no configuration.")
+    differ = sorted(stored.keys() ^ {f.name for f in dataclasses.fields(Config)})
+    require(
+        not differ,
+        f"{path} is a checkpoint of another program or version: its configuration differs from that of "
+        f"train_listops.py in {', '.join(differ)}.",
+    )
+    try:
+        config = Config(**stored)
+        config.check()
+        tokenizer = listops.Tokenizer(config.split)
+        rng = Rng(config.seed)
+        model = make_model(config, tokenizer, rng.site("weights"))
+        prefix = "model."
+        model.load_state_dict({k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)})
+    except (UserError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be used: {str(error).rstrip('.')}.") from error
+    model.to(backend)
+    return model, config, tokenizer
+
+
+@report_errors
+def main(argv=None) -> int:
+    given, where = parse_flags(Flags, __doc__.split("\n\n")[0], argv, POSITIONAL)
+    flags = Flags(**given)
+    flags.check()
+    path, file = Path(where["checkpoint"]), Path(where["file"])
+    path = path / BEST if path.is_dir() else path
+    with user_errors():
+        backend = get_backend(flags.backend)
+        model, config, tokenizer = restore(path, backend)
+        require(
+            not flags.trees or config.encoder == "latent",
+            f"--trees is for a model that chooses trees: that of {path} has the encoder {config.encoder}.",
+        )
+        sequences = short_enough(file, listops.read(file), tokenizer, flags.max_length)
+        with np.errstate(all="ignore"):  # the loss is looked at instead
+            loss, right, choices = evaluate(model, config, sequences, tokenizer, backend)
+    require(np.isfinite(loss).all(), f"{path} gives a loss that is infinite or NaN: the model is not usable.")
+    about = {"checkpoint": str(path), "file": str(file), "backend": backend.name}
+    print(json.dumps(about | summary(loss, right, choices, sequences, tokenizer, Rng(config.seed))))
+    for (tokens, _), chosen in zip(sequences[: flags.trees], choices or (), strict=False):
+        print(trees.bracket(spelled(tokens, tokenizer), chosen))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

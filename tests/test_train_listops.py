@@ -1,0 +1,513 @@
+"""Training on ListOps as a user meets it: results, every encoder, resume, Ctrl-C, and every way to get it wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import run_folder
+import train_listops
+from minigrad import Rng, Tensor
+from minigrad.optim import SGD, Plateau
+from models import trees
+from models.data import listops
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[1]
+SIZES = ["--generate", "60", "--dim", "8", "--hidden", "8", "--max-length", "15", "--batch", "8"]
+TINY = [*SIZES, "--epochs", "2", "--quiet"]  # 35 training sequences: 5 steps an epoch, reports after 3 and 5
+PICTURES = {"forest": train_listops.forest, "learning_curves": train_listops.learning_curves}
+
+
+def run(*flags):
+    return train_listops.main([str(f) for f in (*TINY, *flags)])
+
+
+@pytest.fixture(autouse=True)
+def generated_data_and_no_pictures(monkeypatch):
+    """Drawing takes most of the time of a tiny run; one test below draws."""
+    monkeypatch.delenv("MINIGRAD_DATA", raising=False)
+    for name in PICTURES:
+        monkeypatch.setattr(train_listops, name, lambda path, *_: path.write_bytes(b""))
+
+
+def metrics(folder):
+    return run_folder.RunFolder(folder).metrics()
+
+
+def without_speed(folder):
+    return [{k: v for k, v in line.items() if k != "sequences_per_second"} for line in metrics(folder)]
+
+
+def assert_same_run(a, b):
+    """Same metrics but for the speed, and the same checkpoints to the bit."""
+    assert without_speed(a) == without_speed(b)
+    for name in ("checkpoint.safetensors", "best.safetensors"):
+        x, y = load_file(a / name), load_file(b / name)
+        assert x.keys() == y.keys()
+        for key in x:
+            np.testing.assert_array_equal(x[key], y[key], err_msg=f"{name} {key}")
+
+
+# ---- a run
+
+
+def test_a_run_leaves_its_results_and_ends_with_the_promised_line(tmp_path, capsys, monkeypatch):
+    for name, draw in PICTURES.items():
+        monkeypatch.setattr(train_listops, name, draw)
+    out = tmp_path / "run"
+    assert train_listops.main([*TINY[:-1], "--out", str(out)]) == 0
+    captured = capsys.readouterr()
+    *reports, last = lines = metrics(out)
+    assert [json.loads(line) for line in captured.out.splitlines()[:-1]] == lines
+    best = max(line["valid_accuracy"] for line in reports)
+    expected = f"final valid accuracy {best:.4f} test accuracy {last['test_accuracy']:.4f}"
+    assert captured.out.splitlines()[-1] == expected
+    assert [line["step"] for line in reports] == [3, 5, 8, 10]
+    assert [line["epoch"] for line in reports] == [0.6, 1.0, 1.6, 2.0]
+    for line in reports:
+        assert 0.0 < line["train_loss"] < 3.0
+        assert 0.0 < line["valid_loss"] < 3.0
+        assert line["lr"] == 1e-3
+        assert line["sequences_per_second"] > 0
+    first_best = min(line["epoch"] for line in reports if line["valid_accuracy"] == best)
+    assert last["best_epoch"] == first_best
+    for part in ("by_length", "by_depth"):
+        right = sum(accuracy * count for accuracy, count in last[part].values())
+        assert sum(count for _, count in last[part].values()) == last["sequences"]
+        assert right / last["sequences"] == pytest.approx(last["test_accuracy"], abs=1e-3)
+    assert all(0.0 <= last[name] <= 1.0 for name in ("f1_gold", "f1_left", "f1_right", "f1_random", "random_gold"))
+    for picture in ("curve.png", "trees.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    drawn = (out / "trees.txt").read_text().splitlines()
+    assert len(drawn) == min(8, last["sequences"])
+    assert all(
+        line.count("(") == line.count(")") == len(line.replace("(", "").replace(")", "").split()) - 1 for line in drawn
+    )
+    about = json.loads((out / "config.json").read_text())
+    assert about["config"]["seed"] == 0
+    assert about["backend"] == "numpy"
+    assert set(load_file(out / "best.safetensors")) <= set(load_file(out / "checkpoint.safetensors"))
+    assert f"run folder {out}" in captured.err
+
+
+@pytest.mark.parametrize("leaves", ["lstm", "affine"])
+@pytest.mark.parametrize("encoder", train_listops.ENCODERS)
+def test_every_encoder_trains(tmp_path, capsys, encoder, leaves):
+    code = run("--out", tmp_path / "run", "--encoder", encoder, "--leaves", leaves)
+    captured = capsys.readouterr()
+    if (encoder, leaves) == ("lstm", "affine"):
+        assert code == 2
+        assert "the encoder lstm is the leaf LSTM itself: it cannot have affine leaves." in captured.err
+        return
+    assert code == 0
+    assert captured.out.startswith("final valid accuracy ")
+    arrays = load_file(tmp_path / "run" / "best.safetensors")
+    assert ("model.query" in arrays) == (encoder == "latent")
+    assert ("model.cell_weight" in arrays) == (encoder != "lstm")
+    assert (tmp_path / "run" / "trees.txt").exists() == (encoder == "latent")
+    assert ("f1_gold" in metrics(tmp_path / "run")[-1]) == (encoder == "latent")
+
+
+@pytest.mark.parametrize(
+    "estimator", ["gst-1.0", "st-gs", "reinmax", "gumbel-softmax", "reinforce-mean", "rloo", "rloo:samples=4"]
+)
+def test_estimators_that_choose_step_by_step_train(tmp_path, estimator):
+    assert run("--out", tmp_path / "run", "--estimator", estimator, "--epochs", 1) == 0
+    assert len(metrics(tmp_path / "run")) == 3
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--split"],
+        ["--dtype", "float64"],
+        ["--optimizer", "sgd"],
+        ["--optimizer", "radam"],
+        ["--dropout", 0],
+        ["--batch", 1000],
+        ["--estimator", "st-gs", "--tau", 0.5],
+    ],
+)
+def test_other_settings_train(tmp_path, capsys, flags):
+    assert run("--out", tmp_path / "run", "--epochs", 1, *flags) == 0
+    assert "final valid accuracy" in capsys.readouterr().out
+
+
+def test_an_encoder_that_is_given_trees_is_given_those_of_its_name():
+    sequences = listops.generate(30, seed=2)
+    for split in (False, True):
+        (batch,) = listops.batches(sequences, listops.Tokenizer(split), 30)
+        assert train_listops.known_trees("latent", sequences, batch, split) is None
+        assert train_listops.known_trees("lstm", sequences, batch, split) is None
+        kinds = {"left": trees.left_branching, "right": trees.right_branching, "balanced": trees.balanced}
+        for encoder in (*kinds, "gold"):
+            given = train_listops.known_trees(encoder, sequences, batch, split)
+            for row, i, n in zip(given, batch.index, batch.lengths, strict=True):
+                expected = kinds[encoder](n) if encoder in kinds else trees.gold(sequences[i][0], split)
+                np.testing.assert_array_equal(row, np.pad(expected, (0, len(row) - len(expected))))
+
+
+def test_training_learns_a_few_sequences_by_heart(tmp_path):
+    flags = ["--generate", 64, "--dim", 16, "--hidden", 16, "--max-length", 30, "--dropout", 0, "--lr", 1e-2]
+    flags += ["--encoder", "gold", "--patience", 100, "--epochs", 15]
+    assert run("--out", tmp_path / "run", *flags) == 0
+    losses = [line["train_loss"] for line in metrics(tmp_path / "run")[:-1]]
+    assert losses[0] > 2.2  # log 10 is what a guess costs
+    assert losses[-1] < 1.7
+
+
+def test_the_same_flags_give_the_same_run_and_another_seed_another_one(tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        assert run("--out", tmp_path / name, "--seed", seed, "--epochs", 1) == 0
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert without_speed(tmp_path / "a") != without_speed(tmp_path / "c")
+
+
+def test_sequences_that_are_too_long_are_counted_and_said(tmp_path, caplog):
+    assert run("--out", tmp_path / "run", "--epochs", 1) == 0
+    splits = listops.load(counts=(60, 10, 10), seed=0)
+    for (name, sequences), record in zip(splits.items(), caplog.records, strict=True):
+        longer = sum(len(tokens) > 15 for tokens, _ in sequences)
+        assert longer
+        assert record.getMessage() == (
+            f"{name}: {longer} of {len(sequences)} sequences are left out, which have more than 15 tokens or only one."
+        )
+
+
+def test_accuracy_is_broken_down_by_upper_bounds():
+    right, values = np.array([True, False, True, True, False, False]), np.array([3, 10, 10, 11, 20, 21])
+    found = train_listops.breakdown(right, values, (10, 15, 20))
+    assert found == {"10": [0.6667, 3], "15": [1.0, 1], "20": [0.0, 1], "more": [0.0, 1]}
+
+
+def test_agreement_is_the_mean_f1_of_the_trees():
+    sequences = [(tokens, value) for tokens, value in listops.generate(40, seed=1) if len(tokens) < 40]
+    gold = [trees.gold(tokens) for tokens, _ in sequences]
+    left = [trees.left_branching(len(tokens)) for tokens, _ in sequences]
+    between = np.mean([trees.f1(a, b) for a, b in zip(gold, left, strict=True)])
+    of_gold, of_left = (train_listops.agreement(t, sequences, False, Rng(0)) for t in (gold, left))
+    assert (of_gold["f1_gold"], of_left["f1_left"], of_left["f1_right"]) == (1.0, 1.0, 0.0)
+    assert of_gold["f1_left"] == of_left["f1_gold"] == pytest.approx(between, abs=1e-4)
+    assert of_gold["f1_random"] == of_gold["random_gold"] == of_left["random_gold"]
+    assert train_listops.agreement([np.array([0])], [(b"", 0)], False, Rng(0)) == {}  # two tokens have only one tree
+
+
+# ---- resume
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--estimator", "gst-1.0"],
+        ["--estimator", "gumbel-softmax"],
+        ["--estimator", "reinforce-mean"],
+        ["--estimator", "rloo"],
+        ["--encoder", "gold"],
+        ["--encoder", "lstm", "--split"],
+    ],
+    ids=" ".join,
+)
+def test_resume_continues_bit_for_bit_after_ctrl_c(tmp_path, capsys, monkeypatch, flags):
+    flags = [*flags, "--patience", "0", "--lr", "3e-3"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run("--out", whole, *flags) == 0
+    rates = {line["lr"] for line in metrics(whole)[:-1]}
+    assert len(rates) > 1  # what the schedule remembers matters
+
+    step, count = train_listops.Training.step, iter(range(100))
+
+    def interrupted_step(self, batch):
+        step(self, batch)
+        if next(count) in (1, 4, 6, 8):  # within a half of an epoch, at the end of the epoch, within both halves
+            os.kill(os.getpid(), signal.SIGINT)
+
+    resume = lambda: train_listops.main(["--resume", str(stopped), "--quiet"])
+    with monkeypatch.context() as patch:
+        patch.setattr(train_listops.Training, "step", interrupted_step)
+        assert run("--out", stopped, *flags) == 130
+        err = capsys.readouterr().err
+        assert "stopped at epoch 1, step 2; go on with: " in err
+        assert f"--resume {stopped}" in err
+        assert [resume(), resume(), resume()] == [130, 130, 130]
+    assert resume() == 0
+    assert next(count) == 9
+    assert_same_run(whole, stopped)
+
+
+def test_an_estimator_s_state_is_in_the_checkpoint(tmp_path):
+    assert run("--out", tmp_path / "run", "--estimator", "reinforce-mean", "--epochs", 1) == 0
+    arrays = load_file(tmp_path / "run" / "checkpoint.safetensors")
+    state = [value for name, value in arrays.items() if name.startswith("estimator.")]
+    assert state
+    assert all(np.any(value != 0.0) for value in state)
+
+
+def test_a_finished_run_can_be_continued_to_more_epochs(tmp_path, capsys):
+    assert run("--out", tmp_path / "long", "--epochs", 3) == 0
+    assert run("--out", tmp_path / "short", "--epochs", 1) == 0
+    with open(tmp_path / "short" / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 3, "train_loss": 1e9')  # as if the program had been killed while it wrote
+    capsys.readouterr()
+    assert train_listops.main(["--resume", str(tmp_path / "short"), "--epochs", "3", "--quiet"]) == 0
+    line = capsys.readouterr().out
+    assert_same_run(tmp_path / "long", tmp_path / "short")
+    assert train_listops.main(["--resume", str(tmp_path / "short"), "--quiet"]) == 0  # the folder knows its epochs
+    assert capsys.readouterr().out == line
+    assert_same_run(tmp_path / "long", tmp_path / "short")
+
+
+def write_data(folder, seed):
+    splits = listops.load(counts=(60, 10, 10), seed=seed)
+    (folder / "listops").mkdir(parents=True)
+    for name, sequences in splits.items():
+        listops.write(folder / "listops" / f"{name}.tsv", sequences)
+    return folder
+
+
+def test_a_run_can_be_resumed_where_its_data_went_but_not_on_other_data(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MINIGRAD_DATA", str(write_data(tmp_path / "data", seed=5)))
+    out = tmp_path / "run"
+    assert run("--out", out, "--epochs", 1) == 0
+    (tmp_path / "data").rename(tmp_path / "moved")
+    monkeypatch.delenv("MINIGRAD_DATA")
+    capsys.readouterr()
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    resume = ["--resume", str(out), "--quiet", "--epochs", "2"]
+    for where in ([], ["--data-dir", str(write_data(tmp_path / "other", seed=6))]):
+        assert train_listops.main([*resume, *where]) == 2
+        err = capsys.readouterr().err
+        assert "the sequences are not those that the run began with" in err
+        assert err.count("\n") == 1
+        assert before == {p.name: p.read_bytes() for p in out.iterdir()}
+    assert train_listops.main([*resume, "--data-dir", str(tmp_path / "moved")]) == 0
+    assert len(metrics(out)) == 5
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MINIGRAD_DATA", raising=False)
+        for name in PICTURES:
+            patch.setattr(train_listops, name, lambda path, *_: None)
+        assert run("--out", out) == 0
+    return out
+
+
+def truncate(path, fraction):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * fraction)])
+
+
+def edit_config(folder, **changes):
+    about = json.loads((folder / "config.json").read_text())
+    about["config"] |= changes
+    (folder / "config.json").write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "flags", "message"),
+    [
+        (lambda f: None, ["--estimator", "st"], "another configuration (--estimator gst-1.0, not st)"),
+        (lambda f: None, ["--dim", "9"], "another configuration (--dim 8, not 9)"),
+        (lambda f: None, ["--encoder", "gold"], "another configuration (--encoder latent, not gold)"),
+        (lambda f: None, ["--split"], "another configuration (--split False, not True)"),
+        (lambda f: None, ["--lr", "0.1"], "another configuration (--lr 0.001, not 0.1)"),
+        (lambda f: None, ["--seed", "1"], "another configuration (--seed 0, not 1)"),
+        (lambda f: None, ["--epochs", "1"], "--epochs must not be less"),
+        (lambda f: None, ["--out", "elsewhere"], "--out and --resume exclude each other"),
+        (lambda f: (f / "checkpoint.safetensors").unlink(), [], "there is no checkpoint"),
+        (lambda f: truncate(f / "checkpoint.safetensors", 0.6), [], "truncated or not a checkpoint"),
+        (lambda f: truncate(f / "config.json", 0.5), [], "config.json is missing or damaged"),
+        (lambda f: (f / "metrics.jsonl").unlink(), [], "metrics.jsonl is shorter than when the checkpoint was made"),
+        (lambda f: (f / "best.safetensors").unlink(), [], "there is no checkpoint"),
+        (lambda f: edit_config(f, dim=9), [], "belongs to another model"),
+        (lambda f: edit_config(f, encoder="gold"), [], "belongs to another model"),
+        (lambda f: edit_config(f, optimizer="sgd"), [], "belongs to another optimizer"),
+        (lambda f: edit_config(f, estimator="reinforce-mean"), [], "belongs to another estimator"),
+        (lambda f: edit_config(f, seed=1), [], "the sequences are not those that the run began with"),
+        (lambda f: edit_config(f, lr=0.5), [], "checkpoint of another configuration (lr differ)"),
+        (lambda f: edit_config(f, patience="four"), [], "config.json is missing or damaged (patience is 'four')"),
+    ],
+)
+def test_a_resume_folder_that_does_not_fit(tmp_path, capsys, finished, spoil, flags, message):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    spoil(folder)
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix == ".safetensors"}
+    assert train_listops.main(["--resume", str(folder), "--quiet", *flags]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert before == {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix == ".safetensors"}
+
+
+# ---- bad input: one sentence on standard error, exit code 2, no traceback, nothing left behind
+
+BAD_FLAGS = [
+    (["--generate", "0"], "--generate must be at least 1, got 0"),
+    (["--dim", "0"], "--dim must be at least 1, got 0"),
+    (["--hidden", "-1"], "--hidden must be at least 1, got -1"),
+    (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+    (["--batch", "0"], "--batch must be at least 1, got 0"),
+    (["--max-length", "4"], "--max-length must be at least 5, got 4"),
+    (["--patience", "-1"], "--patience must be at least 0, got -1"),
+    (["--dropout", "1"], "--dropout must be at least 0 and below 1, got 1.0"),
+    (["--dropout", "-0.1"], "--dropout must be at least 0 and below 1, got -0.1"),
+    (["--dropout", "nan"], "--dropout must be at least 0 and below 1, got nan"),
+    (["--clip", "0"], "--clip must be positive, got 0.0"),
+    (["--clip", "nan"], "--clip must be positive, got nan"),
+    (["--encoder", "tree"], "unknown encoder 'tree'; the known ones are latent, lstm, left, right, balanced, gold"),
+    (["--leaves", "gru"], "unknown leaves 'gru'; the known ones are lstm, affine"),
+    (["--encoder", "lstm", "--leaves", "affine"], "it cannot have affine leaves"),
+    (["--optimizer", "lion"], "unknown optimizer 'lion'; the known ones are sgd, adam, radam"),
+    (["--dtype", "float16"], "unknown dtype 'float16'; the known ones are float32, float64"),
+    (["--backend", "tpu"], "unknown backend 'tpu'; the known ones are auto, cupy, numpy"),
+    (["--estimator", "magic"], "unknown estimator 'magic'; the known ones are exact"),
+    (["--estimator", "rloo:samples=1"], "samples"),
+    (["--estimator", "disarm-sb"], "Stick-breaking coupled DisARM has to evaluate the cost at points of its own"),
+    (["--estimator", "rebar"], "REBAR has to evaluate the cost at points of its own making"),
+    (["--estimator", "exact"], "and cannot choose step by step: take an estimator that is a sample with a rule"),
+    (["--estimator", "st-identity"], "Straight-through, identity is for bernoulli variables, not 'categorical'"),
+    (["--estimator", "rloo", "--tau", "1"], "rloo has no option 'tau'"),
+    (["--tau", "0"], "tau must be positive and finite, got 0"),
+    (["--tau", "hot"], "argument --tau: invalid float value: 'hot'"),
+    (["--lr", "0"], "learning rate must be positive"),
+    (["--lr", "nan"], "learning rate must be positive"),
+    (["--seed", "-1"], "seed must be an integer from 0"),
+    (["--dim", "1000000000000"], "does not fit into memory"),
+    (["--generate", "1", "--max-length", "5"], ": no sequence has 2 to 5 tokens: raise --max-length."),
+    (["--out", "x" * 300], "File name too long"),
+    (["--learning-rate", "1"], "unrecognized arguments: --learning-rate"),
+    (["--resume", "/nonexistent/run"], "there is no run folder /nonexistent/run"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_FLAGS, ids=[" ".join(f)[:60] for f, _ in BAD_FLAGS])
+def test_a_bad_flag_is_one_sentence_and_exit_code_2(tmp_path, capsys, flags, message):
+    out = [] if "--resume" in flags else ["--out", tmp_path / "run"]
+    assert run(*out, *flags) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.err.endswith((".\n", "help.\n"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_folder_that_exists(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "keep.txt").write_text("mine")
+    assert run("--out", tmp_path / "run") == 2
+    assert "exists already" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["keep.txt"]
+
+
+@pytest.mark.parametrize("part", listops.SPLITS)
+def test_a_broken_file_is_named_with_its_line(tmp_path, capsys, part):
+    path = write_data(tmp_path / "data", seed=5) / "listops" / f"{part}.tsv"
+    lines = path.read_text().split("\n")
+    lines[2] = "4\t[MIN 4 7"
+    path.write_text("\n".join(lines))
+    assert run("--out", tmp_path / "run", "--data-dir", tmp_path / "data") == 2
+    err = capsys.readouterr().err
+    assert f"error: {path}, line 3: the operator [MIN is not closed by a ]." in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("at", "where"),
+    [(0, "at step 2 (epoch 1)"), (2, "at step 3 (epoch 1)"), (3, "at step 5 (epoch 1)"), (6, "at step 8 (epoch 2)")],
+)
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, capsys, monkeypatch, at, where):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert run("--out", whole) == 0
+    capsys.readouterr()
+    step, count = train_listops.Training.step, iter(range(100))
+
+    def spoiled_step(self, batch):
+        step(self, batch)
+        if next(count) == at:
+            self.model.output.weight.data[0] = np.nan
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_listops.Training, "step", spoiled_step)
+        assert run("--out", out) == 2
+    err = capsys.readouterr().err
+    assert where in err
+    assert "the last good checkpoint is kept" in err
+    assert err.count("\n") == 1
+    assert train_listops.main(["--resume", str(out), "--quiet"]) == 0
+    assert_same_run(whole, out)  # which started again from the checkpoint, and the checkpoint was good
+
+
+def test_the_script_itself_exits_with_2_without_a_traceback(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / "train_listops.py"), "--estimator", "magic"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("train_listops.py: error: unknown estimator 'magic'")
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- the schedule
+
+
+def plateau(**options):
+    return Plateau(SGD([Tensor(np.ones(3), requires_grad=True)], lr=0.8), **options)
+
+
+def test_a_plateau_halves_the_learning_rate_after_more_than_patience_reports():
+    schedule = plateau(patience=2)
+    #           the best; two that are no better; a better one starts anew; three that are no better, and again
+    reports = [0.5, 0.5, 0.4, 0.6, 0.6, 0.1, 0.6, 0.2, 0.2, 0.2, 0.9]
+    best, rates = zip(*((schedule.step(x), schedule.optimizer.lr) for x in reports), strict=True)
+    assert [i for i, is_best in enumerate(best) if is_best] == [0, 3, 10]
+    assert rates == (0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.4, 0.4, 0.4, 0.2, 0.2)
+
+
+def test_a_plateau_s_improvement_exceeds_the_best_by_a_ten_thousandth_of_it():
+    schedule = plateau(patience=0, factor=0.25)
+    assert schedule.step(-1.0)  # also for metrics below zero
+    assert not schedule.step(-0.99991)
+    assert schedule.optimizer.lr == 0.2
+    assert schedule.step(-0.9998)
+    assert schedule.best == -0.9998
+    schedule = plateau()
+    assert schedule.step(0.0)  # the first report is the best one, whatever it is
+    assert not schedule.step(0.0)
+
+
+def test_a_plateau_s_state_goes_through_a_round_trip():
+    reports = [0.3, 0.2, 0.31, 0.1, 0.2, 0.2, 0.4, 0.1, 0.1]
+    whole = plateau(patience=1)
+    for metric in reports[:4]:
+        whole.step(metric)
+    other = plateau(patience=1)
+    other.load_state_dict({k: v.copy() for k, v in whole.state_dict().items()})
+    follow = lambda schedule: [(schedule.step(x), schedule.optimizer.lr, schedule.waited) for x in reports[4:]]
+    assert follow(other) == follow(whole)
+    assert whole.optimizer.lr < 0.8
+    fresh = plateau()
+    fresh.load_state_dict(plateau().state_dict())  # before the first report
+    assert fresh.step(-5.0)
+
+
+@pytest.mark.parametrize("state", [{}, {"plateau": np.zeros(2)}, {"cosine": np.zeros(3)}])
+def test_a_state_that_is_not_a_plateau_s(state):
+    with pytest.raises(ValueError, match="not a plateau schedule"):
+        plateau().load_state_dict(state)
+
+
+@pytest.mark.parametrize("options", [{"factor": 0.0}, {"factor": 1.0}, {"patience": -1}])
+def test_a_plateau_out_of_range(options):
+    with pytest.raises(ValueError, match=r"factor must be in \(0, 1\) and patience at least 0"):
+        plateau(**options)
