@@ -82,7 +82,7 @@ def compose_plain(h, c, w, b, q, *, lengths, sampler, rng, scored: bool = False)
             v = (h_pair @ q) / math.sqrt(H)
             s = sampler.sample(v, rng.site(k), mask)
             if scored:
-                log_p = log_p + (log_softmax(mask_logits(v, asarray_like(mask, h.data))) * s).sum(axis=-1)
+                log_p = log_p + (log_softmax(mask_logits(v, asarray_like(mask, h.data))) * s.detach()).sum(axis=-1)
         else:
             s = Tensor(xp.ones((B, 1), dtype=h.dtype))  # one pair is left: nothing to choose
         s = s.reshape(B, T - 1 - k, 1)

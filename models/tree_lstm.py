@@ -15,7 +15,7 @@ settings of Fan et al. (2022) for ListOps.
 from __future__ import annotations
 
 from minigrad import Rng, Tensor, no_grad
-from minigrad.backend import asarray_like
+from minigrad.backend import array_module, asarray_like
 from minigrad.fused import cross_entropy
 from minigrad.nn import LSTM, Embedding, Linear, Module, he_normal, normal, orthogonal, parameter
 from minigrad.ops import dropout, split
@@ -134,7 +134,8 @@ class TreeLSTM(Module):
 
     def _known(self, h, c, lengths, trees):
         if self.encoder == "lstm":
-            return h[np.arange(len(lengths)), asarray_like(np.asarray(lengths) - 1, h.data)]
+            rows = array_module(h.data).arange(len(lengths))
+            return h[rows, asarray_like(np.asarray(lengths) - 1, h.data)]
         return compose_given(h, c, self.cell_weight, self.cell_bias, lengths=lengths, choices=trees)
 
     def predict(self, ids, lengths, trees=None):

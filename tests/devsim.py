@@ -160,23 +160,16 @@ class DeviceArray:
 
     # -- indexing
 
-    def _key(self, key, assignment=False):
+    def _key(self, key):
         keys = key if isinstance(key, tuple) else (key,)
-        indices = []
         for k in keys:
             if isinstance(k, np.ndarray | list):
                 raise TypeError("a host array as an index: CuPy would copy it silently; send it once with asarray")
             if isinstance(k, DeviceArray):
                 if k.dtype == bool:
                     _event("sync", "a boolean array as an index")
-                elif k.dtype.kind in "iu":
-                    indices.append(k._a)
                 k = k._a
             yield k
-        if assignment and indices:
-            flat = np.stack([b.reshape(-1) for b in np.broadcast_arrays(*indices)])
-            if np.unique(flat, axis=1).shape[1] != flat.shape[1]:
-                raise ValueError("repeated indices in an assignment: the result is undefined on a GPU, use add.at")
 
     def __getitem__(self, key):
         stats["launch"] += 1
@@ -186,7 +179,11 @@ class DeviceArray:
         stats["launch"] += 1
         if isinstance(value, np.ndarray):
             raise TypeError("device[key] = host array")
-        self._a[tuple(self._key(key, assignment=True))] = _unwrap(value, "assignment")
+        key, value = tuple(self._key(key)), _unwrap(value, "assignment")
+        self._a[key] = value
+        written = self._a[key]
+        if not np.array_equal(written, np.broadcast_to(value, written.shape).astype(written.dtype), equal_nan=True):
+            raise ValueError("repeated indices with different values: the result is undefined on a GPU, use add.at")
 
 
 def _operator(name):

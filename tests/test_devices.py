@@ -122,7 +122,7 @@ def test_forbid_catches_every_hidden_transfer(kind, action):
         (lambda d, xp: d[np.array([0, 1])], TypeError),
         (lambda d, xp: d[[0, 1]], TypeError),
         (lambda d, xp: d[xp.asarray(np.array([7]))], IndexError),
-        (lambda d, xp: d.__setitem__(xp.asarray(np.array([0, 0])), 1.0), ValueError),
+        (lambda d, xp: d.__setitem__(xp.asarray(np.array([0, 0])), xp.asarray(np.arange(2.0))), ValueError),
         (lambda d, xp: np.exp(d), TypeError),
         (lambda d, xp: np.concatenate([d, d]), TypeError),
     ],

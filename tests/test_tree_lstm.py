@@ -1,0 +1,453 @@
+"""The latent-tree LSTM: its three evaluations against each other, its gradients, its estimators, its baselines."""
+
+import functools
+import itertools
+
+from devsim import DevsimBackend, forbid
+from estimators import ESTIMATORS, Sampler, create, facts
+from minigrad import Rng, Tensor, no_grad
+from minigrad.backend import Backend
+from minigrad.check import audit, check_rule
+from minigrad.optim import Adam
+from models import linear_time, trees
+from models.composition import Draw, compose_given, compose_plain
+from models.linear_time import compose, compose_greedy
+from models.tree_lstm import TreeLSTM
+
+import numpy as np
+import pytest
+
+SAMPLERS = [
+    name
+    for name in ESTIMATORS
+    if isinstance(facts(name), Sampler) and facts(name).support == "hard" and facts(name).code.name == "categorical"
+]
+BATCHES = {
+    "one": [1],
+    "two": [2],
+    "one and two": [2, 1],
+    "three": [3, 3],
+    "mixed": [7, 7, 6, 2, 1, 5],
+    "equal": [12] * 3,
+    "long": [40, 33, 18, 4],
+}
+
+
+class Given:
+    """A sampler that takes the choices it is given; finished rows and the last merge count for nothing."""
+
+    def __init__(self, choices):
+        self.choices, self.step = np.asarray(choices), 0
+
+    def sample(self, logits, rng, mask):
+        d = np.zeros(logits.shape)
+        d[np.arange(len(d)), np.minimum(self.choices[:, self.step], mask.sum(axis=1) - 1)] = 1.0
+        self.step += 1
+        return Tensor(d)
+
+
+class Greedy:
+    @staticmethod
+    def sample(logits, rng, mask):
+        v = np.where(mask, logits.data, -np.inf)
+        return Tensor((v.argmax(axis=1)[:, None] == np.arange(v.shape[1])).astype(logits.dtype))
+
+
+def weights(H=4, seed=0):
+    rng = np.random.default_rng(seed)
+    scale = {"w": (0.5, (2 * H, 5 * H)), "b": (0.5, (5 * H,)), "q": (3.0, (H,))}
+    return [s * rng.standard_normal(shape) for s, shape in scale.values()]
+
+
+def states(lengths, H=4, seed=1):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal((len(lengths), max(lengths), H)) for _ in range(2)]
+
+
+def gradients(evaluate, arrays, **settings):
+    """Values and gradients of a random function of both outputs."""
+    inputs = [Tensor(a, requires_grad=True) for a in arrays]
+    root, log_p = evaluate(*inputs, **settings)
+    loss = (root * np.cos(np.arange(root.size)).reshape(root.shape)).sum()
+    if log_p.requires_grad:
+        loss = loss + (log_p * np.arange(1.0, 1.0 + len(log_p))).sum()
+    loss.backward()
+    zero = lambda t: np.zeros_like(t.data) if t.grad is None else t.grad
+    return [root.data, log_p.data, *map(zero, inputs)]
+
+
+def assert_equal(found, expected, tolerance=1e-10):
+    for a, b in zip(found, expected, strict=True):
+        assert np.abs(a - b).max(initial=0.0) <= tolerance * max(np.abs(b).max(initial=0.0), 1e-3)
+
+
+def enlarge(model):
+    """Away from the small initial values, so that no gradient is tiny."""
+    for p, factor in ((model.word.weight, 50.0), (model.query, 200.0), (model.output.weight, 500.0)):
+        p.data *= factor
+
+
+# ---- the linear-time rule
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_linear_time_gradient_is_that_of_the_tape(name):
+    """Of embeddings, leaf LSTM, composition, query and classifier, for all lengths from 1 to 40 in mixed batches."""
+    model = TreeLSTM(9, 5, dim=4, hidden=3, rng=Rng(0), dtype=np.float64)
+    enlarge(model)
+    for n, lengths in enumerate(([40, 33, 18, 4, 1], [23, 2, 3, 7], [*range(5, 17)])):
+        results, lengths = [], np.array(lengths)
+        ids = np.random.default_rng(n).integers(0, 9, (len(lengths), lengths.max()))
+        for plain in (False, True):
+            cost = model.cost(ids, lengths, lengths % 5, Rng(n), create(name), plain=plain)
+            cost.backward(np.cos(np.arange(len(lengths))))
+            parameters = model.named_parameters()
+            results.append([cost.data, *(p.grad for p in parameters.values())])
+            for p in parameters.values():
+                p.grad = None
+        assert_equal(*results)
+        query = list(parameters).index("query")
+        assert np.abs(results[1][1 + query]).max() > 1e-4  # the choices have a gradient to speak of
+
+
+@pytest.mark.parametrize("lengths", BATCHES.values(), ids=BATCHES.keys())
+@pytest.mark.parametrize("scored", [False, True])
+@pytest.mark.parametrize("name", ["reinmax", "gst-1.0"])
+def test_both_evaluations_agree_and_so_do_the_log_probabilities(lengths, scored, name):
+    settings = {"lengths": np.array(lengths), "rng": Rng(3), "scored": scored, "sampler": create(name)}
+    arrays = [*states(lengths), *weights()]
+    assert_equal(gradients(compose, arrays, **settings), gradients(compose_plain, arrays, **settings))
+
+
+def test_all_lengths_from_1_to_40_agree():
+    for T in range(1, 41):
+        settings = {"lengths": np.array([T, max(1, T - T // 3)]), "rng": Rng(T), "sampler": create("st-gs")}
+        arrays = [*states(settings["lengths"], 3), *weights(3)]
+        assert_equal(gradients(compose, arrays, **settings), gradients(compose_plain, arrays, **settings))
+
+
+@pytest.mark.parametrize("shape", ["left", "right", "balanced"])
+def test_extreme_trees_agree(shape):
+    """Choices at the ends of the sequence have no neighbour on one side."""
+    build = {"left": trees.left_branching, "right": trees.right_branching, "balanced": trees.balanced}[shape]
+    lengths = np.array([9, 9, 6])
+    choices = np.zeros((3, 8), int)
+    for row, n in zip(choices, lengths, strict=True):
+        row[: n - 1] = build(n)
+    arrays = [*states(lengths), *weights()]
+    results = []
+    for evaluate in (compose, compose_plain):
+        settings = {"lengths": lengths, "rng": Rng(0), "scored": True, "sampler": Given(choices)}
+        results.append(gradients(evaluate, arrays, **settings))
+    assert_equal(*results)
+
+
+def test_the_backward_pass_is_pure_and_small_float32_errors_stay_small():
+    lengths = np.array([7, 5, 1])
+    arrays = [np.array(a) for a in (*states(lengths), *weights())]
+    for a in arrays:
+        a.flags.writeable = False
+    settings = {"lengths": lengths, "sampler": create("reinmax"), "rng": Rng(0)}
+    _, rule = compose.rule(*arrays, **settings)
+    g = np.sin(np.arange(12.0)).reshape(3, 4)
+    first, second = rule(g, np.zeros(3)), rule(g, np.zeros(3))
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+    # a fixed tree, since rounding the scores may change a choice
+    exact = gradients(compose, arrays, **(settings | {"sampler": Given(np.zeros((3, 6), int))}))
+    single = [a.astype(np.float32) for a in arrays]
+
+    class Given32(Given):
+        def sample(self, *arguments):
+            return Tensor(super().sample(*arguments).data.astype(np.float32))
+
+    inputs = [Tensor(a, requires_grad=True) for a in single]
+    root, _ = compose(*inputs, **(settings | {"sampler": Given32(np.zeros((3, 6), int))}))
+    (root * np.cos(np.arange(12, dtype=np.float32)).reshape(3, 4)).sum().backward()
+    for t, b in zip([root, *inputs[:4]], [exact[0], *exact[2:6]], strict=True):
+        a = t.data if t is root else t.grad
+        assert a.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_there_are_at_most_three_pairs_for_each_token(monkeypatch):
+    lengths = np.array([30, 30, 25])
+    traces, forward = [], linear_time.forward
+    monkeypatch.setattr(linear_time, "forward", lambda *a: traces.append(forward(*a)) or traces[-1])
+    with no_grad():
+        compose(*map(Tensor, (*states(lengths), *weights())), lengths=lengths, sampler=create("st"), rng=Rng(0))
+    assert 2 * lengths.sum() < traces[0].used <= 3 * 30 * 3  # the plain evaluation has 29 · 30 / 2 for each sequence
+
+
+def counted(seen, function, slopes, *arguments):
+    seen[0] += slopes.size
+    return function(slopes, *arguments)
+
+
+def test_the_work_of_the_backward_pass_grows_with_the_length_and_not_with_its_square(monkeypatch):
+    """The elements that pass through the cell's derivative, counted: T² would be 4 times as many for twice the length,
+    and these are 2 times as many."""
+    counts = []
+    for T in (20, 40, 80):
+        seen, vjp = [0], linear_time.cell_vjp
+        with monkeypatch.context() as patch:
+            patch.setattr(linear_time, "cell_vjp", functools.partial(counted, seen, vjp))
+            lengths = np.array([T])
+            gradients(compose, [*states(lengths), *weights()], lengths=lengths, sampler=create("st"), rng=Rng(0))
+        counts.append(seen[0])
+    assert counts[1] / counts[0] < 2.3
+    assert counts[2] / counts[1] < 2.2
+
+
+def test_the_audit_says_where_the_linear_time_rule_is_proved():
+    lengths = np.array([4, 3])
+    inputs = [Tensor(a, requires_grad=True) for a in (*states(lengths), *weights())]
+    root, _ = compose(*inputs, lengths=lengths, sampler=create("st"), rng=Rng(0))
+    result = audit(root.sum())
+    assert result.ok
+    assert "test_the_linear_time_gradient_is_that_of_the_tape" in str(result)
+
+
+# ---- the plain evaluation
+
+
+@pytest.mark.parametrize("name", [*SAMPLERS, "gumbel-softmax"])
+def test_the_plain_evaluation_passes_the_audit(name):
+    model = TreeLSTM(6, 3, dim=3, hidden=4, rng=Rng(2), dtype=np.float64)
+    enlarge(model)
+    ids = np.random.default_rng(0).integers(0, 6, (2, 5))
+    cost = model.cost(ids, np.array([5, 4]), np.array([0, 2]), Rng(1), create(name), plain=True)
+    result = audit(cost.sum())
+    assert result.ok, str(result)
+    assert "tree_lstm_cell" in str(result)
+
+
+@pytest.mark.parametrize("evaluate", [compose, compose_plain])
+def test_a_sequence_gives_the_same_in_any_batch_whatever_its_padding(evaluate):
+    lengths = np.array([6, 4, 1, 2])
+    arrays = [*states(lengths), *weights()]
+    padded = [a.copy() for a in arrays]
+    for b, n in enumerate(lengths):
+        padded[0][b, n:], padded[1][b, n:] = 7.0, -7.0
+    settings = {"rng": Rng(0), "sampler": Greedy}
+    together = gradients(evaluate, arrays, lengths=lengths, **settings)
+    np.testing.assert_array_equal(gradients(evaluate, padded, lengths=lengths, **settings)[0], together[0])
+    for b, n in enumerate(lengths):
+        alone = [Tensor(a[b : b + 1, :n], requires_grad=True) for a in arrays[:2]]
+        root, _ = evaluate(*alone, *map(Tensor, arrays[2:]), lengths=lengths[b : b + 1], **settings)
+        np.testing.assert_allclose(root.data[0], together[0][b], rtol=1e-12)
+        assert not together[2][b, n:].any()
+        assert not together[3][b, n:].any()
+
+
+def test_lengths_out_of_range_are_refused():
+    arrays = [Tensor(a) for a in (*states([4, 4]), *weights())]
+    for evaluate in (compose, compose_plain):
+        for lengths in ([4, 5], [0, 4], [2.0, 3.0]):
+            with pytest.raises(ValueError, match="lengths must be integers from 1 to 4"):
+                evaluate(*arrays, lengths=np.array(lengths), sampler=create("st"), rng=Rng(0))
+
+
+# ---- greedy evaluation and given trees
+
+
+@pytest.mark.parametrize("lengths", BATCHES.values(), ids=BATCHES.keys())
+def test_greedy_evaluation_takes_the_best_pair_and_tells_the_tree(lengths):
+    lengths, arrays = np.array(lengths), [*states(lengths), *weights()]
+    root, choices = compose_greedy(*arrays, lengths=lengths)
+    with no_grad():
+        expected, _ = compose_plain(*map(Tensor, arrays), lengths=lengths, sampler=Greedy, rng=Rng(0))
+        again = compose_given(*map(Tensor, arrays[:4]), lengths=lengths, choices=choices)
+    np.testing.assert_allclose(root, expected.data, rtol=1e-12)
+    np.testing.assert_allclose(again.data, root, rtol=1e-12)
+    assert choices.shape == (len(lengths), max(lengths) - 1)
+    assert (choices >= 0).all()
+    assert (choices <= np.maximum(lengths[:, None] - 2 - np.arange(max(lengths) - 1), 0)).all()
+
+
+def random_trees(lengths, seed=0):
+    choices = np.zeros((len(lengths), max(lengths) - 1), int)
+    for b, n in enumerate(lengths):
+        choices[b, : n - 1] = trees.random(n, Rng(seed).at(b))
+    return choices
+
+
+@pytest.mark.parametrize("lengths", BATCHES.values(), ids=BATCHES.keys())
+def test_a_given_tree_is_composed_as_if_it_had_been_chosen(lengths):
+    lengths, arrays = np.array(lengths), [*states(lengths), *weights()]
+    choices = random_trees(lengths)
+    given = lambda h, c, w, b, q: (compose_given(h, c, w, b, lengths=lengths, choices=choices), Tensor(np.zeros(1)))
+    chosen = functools.partial(compose_plain, lengths=lengths, sampler=Given(choices), rng=Rng(0))
+    assert_equal(gradients(given, arrays), gradients(chosen, arrays))
+
+
+def test_the_rule_for_given_trees_is_the_derivative_of_its_output():
+    lengths = np.array([5, 3, 1])
+    arrays = [*states(lengths, 3), *weights(3)[:2]]
+    check_rule(compose_given.rule, *arrays, lengths=lengths, choices=random_trees(lengths))
+
+
+# ---- samples and score functions
+
+
+def test_drawn_trees_have_the_probability_that_is_reported():
+    """All 6 ways to merge 4 tokens: their reported probabilities sum to 1, and draws follow them (χ²)."""
+    n, lengths = 6000, np.array([4])
+    arrays = [*states(lengths), *weights()]
+    ways = [[a, b, 0] for a, b in itertools.product(range(3), range(2))]
+    log_ps = []
+    for way in ways:
+        with no_grad():
+            settings = {"lengths": lengths, "rng": Rng(0), "scored": True}
+            log_ps.append(compose_plain(*map(Tensor, arrays), sampler=Given([way]), **settings)[1].data[0])
+    p = np.exp(log_ps)
+    assert abs(p.sum() - 1.0) < 1e-12
+    many = [np.repeat(a, n, axis=0) for a in arrays[:2]]
+    with no_grad():
+        inputs, settings = map(Tensor, (*many, *arrays[2:])), {"sampler": Draw, "rng": Rng(5), "scored": True}
+        _, log_p = compose(*inputs, lengths=np.full(n, 4), **settings)
+    counts = np.array([np.sum(np.abs(log_p.data - x) < 1e-9) for x in log_ps])
+    assert counts.sum() == n  # the ways have different probabilities, so that each draw names its way
+    chi_square = np.sum((counts - n * p) ** 2 / (n * p))
+    assert chi_square < 20.5  # 5 degrees of freedom: exceeded once in a thousand
+
+
+@pytest.mark.parametrize("spec", ["reinforce", "reinforce-mean", "rloo:samples=2"])
+@pytest.mark.parametrize("evaluate", [compose, compose_plain])
+def test_episodes_are_unbiased_for_latent_trees(spec, evaluate):
+    """All trees of 4 tokens, enumerated: the mean of the estimator's gradients is the gradient of the mean cost."""
+    lengths, arrays = np.array([4]), [*states([4]), *weights()]
+    ways = [[[a, b, 0]] for a, b in itertools.product(range(3), range(2))]
+    target = np.sin(np.arange(4.0))
+
+    def run(inputs, way):
+        settings = {"lengths": lengths, "rng": Rng(0), "scored": True, "sampler": Given(way)}
+        root, log_p = evaluate(*inputs, **settings)
+        return ((root - target) ** 2).sum(axis=1), log_p
+
+    exact = [Tensor(a, requires_grad=True) for a in arrays]
+    pairs = [run(exact, way) for way in ways]
+    sum((f * log_p.exp()).sum() for f, log_p in pairs).backward()
+    p = [float(np.exp(log_p.data[0])) for _, log_p in pairs]
+
+    estimator, mean = create(spec), [0.0] * len(arrays)
+    if spec == "reinforce-mean":
+        estimator.load_state_dict({"mean": np.array(0.7), "started": np.array(True)})
+    samples = getattr(estimator, "samples", 1)
+    for which in itertools.product(range(len(ways)), repeat=samples):
+        inputs = [Tensor(a, requires_grad=True) for a in arrays]
+        runs = iter(which)
+        estimator.episode(lambda sampler, rng: run(inputs, ways[next(runs)]), Rng(0)).sum().backward()  # noqa: B023
+        weight = np.prod([p[i] for i in which])
+        mean = [m + weight * t.grad for m, t in zip(mean, inputs, strict=True)]
+    assert_equal(mean, [t.grad for t in exact])
+
+
+def test_an_estimator_that_cannot_choose_step_by_step_says_so():
+    model = TreeLSTM(6, 3, dim=3, hidden=4, rng=Rng(2))
+    for name in ("exact", "rebar", "disarm-sb", "muprop"):
+        assert not facts(name).episodes
+        with pytest.raises(ValueError, match="cannot choose step by step"):
+            model.cost(np.zeros((1, 3), int), np.array([3]), np.array([0]), Rng(0), create(name))
+
+
+@pytest.mark.parametrize("name", [n for n in ESTIMATORS if facts(n).episodes and facts(n).code.name == "categorical"])
+def test_every_estimator_with_episodes_trains_a_step(name):
+    model, estimator = TreeLSTM(6, 3, dim=4, hidden=4, rng=Rng(2)), create(name)
+    optimizer = Adam(model.parameters(), 1e-3)
+    ids, lengths = np.random.default_rng(0).integers(0, 6, (3, 6)), np.array([6, 5, 3])
+    for step in range(2):
+        optimizer.zero_grad()
+        cost = model.cost(ids, lengths, np.array([0, 1, 2]), Rng(0).at(step), estimator)
+        assert cost.shape == (3,)
+        cost.mean().backward()
+        assert np.isfinite(optimizer.flat.grad).all()
+        assert np.abs(model.query.grad).max() > 0.0
+        optimizer.step()
+        estimator.update()
+
+
+# ---- the model
+
+
+@pytest.mark.parametrize("leaves", ["lstm", "affine"])
+@pytest.mark.parametrize("encoder", ["latent", "tree", "lstm"])
+def test_the_step_stays_on_the_device(encoder, leaves):
+    """The stand-in device refuses any wait and any copy to the host; costs and gradients are NumPy's to rounding."""
+    if (encoder, leaves) == ("lstm", "affine"):
+        return
+    ids, lengths = np.random.default_rng(0).integers(0, 6, (3, 7)), np.array([7, 5, 1])
+    results = []
+    for backend in (Backend(), DevsimBackend()):
+        model = TreeLSTM(6, 3, dim=4, hidden=4, encoder=encoder, leaves=leaves, rng=Rng(0), dtype=np.float64)
+        model.to(backend)
+        on_device, labels = backend.to_device(ids), backend.to_device(np.array([0, 2, 1]))
+        with forbid("sync", "d2h"):
+            cost = model.cost(on_device, lengths, labels, Rng(1), create("gst-1.0"), random_trees(lengths))
+            cost.mean().backward()
+        results.append([backend.to_host(cost.data), *(backend.to_host(p.grad) for p in model.parameters())])
+    assert_equal(results[1], results[0], 1e-12)
+
+
+def test_the_initial_values_are_the_published_ones():
+    model = TreeLSTM(16, 10, rng=Rng(0))
+    state = model.state_dict()
+    assert state["cell_weight"].shape == (600, 1500)
+    np.testing.assert_allclose(state["cell_weight"] @ state["cell_weight"].T, np.eye(600), atol=1e-5)
+    assert (state["cell_bias"][300:900] == 1.0).all()
+    assert not state["cell_bias"][:300].any()
+    assert not state["cell_bias"][900:].any()
+    for block in np.split(state["leaf.w_hidden"], 4, axis=1):
+        np.testing.assert_allclose(block @ block.T, np.eye(300), atol=1e-5)
+    assert (state["leaf.bias"][300:600] == 1.0).all()
+    assert abs(state["leaf.w_input"].std() - np.sqrt(2.0 / 300)) < 1e-3
+    assert abs(state["query"].std() - 0.01) < 2e-3
+    assert abs(state["word.weight"].std() - 0.01) < 1e-3
+    assert np.abs(state["output.weight"]).max() <= 0.002
+    assert np.abs(state["output.weight"]).max() > 0.0019
+
+
+def test_the_lstm_encoder_reads_the_last_token_of_each_row():
+    model = TreeLSTM(6, 3, dim=4, hidden=4, encoder="lstm", rng=Rng(0), dtype=np.float64)
+    ids = np.random.default_rng(0).integers(0, 6, (2, 5))
+    logits, choices = model.predict(ids, np.array([5, 3]))
+    alone, _ = model.predict(ids[1:, :3], np.array([3]))
+    np.testing.assert_allclose(logits[1], alone[0], rtol=1e-12)
+    assert choices is None
+
+
+def test_dropout_is_on_in_training_only():
+    model = TreeLSTM(6, 3, dim=8, hidden=8, rng=Rng(0), dtype=np.float64)
+    model.output.weight.data *= 500.0
+    ids, lengths, labels = np.zeros((1, 4), int), np.array([4]), np.array([0])
+    costs = {float(model.cost(ids, lengths, labels, Rng(0).at(n), Sampled).data[0]) for n in range(5)}
+    assert len(costs) == 5
+    assert np.array_equal(model.predict(ids, lengths)[0], model.predict(ids, lengths)[0])
+    model.dropout = 0.0
+    costs = {float(model.cost(ids, lengths, labels, Rng(0).at(n), Sampled).data[0]) for n in range(5)}
+    logits = model.predict(ids, lengths)[0][0]
+    assert len(costs) == 1
+    np.testing.assert_allclose(costs.pop(), np.log(np.exp(logits - logits[0]).sum()), rtol=1e-12)
+
+
+class Sampled:
+    """An estimator whose choices are greedy, so that dropout is the only noise."""
+
+    @staticmethod
+    def episode(play, rng):
+        return play(Greedy, rng)[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"encoder": "bush"}, "unknown encoder 'bush'; the known ones are latent, tree, lstm"),
+        ({"leaves": "green"}, "unknown leaves 'green'; the known ones are lstm, affine"),
+        ({"dim": 0}, "sizes must be at least 1"),
+        ({"dropout": 1.0}, "dropout in \\[0, 1\\)"),
+        ({"encoder": "lstm", "leaves": "affine"}, "cannot have affine leaves"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_sentence(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TreeLSTM(6, 3, rng=Rng(0), **settings)
