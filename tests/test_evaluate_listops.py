@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SIZES = ["--generate", "100", "--dim", "8", "--hidden", "8", "--max-length", "15", "--epochs", "1", "--quiet"]
-SPLITS = {"counts": (100, 10, 11), "seed": 0}  # what such a run generates
+SIZES = ["--generate", "200", "--dim", "8", "--hidden", "8", "--max-length", "15", "--epochs", "2", "--lr", "1e-2"]
+SPLITS = {"counts": (200, 20, 22), "seed": 0}  # what such a run generates
 RUNS = {
     "latent": [],
     "latent split": ["--split", "--dtype", "float64", "--leaves", "affine"],
@@ -40,7 +40,7 @@ def trained(tmp_path_factory):
             for name in names:
                 patch.setattr(script, name, lambda *_: None)
         for name, flags in RUNS.items():
-            assert train_listops.main([*SIZES, *flags, "--out", str(folder / name)]) == 0
+            assert train_listops.main([*SIZES, *flags, "--quiet", "--out", str(folder / name)]) == 0
         listops.write(folder / "test.tsv", listops.load(**SPLITS)["test"])
         vae = ["--epochs", "1", "--hidden", "4", "--variables", "1", "--categories", "2", "--quiet"]
         assert train_vae.main([*vae, "--out", str(folder / "vae")]) == 0
@@ -179,6 +179,7 @@ def replace(path, name, value):
         (lambda p: replace(p, "model.query", np.ones(7, np.float32)), "{path} cannot be used: query is float32(8,)"),
         (lambda p: replace(p, "model.extra", np.ones(7, np.float32)), "the saved state has also extra"),
         (lambda p: replace(p, "model.output.bias", np.full(10, np.nan, np.float32)), "a loss that is infinite or NaN"),
+        (lambda p: replace(p, "model.output.bias", np.full(10, np.inf, np.float32)), "a loss that is infinite or NaN"),
     ],
 )
 @pytest.mark.parametrize("by", ["file", "folder"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import run_folder
 import train_listops
-from minigrad import Rng, Tensor
+from minigrad import Rng, Tensor, checkpoint
 from minigrad.optim import SGD, Plateau
 from models import trees
 from models.data import listops
@@ -154,13 +154,31 @@ def test_an_encoder_that_is_given_trees_is_given_those_of_its_name():
                 np.testing.assert_array_equal(row, np.pad(expected, (0, len(row) - len(expected))))
 
 
-def test_training_learns_a_few_sequences_by_heart(tmp_path):
+def test_training_learns_a_few_sequences_by_heart(tmp_path, capsys):
     flags = ["--generate", 64, "--dim", 16, "--hidden", 16, "--max-length", 30, "--dropout", 0, "--lr", 1e-2]
     flags += ["--encoder", "gold", "--patience", 100, "--epochs", 15]
     assert run("--out", tmp_path / "run", *flags) == 0
     losses = [line["train_loss"] for line in metrics(tmp_path / "run")[:-1]]
     assert losses[0] > 2.2  # log 10 is what a guess costs
     assert losses[-1] < 1.7
+    *reports, last = metrics(tmp_path / "run")
+    accuracies = [line["valid_accuracy"] for line in reports]
+    assert min(accuracies) < max(accuracies)
+    assert last["best_epoch"] == reports[accuracies.index(max(accuracies))]["epoch"]
+    line = f"final valid accuracy {max(accuracies):.4f} test accuracy {last['test_accuracy']:.4f}\n"
+    assert capsys.readouterr().out == line
+
+
+def test_every_step_has_noise_of_its_own(tmp_path, monkeypatch):
+    cost, seen = train_listops.TreeLSTM.cost, []
+
+    def recorded(self, ids, lengths, labels, rng, *others):
+        seen.append(float(rng.uniform((1,), like=np.empty(0))[0]))
+        return cost(self, ids, lengths, labels, rng, *others)
+
+    monkeypatch.setattr(train_listops.TreeLSTM, "cost", recorded)
+    assert run("--out", tmp_path / "run") == 0
+    assert len(seen) == len(set(seen)) == 10
 
 
 def test_the_same_flags_give_the_same_run_and_another_seed_another_one(tmp_path):
@@ -168,6 +186,30 @@ def test_the_same_flags_give_the_same_run_and_another_seed_another_one(tmp_path)
         assert run("--out", tmp_path / name, "--seed", seed, "--epochs", 1) == 0
     assert_same_run(tmp_path / "a", tmp_path / "b")
     assert without_speed(tmp_path / "a") != without_speed(tmp_path / "c")
+
+
+@pytest.mark.parametrize("flags", [["latent"], ["lstm"], ["gold", "--split"], ["right"]], ids=" ".join)
+def test_the_evaluation_in_batches_is_that_of_each_sequence_alone(tmp_path, flags):
+    assert run("--out", tmp_path / "run", "--lr", "1e-2", "--dtype", "float64", "--encoder", *flags) == 0
+    _, config = run_folder.RunFolder.resume(tmp_path / "run", train_listops.Config, {}, set())
+    training = train_listops.Training(config)
+    arrays, _ = checkpoint.load(tmp_path / "run" / "best.safetensors")
+    training.model.load_state_dict({name.removeprefix("model."): array for name, array in arrays.items()})
+    loss, right, choices = training.evaluate("train")
+    assert (choices is None) == (config.encoder != "latent")
+    for i, (tokens, value) in enumerate(training.sequences["train"]):
+        ids = training.tokenizer(tokens)
+        given = {"right": trees.right_branching(len(ids)), "gold": trees.gold(tokens, config.split)}.get(config.encoder)
+        logits, chosen = training.model.predict(ids[None], np.array([len(ids)]), None if given is None else given[None])
+        p = np.exp(logits[0])
+        assert loss[i] == pytest.approx(-np.log(p[value] / p.sum()), rel=1e-9)
+        assert right[i] == (p.argmax() == value)
+        if choices is not None:
+            np.testing.assert_array_equal(choices[i], chosen[0])
+    last = run_folder.RunFolder(tmp_path / "run").metrics()[-1]
+    loss, right, _ = training.evaluate("test")
+    assert last["test_loss"] == round(loss.mean(), 4)
+    assert last["test_accuracy"] == round(right.mean(), 4)
 
 
 def test_sequences_that_are_too_long_are_counted_and_said(tmp_path, caplog):
@@ -425,7 +467,12 @@ def test_a_broken_file_is_named_with_its_line(tmp_path, capsys, part):
 
 @pytest.mark.parametrize(
     ("at", "where"),
-    [(0, "at step 2 (epoch 1)"), (2, "at step 3 (epoch 1)"), (3, "at step 5 (epoch 1)"), (6, "at step 8 (epoch 2)")],
+    [
+        (0, "the loss became nan at step 2 (epoch 1)"),
+        (2, "the evaluation became infinite or NaN at step 3 (epoch 1)"),
+        (3, "the loss became nan at step 5 (epoch 1)"),
+        (6, "the loss became nan at step 8 (epoch 2)"),
+    ],
 )
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, capsys, monkeypatch, at, where):
     whole, out = tmp_path / "whole", tmp_path / "run"
