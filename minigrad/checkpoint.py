@@ -47,5 +47,5 @@ def load(path) -> tuple[dict[str, np.ndarray], dict]:
         with safe_open(path, framework="numpy") as file:
             info = json.loads((file.metadata() or {})["info"])
             return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118 (not a dict)
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, OSError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is truncated or not a checkpoint of this project ({error}).") from error

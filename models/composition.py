@@ -56,7 +56,7 @@ class Draw:
 def check_lengths(lengths, T: int) -> np.ndarray:
     """The lengths as an array; ValueError unless all are from 1 to T."""
     lengths = np.asarray(lengths)
-    if lengths.dtype.kind not in "iu" or lengths.min(initial=1) < 1 or lengths.max(initial=1) > T:
+    if lengths.dtype.kind not in "iu" or not np.all((lengths >= 1) & (lengths <= T)):
         raise ValueError(f"lengths must be integers from 1 to {T}, the size of the batch's second axis")
     return lengths
 

@@ -7,6 +7,8 @@ left, T − k nodes, become one. It is what a latent-tree LSTM chooses. Differen
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import numpy as np
 
 from .data.listops import CLOSE
@@ -123,6 +125,6 @@ def levels(choices, lengths, T: int):
     number = {i: B * T + n for n, i in enumerate(order)}
     resolve = lambda node: number[node[0]] if isinstance(node, list) else node
     left, right = (np.array([resolve(found[i][side]) for i in order], np.int64) for side in (1, 2))
-    depth = np.array([found[i][0] for i in order], np.int64)
-    starts = [int(np.searchsorted(depth, d)) for d in range(1, (depth.max(initial=0)) + 2)]
+    depth = [found[i][0] for i in order]
+    starts = [bisect_left(depth, d) for d in range(1, max(depth, default=0) + 2)]
     return left, right, starts, np.array([resolve(node) for _, node, _ in roots], np.int64)

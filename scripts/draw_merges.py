@@ -1,6 +1,6 @@
 """Draw the picture of models/README.md: which pairs of neighbours exist while a sequence is merged.
 
-    python scripts/draw_merges.py --out models/merges.png
+python scripts/draw_merges.py --out models/merges.png
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def draw(path) -> None:
     title = f"{len(CHOICES) + 1} tokens: {used} different pairs; evaluated anew at every step, "
     axes.set_title(
         title + f"{sum(len(p) for _, p, _ in rows)}\n"
-        "gray: nodes, with the tokens they cover;  squares: candidate pairs, orange when they are new;  red: the choice",
+        "gray: nodes with the tokens they cover;  squares: candidate pairs, orange when they are new;  red: the choice",
         fontsize=9,
     )
     axes.set_axis_off()

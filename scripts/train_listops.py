@@ -1,7 +1,7 @@
 """Train a tree LSTM on ListOps that learns which neighbours to merge, or one of its baselines.
 
     python scripts/train_listops.py                                # a small model on generated lists, a few minutes
-    python scripts/train_listops.py --generate 90000 --dim 300 --hidden 300 --max-length 99 --epochs 20 --split
+    python scripts/train_listops.py --generate 90000 --split --max-length 99 --dim 300 --hidden 300 --dropout 0.5 --lr 1e-3 --epochs 20
     python scripts/train_listops.py --data-dir DIR --encoder gold  # DIR/listops/{train,valid,test}.tsv
     python scripts/train_listops.py --resume runs/NAME             # goes on bit for bit where it stopped
 
@@ -38,6 +38,7 @@ ENCODERS = ("latent", "lstm", *BRANCHING, "gold")
 DTYPES = ("float32", "float64")
 EVALUATION_BATCH = 64
 BEST = "best.safetensors"
+MOST = 2_000_000  # sequences that fit into a few gigabytes of memory
 SHORTEST = 5  # tokens that --max-length has to allow: [ MIN 2 9 ]
 LENGTHS, DEPTHS = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100), tuple(range(1, 21))
 DRAWN = 8  # trees that are drawn at the end
@@ -47,7 +48,7 @@ DRAWN = 8  # trees that are drawn at the end
 class Config:
     data_dir: str = flag("", "a folder with listops/{train,valid,test}.tsv, else MINIGRAD_DATA; missing ones are made")
     generate: int = flag(
-        6000, "N training sequences are generated, N/10 for validation, at most 1,000, and N/9 for test"
+        20000, "N training sequences are generated, N/10 for validation, at most 1,000, and N/9 for test"
     )
     split: bool = flag(False, "the bracket and the name of an operator as two tokens, as published")
     max_length: int = flag(30, "leave out sequences of more tokens; published: 99, with --split")
@@ -62,7 +63,7 @@ class Config:
     dropout: float = flag(0.1, "of word vectors and in the classifier; published: 0.5")
     epochs: int = flag(10, "passes over the training sequences; published: 20")
     batch: int = flag(16, "sequences in a batch")
-    lr: float = flag(1e-3, "learning rate at first; halved when the validation accuracy stays")
+    lr: float = flag(3e-3, "learning rate at first, halved when the validation accuracy stays; published: 0.001")
     patience: int = flag(4, "validations without an improvement before the learning rate is halved")
     optimizer: str = flag("adam", f"one of {', '.join(OPTIMIZERS)}")
     clip: float = flag(5.0, "the largest norm of the gradient")
@@ -74,6 +75,7 @@ class Config:
         """UserError, one sentence, for the first value out of range; names are checked where they are looked up."""
         for name in ("generate", "dim", "hidden", "epochs", "batch"):
             require(getattr(self, name) >= 1, f"--{name} must be at least 1, got {getattr(self, name)}.")
+        require(self.generate <= MOST, f"--generate must be at most {MOST:,}, got {self.generate}.")
         require(self.max_length >= SHORTEST, f"--max-length must be at least {SHORTEST}, got {self.max_length}.")
         require(self.patience >= 0, f"--patience must be at least 0, got {self.patience}.")
         require(0.0 <= self.dropout < 1.0, f"--dropout must be at least 0 and below 1, got {self.dropout}.")
@@ -173,6 +175,11 @@ class Training(training.Training):
             if c.encoder == "latent":
                 self.estimator = create(c.estimator, c.tau, "categorical")
                 require(self.estimator.episodes, f"{self.estimator.title} {CANNOT_CHOOSE}")
+            found = listops.files(c.data_dir or None)
+            require(
+                found or not c.data_dir,
+                f"{c.data_dir} has no listops/train.tsv, valid.tsv or test.tsv: give another --data-dir, or none.",
+            )
             counts = (c.generate, max(10, min(1000, c.generate // 10)), max(10, c.generate // 9))
             self.tokenizer = listops.Tokenizer(c.split)
             splits = listops.load(c.data_dir or None, counts, c.seed)
@@ -232,7 +239,7 @@ class Training(training.Training):
             "sequences_per_second": round(rate, 1),
         }
 
-    def saved(self, folder: RunFolder) -> None:
+    def before_saving(self, folder: RunFolder) -> None:
         if self.is_best:
             arrays, info = self.state()
             arrays = {k: v for k, v in arrays.items() if k.startswith("model.")}
@@ -311,7 +318,8 @@ def finish(run: Training, folder: RunFolder, quiet: bool) -> None:
 @report_errors
 def main(argv=None) -> int:
     may_change = ("epochs", "data_dir")
-    folder_for = lambda c: default_folder("listops", c.encoder, c.estimator.replace(":", "-"), f"s{c.seed}")
+    how = lambda c: (c.encoder, *([c.estimator.replace(":", "-")] if c.encoder == "latent" else []))
+    folder_for = lambda c: default_folder("listops", *how(c), f"s{c.seed}")
     return training.run_script(Config, Training, __doc__.split("\n\n")[0], argv, may_change, folder_for, finish)
 
 

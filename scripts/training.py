@@ -116,8 +116,8 @@ class Training:
                         if first == self.steps_per_epoch:
                             self.epoch, self.step_in_epoch = self.epoch + 1, 0
                         text = folder.log(line)
+                        self.before_saving(folder)
                         folder.save(*self.state())
-                        self.saved(folder)
                         start = time.perf_counter()
                         if not quiet:
                             progress.write(text)
@@ -129,8 +129,8 @@ class Training:
                         return False
         return True
 
-    def saved(self, folder: RunFolder) -> None:
-        """Called when a report was logged and the checkpoint saved."""
+    def before_saving(self, folder: RunFolder) -> None:
+        """Called when a report was logged, before the checkpoint: what the checkpoint relies on is written first."""
 
     def checked(self, line: dict) -> dict:
         """The metrics with plain numbers; UserError if one is not finite."""

@@ -52,6 +52,16 @@ def test_a_truncated_file_is_refused(tmp_path, keep):
         checkpoint.load(tmp_path / "other")
 
 
+def test_a_file_with_numbers_that_numpy_does_not_have_is_refused(tmp_path):
+    path, header = (
+        tmp_path / "c",
+        b'{"a":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]},"__metadata__":{"info":"{}"}}',
+    )
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    with pytest.raises(checkpoint.CheckpointError, match="truncated or not a checkpoint"):
+        checkpoint.load(path)
+
+
 CPU = "processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\n"
 AVX512 = "avx512f avx512cd avx512bw avx512dq avx512vl"
 

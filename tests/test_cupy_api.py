@@ -124,6 +124,12 @@ FLOOR = {
     "estimators.base": 5.5,
     "estimators": 6.5,
     "models": 6,
+    "models.data.errors": 5.9,  # what a data set and a latent tree are made of, from below
+    "models.data.listops": 6,
+    "models.trees": 6.1,
+    "models.composition": 6.2,
+    "models.linear_time": 6.3,
+    "models.tree_lstm": 6.4,
     "scripts": 7,
 }
 
@@ -167,8 +173,7 @@ def test_a_file_imports_only_from_floors_below(path):
             or (me == "models.data" and other.startswith("models.data."))
         ):
             continue
-        same_data_room = me.startswith("models.data") and other == "models.data.errors"
-        assert floor(other) < floor(me) or same_data_room, f"{me} must not import {other}"
+        assert floor(other) < floor(me), f"{me} must not import {other}"
         if me.startswith("models"):
             assert not other.startswith("estimators"), "models are handed an estimator"
 

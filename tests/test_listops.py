@@ -111,6 +111,7 @@ def test_a_published_file_is_read_and_written_back_byte_for_byte(tmp_path, part)
         ("4\t4 7", "there is more than one list"),
         ("4\t[AVG 4 7 ]", "unknown token '[AVG'"),
         ("4\t[MIN 44 7 ]", "unknown token '44'"),
+        ("4\t[MIN 4 () 7 ]", "unknown token '()'"),
         ("4\t[MIN ]", "the operator [MIN has no arguments"),
         ("4\t", "it is empty"),
         ("", "an empty line"),

@@ -67,7 +67,7 @@ def test_embedding_and_lstm_learn():
     embed, lstm, head = nn.Embedding(5, 4, rng.site(0)), nn.LSTM(4, 8, rng.site(1)), nn.Linear(8, 5, rng.site(2))
     optimizer = Adam([*embed.parameters(), *lstm.parameters(), *head.parameters()], lr=0.02)
     ids = np.random.default_rng(0).integers(0, 5, (6, 16))  # the task: repeat the first symbol at the end
-    for _ in range(120):
+    for _ in range(160):
         optimizer.zero_grad()
         h, _ = lstm(embed(ids))
         loss = cross_entropy(head(h[-1]), ids[0]).mean()

@@ -395,6 +395,8 @@ def test_a_resume_folder_that_does_not_fit(tmp_path, capsys, finished, spoil, fl
 
 BAD_FLAGS = [
     (["--generate", "0"], "--generate must be at least 1, got 0"),
+    (["--generate", "1000000000000"], "--generate must be at most 2,000,000, got 1000000000000"),
+    (["--data-dir", "/nonexistent"], "/nonexistent has no listops/train.tsv, valid.tsv or test.tsv"),
     (["--dim", "0"], "--dim must be at least 1, got 0"),
     (["--hidden", "-1"], "--hidden must be at least 1, got -1"),
     (["--epochs", "0"], "--epochs must be at least 1, got 0"),
@@ -494,6 +496,25 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert err.count("\n") == 1
     assert train_listops.main(["--resume", str(out), "--quiet"]) == 0
     assert_same_run(whole, out)  # which started again from the checkpoint, and the checkpoint was good
+
+
+def test_a_disk_that_is_full_when_the_best_model_is_written_leaves_a_run_that_can_go_on(tmp_path, capsys, monkeypatch):
+    """The best model is written before the checkpoint that relies on it."""
+    write, seen = checkpoint.write_atomically, []
+
+    def full(path, data):
+        if "best" in path.name:
+            seen.append(path)
+            raise OSError(28, "No space left on device", str(path))
+        write(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_atomically", full)
+        assert run("--out", tmp_path / "run") == 2
+    assert len(seen) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert run("--resume", tmp_path / "run") == 0
+    assert (tmp_path / "run" / "best.safetensors").exists()
 
 
 def test_the_script_itself_exits_with_2_without_a_traceback(tmp_path):

@@ -139,7 +139,7 @@ def parse(text: str) -> bytes:
     """The tokens of one line's sequence, with or without its parentheses. Malformed, if it is not a sequence."""
     words = text.split()
     try:
-        tokens = bytes(_CODE[word] for word in words if word not in "()")
+        tokens = bytes(_CODE[word] for word in words if word not in ("(", ")"))
     except KeyError as error:
         raise Malformed(f"unknown token {error.args[0]!r}") from None
     evaluate(tokens)
