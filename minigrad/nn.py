@@ -13,6 +13,7 @@ import numpy as np
 
 from . import fused
 from .backend import asarray_like
+from .ops import leaky_relu
 from .random import Rng
 from .tensor import Tensor
 
@@ -115,26 +116,32 @@ def parameter(array) -> Tensor:
 class Linear(Module):
     """y = x W + b, or max(x W + b, 0) with relu=True.     weight (inputs, outputs), bias (outputs,)
 
+    A slope > 0 makes that ReLU a leaky one, max(y, slope·y).
+
     The bias is drawn as PyTorch does, U(±1/√inputs), unless `bias` gives a constant for it.
     """
 
-    def __init__(self, inputs, outputs, rng, *, relu=False, init=uniform_fan_in, bias=None, dtype=np.float32):
+    def __init__(
+        self, inputs, outputs, rng, *, relu=False, slope=0.0, init=uniform_fan_in, bias=None, dtype=np.float32
+    ):
         self.weight = parameter(init(rng.site("weight"), (inputs, outputs), dtype))
         start = _uniform(rng.site("bias"), (outputs,), 1.0 / math.sqrt(inputs), dtype)
         self.bias = parameter(start if bias is None else np.full(outputs, bias, dtype))
-        self.relu = relu
+        self.relu, self.slope = relu, slope
 
     def __call__(self, x) -> Tensor:
+        if self.relu and self.slope:
+            return leaky_relu(fused.linear(x, self.weight, self.bias), slope=self.slope)
         return (fused.linear_relu if self.relu else fused.linear)(x, self.weight, self.bias)
 
 
 class MLP(Module):
-    """Linear layers of the given sizes with ReLUs between them; the last layer has none."""
+    """Linear layers of the given sizes with ReLUs between them, leaky ones with a slope; the last layer has none."""
 
-    def __init__(self, sizes, rng, *, init=uniform_fan_in, dtype=np.float32):
+    def __init__(self, sizes, rng, *, slope=0.0, init=uniform_fan_in, dtype=np.float32):
         last = len(sizes) - 2
         self.layers = [
-            Linear(i, o, rng.site(n), relu=n < last, init=init, dtype=dtype)
+            Linear(i, o, rng.site(n), relu=n < last, slope=slope, init=init, dtype=dtype)
             for n, (i, o) in enumerate(itertools.pairwise(sizes))
         ]
 

@@ -3,10 +3,10 @@
     x (B, D)  --encoder-->  logits θ of q(d|x)  --estimator-->  code d ~ q(d|x)  --decoder-->  logits of p(x|d) (B, D)
 
 `CategoricalVAE` has L independent variables of K classes each, θ and d (B, L, K); `BernoulliVAE` has L independent
-bits, (B, L). The prior is uniform, the pixels are Bernoulli. The objective is the evidence lower bound of Kingma &
-Welling (2014), per image and in nats:
+bits, (B, L). The prior p(d) is uniform, or learned, with logits of its own for each variable; the pixels are Bernoulli.
+The objective is the evidence lower bound of Kingma & Welling (2014), per image and in nats:
 
-    −ELBO(x) = E_{d ~ q(·|x)}[−log p(x|d)] + KL(q(·|x) ‖ uniform)
+    −ELBO(x) = E_{d ~ q(·|x)}[−log p(x|d)] + KL(q(·|x) ‖ p(d))
 
 The KL term has a closed form and is differentiated as it stands. The expectation is what an estimator is for: the
 model gives it the function d -> −log p(x|d), and gets back a value with a gradient for the encoder attached.
@@ -18,9 +18,9 @@ import math
 
 from minigrad import Rng, Tensor, no_grad
 from minigrad.backend import array_module
-from minigrad.fused import bce_with_logits, kl_to_fair_coin, kl_to_uniform, log_softmax
-from minigrad.nn import MLP, Module
-from minigrad.ops import logsumexp, softplus, stable_sigmoid
+from minigrad.fused import bce_with_logits, kl_to_fair_coin, kl_to_uniform, log_softmax, softmax
+from minigrad.nn import MLP, Module, parameter
+from minigrad.ops import logsumexp, sigmoid, softplus, stable_sigmoid
 
 import numpy as np
 
@@ -29,22 +29,28 @@ class DiscreteVAE(Module):
     """What both kinds share: the network of Jang, Gu & Poole (2017) and of its successors, D-512-256-code-256-512-D
     with ReLUs, its bounds, and its samples.
 
-    pixels D, code_shape (without the batch axis), hidden (encoder widths; the decoder mirrors them): all ≥ 1.
+    pixels D, code_shape (without the batch axis), hidden (encoder widths; the decoder mirrors them; () for linear maps
+    only, as 784-200-784): all ≥ 1.   slope: of leaky ReLUs, 0 for plain ones.   learned_prior: is p(d) trained, too?
     rng: where the initial weights come from.  Inputs x are (B, D) in [0, 1], binary or gray.
 
     sharpness: some estimators draw their samples with the logits sharpness·θ; q(d|x) then has these logits, and so
     they must be evaluated.
     """
 
-    def __init__(self, pixels: int, code_shape: tuple, hidden, rng: Rng, dtype):
-        self.code_shape = code_shape
-        self.encoder = MLP([pixels, *hidden, math.prod(code_shape)], rng.site("encoder"), dtype=dtype)
-        self.decoder = MLP([math.prod(code_shape), *reversed(hidden), pixels], rng.site("decoder"), dtype=dtype)
+    def __init__(self, pixels: int, code_shape: tuple, hidden, rng: Rng, dtype, slope=0.0, learned_prior=False):
+        self.code_shape, options = code_shape, {"slope": slope, "dtype": dtype}
+        self.encoder = MLP([pixels, *hidden, math.prod(code_shape)], rng.site("encoder"), **options)
+        self.decoder = MLP([math.prod(code_shape), *reversed(hidden), pixels], rng.site("decoder"), **options)
+        self.prior = parameter(np.zeros(code_shape, dtype)) if learned_prior else None  # the logits of p(d)
 
     # what the two kinds of codes differ in
 
     def kl(self, logits) -> Tensor:
-        """KL(q(·|x) ‖ uniform) for each example, (B,)."""
+        """KL(q(·|x) ‖ p(d)) for each example, (B,)."""
+        raise NotImplementedError
+
+    def log_prior(self, d):
+        """log p(d), summed over the variables: (..., B), or a number where it is the same for all d."""
         raise NotImplementedError
 
     def log_q(self, logits, d) -> Tensor:
@@ -79,7 +85,7 @@ class DiscreteVAE(Module):
         logits = theta if estimator.sharpness == 1.0 else theta * estimator.sharpness
         reconstruct = lambda d: bce_with_logits(self.decode(d), x)
         if estimator.multi_sample:
-            cost = lambda d: reconstruct(d) + self.log_q(logits, d) - self.log_prior
+            cost = lambda d: reconstruct(d) + self.log_q(logits, d) - self.log_prior(d)
             bound = estimator(theta, cost, rng, inputs=x)
             return bound, Tensor(array_module(bound.data).zeros_like(bound.data))
         return estimator(theta, reconstruct, rng, inputs=x), self.kl(logits)
@@ -107,7 +113,7 @@ class DiscreteVAE(Module):
                 shape = (min(chunk, samples - start), *logits.shape)
                 d = Tensor(self.draw(xp.broadcast_to(logits.data, shape), rng.site(start)))
                 log_likelihood = -bce_with_logits(self.decode(d), x)
-                log_weights.append((log_likelihood + self.log_prior - self.log_q(logits, d)).data)
+                log_weights.append((log_likelihood + self.log_prior(d) - self.log_q(logits, d)).data)
         return math.log(samples) - logsumexp.rule(xp.concatenate(log_weights), axis=0)[0]
 
     def reconstruct(self, x, rng: Rng, sharpness: float = 1.0):
@@ -117,23 +123,34 @@ class DiscreteVAE(Module):
             return stable_sigmoid(self.decode(Tensor(self.draw(logits.data, rng))).data)
 
     def sample(self, n: int, rng: Rng):
-        """n images from the model: d from the uniform prior, then the mean image.   -> (n, D) in (0, 1)"""
+        """n images from the model: d from the prior, then the mean image.   -> (n, D) in (0, 1)"""
         like = self.decoder.parameters()[0].data
-        zeros = array_module(like).zeros((n, *self.code_shape), dtype=like.dtype)
+        logits = array_module(like).zeros((n, *self.code_shape), dtype=like.dtype)
+        if self.prior is not None:
+            logits = logits + self.prior.data
         with no_grad():
-            return stable_sigmoid(self.decode(Tensor(self.draw(zeros, rng))).data)
+            return stable_sigmoid(self.decode(Tensor(self.draw(logits, rng))).data)
 
 
 class CategoricalVAE(DiscreteVAE):
     """L variables of K classes: θ and d are (B, L, K), d one-hot in the last axis."""
 
-    def __init__(self, pixels=784, variables=30, categories=10, hidden=(512, 256), *, rng: Rng, dtype=np.float32):
-        super().__init__(pixels, (variables, categories), hidden, rng, dtype)
+    def __init__(
+        self, pixels=784, variables=30, categories=10, hidden=(512, 256), *, rng: Rng, dtype=np.float32, **options
+    ):
+        super().__init__(pixels, (variables, categories), hidden, rng, dtype, **options)
         self.variables, self.categories = variables, categories
-        self.log_prior = -variables * math.log(categories)
+        self.uniform = -variables * math.log(categories)  # log p(d) of the uniform prior
 
     def kl(self, logits):
-        return kl_to_uniform(logits).sum(axis=-1)
+        """With the uniform prior's divergence Σ p log p + log K:  KL = that − log K − Σ p log p(d)."""
+        kl = kl_to_uniform(logits).sum(axis=-1)
+        if self.prior is None:
+            return kl
+        return kl + self.uniform - (softmax(logits) * log_softmax(self.prior)).sum(axis=(-2, -1))
+
+    def log_prior(self, d):
+        return self.uniform if self.prior is None else (d * log_softmax(self.prior)).sum(axis=(-2, -1))
 
     def log_q(self, logits, d):
         return (log_softmax(logits) * d).sum(axis=(-2, -1))
@@ -145,13 +162,18 @@ class CategoricalVAE(DiscreteVAE):
 class BernoulliVAE(DiscreteVAE):
     """L bits: θ and d are (B, L), d zeros and ones."""
 
-    def __init__(self, pixels=784, variables=200, hidden=(512, 256), *, rng: Rng, dtype=np.float32):
-        super().__init__(pixels, (variables,), hidden, rng, dtype)
+    def __init__(self, pixels=784, variables=200, hidden=(512, 256), *, rng: Rng, dtype=np.float32, **options):
+        super().__init__(pixels, (variables,), hidden, rng, dtype, **options)
         self.variables = variables
-        self.log_prior = -variables * math.log(2.0)
+        self.uniform = -variables * math.log(2.0)
 
     def kl(self, logits):
-        return kl_to_fair_coin(logits).sum(axis=-1)
+        kl = kl_to_fair_coin(logits).sum(axis=-1)
+        return kl if self.prior is None else kl + self.uniform - self.log_prior(sigmoid(logits))
+
+    def log_prior(self, d):
+        """Σ d log π + (1 − d) log(1 − π) = Σ dψ − softplus ψ,  π = σ(ψ).  Linear in d: its mean is its value at E d."""
+        return self.uniform if self.prior is None else (d * self.prior - softplus(self.prior)).sum(axis=-1)
 
     def log_q(self, logits, d):
         return (d * logits - softplus(logits)).sum(axis=-1)

@@ -94,11 +94,15 @@ def parse_flags(config_class, description: str, argv, extra=()):
 
 
 def _shown(value):
-    return ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value in (None, "") else value
+    if value in (None, "", ()):
+        return "none"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def sizes(text: str) -> tuple[int, ...]:
-    """The type of a flag like --hidden 512,256."""
+    """The type of a flag like --hidden 512,256; "none" is the empty list."""
+    if text == "none":
+        return ()
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:

@@ -1,11 +1,10 @@
 """Train a tree LSTM on ListOps that learns which neighbours to merge, or one of its baselines.
 
     python scripts/train_listops.py                                # a small model on generated lists, a few minutes
-    python scripts/train_listops.py --generate 90000 --split --max-length 99 --dim 300 --hidden 300 --dropout 0.5 --lr 1e-3 --epochs 20
     python scripts/train_listops.py --data-dir DIR --encoder gold  # DIR/listops/{train,valid,test}.tsv
     python scripts/train_listops.py --resume runs/NAME             # goes on bit for bit where it stopped
 
-All flags are listed by --help.
+The published size and settings are in README.md; all flags are listed by --help.
 """
 
 from __future__ import annotations

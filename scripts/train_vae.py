@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import training
 from estimators import ESTIMATORS, create
-from minigrad import Rng
+from estimators.base import check_tau
+from minigrad import Rng, grad
 from minigrad.backend import BACKENDS, get_backend
 from minigrad.optim import OPTIMIZERS
 from models.data import DATASETS, PIXELS, binarise, load_images
@@ -32,6 +33,7 @@ from run_folder import (
     sizes,
     user_errors,
 )
+from training import annealed
 
 import numpy as np
 
@@ -39,6 +41,7 @@ log = logging.getLogger(__name__)
 
 DTYPES = ("float32", "float64")
 CODES = ("categorical", "bernoulli")
+PRIORS = ("uniform", "learned")
 EVALUATION_BATCH = 1000
 
 
@@ -49,10 +52,17 @@ class Config:
     pixels: str = flag("gray", f"{', '.join(PIXELS)}: gray values, binarised anew for every batch, or once")
     estimator: str = flag("reinmax", f"one of {', '.join(ESTIMATORS)}; options as in rloo:samples=4")
     tau: float | None = flag(None, "temperature, for estimators that have one", type=float)
+    anneal: float = flag(0.0, "r > 0: the temperature falls as tau·exp(−r·step)")
+    anneal_every: int = flag(500, "steps between two changes of the temperature")
+    tau_least: float = flag(0.5, "the temperature does not fall below this")
     code: str = flag("", f"{' or '.join(CODES)}: the kind of variables; else the first that the estimator handles")
     variables: int | None = flag(None, "L, the number of variables; else 8 categorical ones or 24 bits", type=int)
     categories: int = flag(8, "K, the number of categories of each categorical variable")
-    hidden: tuple = flag((512, 256), "widths of the encoder's hidden layers; the decoder mirrors them", type=sizes)
+    hidden: tuple = flag(
+        (512, 256), "widths of the encoder's hidden layers, or none; mirrored by the decoder", type=sizes
+    )
+    slope: float = flag(0.0, "of leaky ReLUs below 0; 0 for plain ReLUs")
+    prior: str = flag("uniform", f"{' or '.join(PRIORS)}: of the code")
     epochs: int = flag(120, "passes over the training images")
     batch: int = flag(100, "images in a batch")
     lr: float = flag(1e-3, "learning rate")
@@ -61,6 +71,7 @@ class Config:
     seed: int = flag(0, "fixes the initial weights, the order of the images and all noise")
     backend: str = flag("numpy", f"one of {', '.join(BACKENDS)}")
     dtype: str = flag("float32", f"one of {', '.join(DTYPES)}")
+    gradient_draws: int = flag(0, "N > 1: report the variance of the encoder's gradient over N draws at the end")
     bound_samples: int = flag(0, "M > 0: report the importance-weighted bound with M samples at the end")
 
     def check(self) -> None:
@@ -69,7 +80,13 @@ class Config:
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name} must be at least 1, got {value}.")
         require(self.code in ("", *CODES), f"unknown code {self.code!r}; the known ones are {', '.join(CODES)}.")
-        require(min(self.hidden) >= 1, f"--hidden needs widths of at least 1, got {self.hidden}.")
+        require(min(self.hidden, default=1) >= 1, f"--hidden needs widths of at least 1, got {self.hidden}.")
+        require(self.prior in PRIORS, f"unknown prior {self.prior!r}; the known ones are {', '.join(PRIORS)}.")
+        require(0.0 <= self.slope < 1.0, f"--slope must be at least 0 and below 1, got {self.slope}.")
+        for name in ("anneal", "gradient_draws"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"--{name.replace('_', '-')} must be at least 0, got {value}.")
+        require(self.anneal_every >= 1, f"--anneal-every must be at least 1, got {self.anneal_every}.")
         require(self.bound_samples >= 0, f"--bound-samples must be at least 0, got {self.bound_samples}.")
         require(self.dtype in DTYPES, f"unknown dtype {self.dtype!r}; the known ones are {', '.join(DTYPES)}.")
         known = ", ".join(OPTIMIZERS)
@@ -89,6 +106,10 @@ class Training(training.Training):
             c.check()
             self.backend = get_backend(c.backend)
             self.estimator = create(c.estimator, c.tau, c.code or None)
+            if c.anneal:
+                require(hasattr(self.estimator, "tau"), f"{c.estimator} has no temperature: leave --anneal out.")
+                self.start = check_tau(self.estimator.tau)
+                check_tau(c.tau_least)
             if self.estimator.caution:
                 log.warning("%s may not train the model: %s.", c.estimator, self.estimator.caution)
             bits = self.estimator.code.name == "bernoulli"
@@ -101,6 +122,7 @@ class Training(training.Training):
                 self.test = binarise(self.test, self.rng.site("test pixels"))
             sizes = (self.train.shape[1], variables) if bits else (self.train.shape[1], variables, c.categories)
             settings = {"hidden": c.hidden, "rng": self.rng.site("weights"), "dtype": np.dtype(c.dtype)}
+            settings |= {"slope": c.slope, "learned_prior": c.prior == "learned"}
             self.model = (BernoulliVAE if bits else CategoricalVAE)(*sizes, **settings)
             self.model.to(self.backend)
             options = {"momentum": c.momentum} if c.optimizer == "sgd" else {}
@@ -117,7 +139,10 @@ class Training(training.Training):
 
     def step(self, index) -> None:
         """Update the parameters on the images `index` (an integer array on the device)."""
-        rng = self.rng.at(self.epoch * self.steps_per_epoch + self.step_in_epoch)
+        c, step = self.config, self.epoch * self.steps_per_epoch + self.step_in_epoch
+        rng = self.rng.at(step)
+        if c.anneal:
+            self.estimator.tau = annealed(step, self.start, c.anneal, c.tau_least, c.anneal_every)
         x = self.train[index]
         if self.config.pixels == "dynamic":
             x = binarise(x, rng.site("pixels"))
@@ -143,6 +168,20 @@ class Training(training.Training):
             images
         )
         return float(totals[0]), float(totals[1])
+
+    def gradient_noise(self) -> dict[str, float]:
+        """Of the encoder's gradient over the draws of the estimator, on one batch of (at most) 1,000 training images:
+        the variance summed over the parameters, and the squared norm of the mean (as Fan et al. 2022 measure it)."""
+        x, parameters = self.train[:EVALUATION_BATCH], self.model.encoder.parameters()
+        mean, squares, n = 0.0, 0.0, self.config.gradient_draws
+        for draw in range(n):
+            reconstruction, kl = self.model.negative_elbo(x, self.estimator, self.rng.site("gradient").at(draw))
+            g = self.backend.xp.concatenate([g.reshape(-1) for g in grad((reconstruction + kl).mean(), parameters)])
+            change = g - mean  # Welford's recurrence
+            mean = mean + change / (draw + 1)
+            squares = squares + change * (g - mean)
+        to_float = lambda a: float(self.backend.to_host(a.sum(dtype=np.float64)))
+        return {"gradient_variance": to_float(squares) / (n - 1), "gradient_norm2": to_float(mean * mean)}
 
     def importance_bound(self) -> float:
         rng, total = self.rng.site("bound"), 0.0
@@ -188,9 +227,13 @@ def finish(run: Training, folder: RunFolder, quiet: bool) -> None:
     run.draw(folder)
     if not quiet:
         print(f"metrics, pictures and checkpoint are in {folder.path}", file=sys.stderr)
+    extra = {}
     if run.config.bound_samples:
-        line = {"epoch": run.epoch, "test_bound": run.importance_bound(), "bound_samples": run.config.bound_samples}
-        text = folder.log(line)
+        extra |= {"test_bound": run.importance_bound(), "bound_samples": run.config.bound_samples}
+    if run.config.gradient_draws > 1:
+        extra |= run.gradient_noise() | {"gradient_draws": run.config.gradient_draws}
+    if extra:
+        text = folder.log({"epoch": run.epoch} | extra)
         if not quiet:
             print(text)
     last = [line for line in folder.metrics() if "train" in line][-1]
@@ -199,7 +242,7 @@ def finish(run: Training, folder: RunFolder, quiet: bool) -> None:
 
 @report_errors
 def main(argv=None) -> int:
-    may_change = ("epochs", "data_dir", "bound_samples")
+    may_change = ("epochs", "data_dir", "bound_samples", "gradient_draws")
     folder_for = lambda c: default_folder(c.data, c.estimator.replace(":", "-"), f"s{c.seed}")
     return training.run_script(Config, Training, __doc__.split("\n\n")[0], argv, may_change, folder_for, finish)
 

@@ -19,6 +19,11 @@ from tqdm import tqdm
 CHECK_EVERY = 100  # steps between two looks at the losses; each look waits for the device
 
 
+def annealed(step: int, start: float, rate: float, least: float, every: int) -> float:
+    """τ = max(least, start · e^(−rate·t)) at the step t, changed every `every` steps (Jang, Gu & Poole 2017)."""
+    return max(least, start * math.exp(-rate * (step // every * every)))
+
+
 class Training:
     """Base class. A subclass sets backend, model, optimizer, estimator and steps_per_epoch, and defines
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import run_folder
 import train_vae
 from devsim import DevsimBackend, forbid
-from minigrad import Rng
+from minigrad import Rng, grad
 from minigrad.backend import Backend
+from training import annealed
 
 import numpy as np
 import pytest
@@ -103,6 +104,56 @@ def test_other_settings_train(tmp_path, capsys, optimizer, dtype):
     assert "final train -ELBO" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("code", ["categorical", "bernoulli"])
+def test_the_vaes_of_the_papers_train(tmp_path, capsys, code):
+    """Linear maps, a learned prior, a falling temperature, SGD with momentum; and 200-200-200 with leaky ReLUs."""
+    flags = ("--code", code, "--hidden", "none", "--prior", "learned", "--optimizer", "sgd", "--pixels", "fixed")
+    annealing = ("--estimator", "gumbel-softmax", "--anneal", "0.1", "--anneal-every", "3", "--tau-least", "0.4")
+    assert run("--out", tmp_path / "linear", *flags, *annealing) == 0
+    state = load_file(tmp_path / "linear" / "checkpoint.safetensors")
+    assert state["model.prior"].any()
+    assert sorted(k for k in state if k.startswith("model.encoder")) == [
+        "model.encoder.layers.0.bias",
+        "model.encoder.layers.0.weight",
+    ]
+    assert run("--out", tmp_path / "leaky", "--code", code, "--hidden", "20,20", "--slope", "0.3") == 0
+    assert train_vae.main(["--resume", str(tmp_path / "linear"), "--epochs", "4", "--quiet"]) == 0
+    assert capsys.readouterr().out.count("final train -ELBO") == 3
+
+
+def test_the_temperature_falls_in_steps_to_its_least_value():
+    assert [annealed(step, 2.0, 0.1, 0.5, 10) for step in (0, 9, 10, 19)] == [
+        2.0,
+        2.0,
+        2.0 * np.exp(-1),
+        2.0 * np.exp(-1),
+    ]
+    assert annealed(1000, 2.0, 0.1, 0.5, 10) == 0.5
+    training = train_vae.Training(train_vae.Config(estimator="st-gs", tau=2.0, anneal=0.1, anneal_every=2, hidden=(4,)))
+    taus = []
+    for step in range(5):
+        training.step(np.arange(3) + step)
+        taus.append(training.estimator.tau)
+    np.testing.assert_allclose(taus, 2.0 * np.exp([0.0, 0.0, -0.2, -0.2, -0.4]))
+
+
+def test_the_variance_of_the_gradient_is_that_of_its_draws():
+    config = train_vae.Config(
+        gradient_draws=6, hidden=(5,), variables=2, categories=3, estimator="st-gs", dtype="float64"
+    )
+    training = train_vae.Training(config)
+    found, draws = training.gradient_noise(), []
+    for draw in range(6):
+        terms = training.model.negative_elbo(
+            training.train[:1000], training.estimator, Rng(0).site("gradient").at(draw)
+        )
+        g = grad((terms[0] + terms[1]).mean(), training.model.encoder.parameters())
+        draws.append(np.concatenate([x.reshape(-1) for x in g]))
+    np.testing.assert_allclose(found["gradient_variance"], np.var(draws, axis=0, ddof=1).sum(), rtol=1e-10)
+    np.testing.assert_allclose(found["gradient_norm2"], (np.mean(draws, axis=0) ** 2).sum(), rtol=1e-10)
+    assert found["gradient_variance"] > 0
+
+
 @pytest.mark.parametrize("pixels", ["gray", "dynamic", "fixed"])
 @pytest.mark.parametrize("optimizer", ["adam", "radam", "sgd"])
 def test_the_script_s_own_step_stays_on_the_device(monkeypatch, pixels, optimizer):
@@ -127,6 +178,13 @@ def test_the_script_s_own_step_stays_on_the_device(monkeypatch, pixels, optimize
 # ---- bad input: one sentence on standard error, exit code 2, no traceback, nothing lost
 
 BAD_FLAGS = [
+    (["--prior", "flat"], "unknown prior 'flat'; the known ones are uniform, learned"),
+    (["--slope", "1"], "--slope must be at least 0 and below 1, got 1.0"),
+    (["--anneal", "-1"], "--anneal must be at least 0, got -1.0"),
+    (["--anneal", "1e-3", "--anneal-every", "0"], "--anneal-every must be at least 1, got 0"),
+    (["--anneal", "1e-3", "--tau-least", "0"], "tau must be positive and finite, got 0"),
+    (["--anneal", "1e-3", "--estimator", "rloo"], "rloo has no temperature: leave --anneal out"),
+    (["--gradient-draws", "-1"], "--gradient-draws must be at least 0, got -1"),
     (["--estimator", "magic"], "unknown estimator 'magic'; the known ones are exact"),
     (["--data", "cifar"], "unknown data set 'cifar'; the known ones are digits, mnist"),
     (["--backend", "tpu"], "unknown backend 'tpu'; the known ones are auto, cupy, numpy"),

@@ -13,23 +13,29 @@ import numpy as np
 import pytest
 
 KINDS = ("categorical", "bernoulli")
+PRIORS = [(kind, learned) for kind in KINDS for learned in (False, True)]
 
 
-def small(kind, dtype=np.float64, seed=1):
-    settings = {"hidden": (5, 4), "rng": Rng(seed), "dtype": dtype}
+def small(kind, dtype=np.float64, seed=1, learned=False, hidden=(5, 4)):
+    settings = {"hidden": hidden, "rng": Rng(seed), "dtype": dtype, "learned_prior": learned}
     model = CategoricalVAE(6, 2, 3, **settings) if kind == "categorical" else BernoulliVAE(6, 3, **settings)
     for p in model.parameters():
         p.data *= 3.0  # far from the uniform start, so that KL and bounds mean something
+    if learned:
+        model.prior.data[...] = Rng(seed).site("prior").normal(model.prior.shape, like=model.prior.data)
     return model, Rng(seed).site("x").uniform((4, 6), like=np.empty(0, dtype))
 
 
 def codes_of(model):
-    """All codes (N, ...), and log p(d), which is the same for each."""
+    """All codes (N, ...), and log p(d) (N,)."""
+    prior = np.zeros(model.code_shape) if model.prior is None else model.prior.data
     if isinstance(model, CategoricalVAE):
-        codes = [np.eye(3)[list(code)] for code in itertools.product(range(3), repeat=2)]
-    else:
-        codes = [np.array(code, float) for code in itertools.product((0, 1), repeat=3)]
-    return np.stack(codes), -np.log(len(codes))
+        codes = np.stack([np.eye(3)[list(code)] for code in itertools.product(range(3), repeat=2)])
+        p = np.exp(prior) / np.exp(prior).sum(axis=-1, keepdims=True)
+        return codes, np.log((codes * p).sum(axis=-1)).sum(axis=-1)
+    codes = np.array(list(itertools.product((0.0, 1.0), repeat=3)))
+    p = 1 / (1 + np.exp(-prior))
+    return codes, np.log(np.where(codes > 0, p, 1 - p)).sum(axis=-1)
 
 
 def probabilities(model, theta):
@@ -51,16 +57,18 @@ def by_enumeration(model, x, sharpness=1.0):
     return -np.logaddexp.reduce(log_joint, axis=1), -(q * (log_joint - np.log(q))).sum(axis=1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_exact_estimator_gives_the_exact_bound(kind):
-    model, x = small(kind)
+@pytest.mark.parametrize(("kind", "learned"), PRIORS)
+def test_the_exact_estimator_gives_the_exact_bound(kind, learned):
+    model, x = small(kind, learned=learned)
     reconstruction, kl = model.negative_elbo(x, create("exact", code=kind), Rng(0))
     np.testing.assert_allclose((reconstruction + kl).data, by_enumeration(model, x)[1], rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_of_the_exact_bound_is_right_for_every_parameter(kind):
-    model, x = small(kind)
+@pytest.mark.parametrize(("kind", "learned"), PRIORS)
+@pytest.mark.parametrize("hidden", [(5, 4), ()])
+def test_the_gradient_of_the_exact_bound_is_right_for_every_parameter(kind, learned, hidden):
+    model, x = small(kind, learned=learned, hidden=hidden)
+    assert len(model.parameters()) == 4 * (len(hidden) + 1) + learned
     loss = lambda: float(by_enumeration(model, x)[1].sum())
     reconstruction, kl = model.negative_elbo(x, create("exact", code=kind), Rng(0))
     (reconstruction + kl).sum().backward()
@@ -99,9 +107,9 @@ def test_a_changed_forward_distribution_is_the_one_that_the_bound_is_about(kind)
     assert (np.abs(by_enumeration(model, x, 0.4)[1] - by_enumeration(model, x)[1]) > 10 * error).any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_importance_bound_lies_between_elbo_and_likelihood_and_reaches_it(kind):
-    model, x = small(kind)
+@pytest.mark.parametrize(("kind", "learned"), PRIORS)
+def test_the_importance_bound_lies_between_elbo_and_likelihood_and_reaches_it(kind, learned):
+    model, x = small(kind, learned=learned)
     exact, elbo = by_enumeration(model, x)
     many = np.repeat(x, 2000, axis=0)
     five = model.importance_bound(many, Rng(1), samples=5, chunk=2).reshape(4, 2000).mean(axis=1)
@@ -116,11 +124,11 @@ def test_the_importance_bound_lies_between_elbo_and_likelihood_and_reaches_it(ki
         model.importance_bound(x, Rng(1), samples=0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_vimco_trains_the_importance_bound_and_its_gradient_is_right(kind):
+@pytest.mark.parametrize(("kind", "learned"), PRIORS)
+def test_vimco_trains_the_importance_bound_and_its_gradient_is_right(kind, learned):
     """Its value is the bound with S samples; the mean of its gradient for the encoder is that of the bound's mean, by
     differences of the enumerated expectation over pairs of codes."""
-    model, x = small(kind)
+    model, x = small(kind, learned=learned)
     x, n = x[:1], 60_000
     estimator = create("vimco:samples=2", code=kind)
     weight = model.encoder.layers[-1].bias
@@ -157,6 +165,16 @@ def test_samples_and_reconstructions_are_probabilities(kind):
         assert images.shape == (n, 6)
         assert (images > 0).all()
         assert (images < 1).all()
+
+
+@pytest.mark.parametrize(("kind", "learned"), PRIORS)
+def test_samples_come_from_the_prior(kind, learned):
+    model, _ = small(kind, learned=learned)
+    model.decode = lambda d: d
+    means = model.sample(20_000, Rng(0)).mean(axis=0)  # of σ(d), which is ½ for 0 and σ(1) for 1
+    codes, log_prior = codes_of(model)
+    p = np.tensordot(np.exp(log_prior), codes, axes=1)
+    np.testing.assert_allclose((means - 0.5) / (1 / (1 + np.exp(-1)) - 0.5), p, atol=0.02)
 
 
 def network(kind, pixels, variables, categories, hidden, rng):
