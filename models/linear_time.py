@@ -180,12 +180,15 @@ def backward(trace: Trace, w, q, g_root, choice_vjp):
         """Of neighbours l, r: what a score of l adds to r's P by way of their common node, and r's to l's."""
         return xp.stack([products(AB[l, 1], DE[r]), products(AB[r, 0], DE[l])], axis=1)
 
-    own, with_left, with_right = zeros(pairs, 2, 2), zeros(pairs, 2, 2), zeros(pairs, 2, 2)
+    own, neighbour = zeros(pairs, 2, 2), zeros(2, pairs, 2, 2)  # neighbour: its left, its right one when it was born
     for rows in blocks(used, xp):
         own[rows] = products(AB[rows], DE[rows, None])
-        with_left[rows] = meeting(trace.beside[0, rows], rows)
-    for merge in trace.merges[:-1]:
-        with_right[merge.born[1]] = meeting(merge.born[1], trace.beside[1, merge.born[1]])
+        neighbour[0, rows] = meeting(trace.beside[0, rows], rows)
+    # only of a pair (new, z') the right neighbour can be the elder
+    born = xp.concatenate([trace.merges[0].born[1, :0], *(merge.born[1] for merge in trace.merges[:-1])])
+    for rows in blocks(len(born), xp):
+        neighbour[1, born[rows]] = meeting(born[rows], trace.beside[1, born[rows]])
+    neighbour = neighbour.reshape(2 * pairs, 2, 2)
 
     # 2. the merges, newest first
     alpha = zeros(pairs)  # Σ dv of a pair over the steps at which it was a candidate
@@ -226,8 +229,7 @@ def backward(trace: Trace, w, q, g_root, choice_vjp):
             dv = dv[..., None]
             changed = P[ids] + dv[..., None] * own[ids]
             l, r = ids[:, :-1], ids[:, 1:]
-            # neighbours that were born later know their elder ones: a pair its left one, or the elder's left one it
-            meet = xp.where((r > l)[..., None, None], with_left[r], with_right[l])
+            meet = neighbour[xp.where(r > l, r, l + pairs)]  # the younger of the two remembers
             changed[:, 1:, 0] += dv[:, :-1] * meet[:, :, 0]
             changed[:, :-1, 1] += dv[:, 1:] * meet[:, :, 1]
             P[ids] = changed
@@ -239,14 +241,14 @@ def backward(trace: Trace, w, q, g_root, choice_vjp):
     G[:, 1:] += share[:, :, 1]
     g = zeros(pairs, 2, H)
     g[:, 0] = alpha[:, None] * query
-    for merge, g_new in zip(trace.merges, arrived, strict=True):
-        g[merge.near[:, 2]] += g_new.reshape(B, 2, H)
+    chosen = xp.concatenate([merge.near[:, 2] for merge in trace.merges])
+    g[chosen] += arrived.reshape(first, 2, H)
     children = xp.empty((used, 2, H), dtype=w.dtype)
     for rows in blocks(used, xp):
         slopes[rows], _ = cell_vjp(slopes[rows], dh_dc[rows], g[rows, 0], g[rows, 1])
         children[rows, 0], children[rows, 1] = node[left[rows], 0], node[right[rows], 0]
     da = slopes[:used].reshape(used, 5 * H)
-    dw = children.reshape(used, 2 * H).T @ da
+    dw = lambda out=None: xp.matmul(children.reshape(used, 2 * H).T, da, out=out)
     return G[:, :, 0], G[:, :, 1], dw, da.sum(axis=0), (alpha @ pair[:, 0]) / math.sqrt(H)
 
 
