@@ -231,6 +231,10 @@ def spread(mean, sd, digits: int = 2) -> str:
     return "" if mean is None else f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
 
 
+def signed(x: float) -> str:
+    return f"{round(x, 2) + 0.0:+.2f}"  # never −0.00
+
+
 def markdown_table(header, rows) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -240,8 +244,7 @@ def panel_markdown(panel: Panel) -> str:
     """A heading, what the runs share, the table, and the comparisons."""
     found, report = entries(panel), panel.report
     unit = f" ({report['unit']})" if report["unit"] else ""
-    lines = [f"## {panel.title}", f"`{panel.sweep}`: {panel.about}.", ""]
-    lines[1:1] = [""]
+    lines = [f"## {panel.title}", "", f"`{panel.sweep}`: {panel.about}.", ""]
     if not found:
         return "\n".join([*lines, "No run is finished."])
     header, known = ["", "seeds"], {(e.row, e.metric): e for e in found}
@@ -257,7 +260,7 @@ def panel_markdown(panel: Panel) -> str:
             cells.append(spread(e.mean, e.sd) if e else "")
             if published:
                 cells.append(spread(e.published, e.published_sd) if e else "")
-                cells.append(f"{e.difference:+.2f}" if e and e.difference is not None else "")
+                cells.append(signed(e.difference) if e and e.published is not None else "")
         rows.append(cells)
     lines.append(markdown_table(header, rows))
     if any(beside.values()) and report["source"]:
@@ -266,7 +269,7 @@ def panel_markdown(panel: Panel) -> str:
     if compared:
         sign = 1 if report["better"] == "higher" else -1
         rows = [
-            [p.first, p.second, p.seeds, f"{p.difference:+.2f}", f"{p.low:+.2f} to {p.high:+.2f}", verdict(p, sign)]
+            [p.first, p.second, p.seeds, signed(p.difference), f"{signed(p.low)} to {signed(p.high)}", verdict(p, sign)]
             for p in compared
         ]
         lines += ["", f"Differences of `{compared[0].metric}`{unit}, seed by seed; {report['better']} is better.", ""]
@@ -283,14 +286,13 @@ def verdict(pair: Pair, sign: int) -> str:
 HEAD = """# Report
 
 Mean ± standard deviation over the seeds of finished runs, at the end of training. An interval is Student's at 95 % for
-the mean difference between runs of the same seed; each stands for itself, so that among many some exclude 0 by chance.
-"""
+the mean difference between runs of the same seed; each stands for itself: among many, some exclude 0 by chance."""
 
 
 def markdown(panels: list[Panel], notes: list[str]) -> str:
-    parts = [HEAD, *("- " + note for note in notes)] if notes else [HEAD]
+    notes = ["\n".join(f"- {note}" for note in notes)] if notes else []
     pictures = "![Learning curves](curves.png)\n\n![The final numbers](bars.png)"
-    return "\n".join(parts) + "\n\n" + "\n\n".join([*map(panel_markdown, panels), pictures]) + "\n"
+    return "\n\n".join([HEAD, *notes, *map(panel_markdown, panels), pictures]) + "\n"
 
 
 def as_csv(kind, found, *more: str) -> bytes:

@@ -40,6 +40,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from estimators import create
+from minigrad.backend import BACKENDS
 from run_folder import UserError, parse_flags, require, user_errors
 
 if sys.version_info >= (3, 11):
@@ -204,7 +205,7 @@ def case_name(case: dict) -> str:
 
 def describe(flags: dict) -> str:
     """The flags in words; an estimator's name speaks for itself."""
-    text = lambda v: "×".join(map(str, v)) if isinstance(v, list) else str(v)
+    text = lambda v: ("×".join(map(str, v)) or "none") if isinstance(v, list) else str(v)
     return ", ".join(text(v) if k == "estimator" else f"{k} {text(v)}" for k, v in flags.items())
 
 
@@ -235,6 +236,8 @@ def configuration(module, flags: dict) -> dict:
     given, _ = parse_flags(module.Config, "", arguments(module, flags))
     config = dataclasses.replace(module.Config(), **given)
     config.check()
+    backend = getattr(config, "backend", "numpy")  # it need not be usable here
+    require(backend in BACKENDS, f"unknown backend {backend!r}; the known ones are {', '.join(BACKENDS)}.")
     if hasattr(config, "estimator"):
         with user_errors():
             create(config.estimator, getattr(config, "tau", None), getattr(config, "code", "") or None)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import os
 import queue
 import shlex
@@ -62,7 +63,8 @@ class Flags:
     list: bool = flag(False, "only list the runs and what has become of them")
 
     def check(self) -> None:
-        require(self.executor in EXECUTORS, f"unknown executor {self.executor!r}; the known ones are {EXECUTORS}.")
+        known = ", ".join(EXECUTORS)
+        require(self.executor in EXECUTORS, f"unknown executor {self.executor!r}; the known ones are {known}.")
         require(self.workers is None or self.workers >= 1, f"--workers must be at least 1, got {self.workers}.")
         require(self.retries >= 0, f"--retries must be at least 0, got {self.retries}.")
         require(self.timeout > 0, f"--timeout must be positive, got {self.timeout}.")
@@ -127,6 +129,7 @@ def dask(flags: Flags, backends: set[str]):
         from distributed import Client
     except ImportError as error:
         raise UserError(f"Dask is not installed ({error}): pip install 'minigrad-estimators[cluster]'.") from error
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is said below, in a sentence
     try:
         client = Client(flags.scheduler, timeout=flags.timeout, set_as_default=False)
     except (OSError, ValueError) as error:  # a time-out is an OSError

@@ -14,11 +14,12 @@ import json
 import os
 import sys
 
-task = json.loads(sys.argv[1]) if __name__ == "__main__" else {}
-if task and os.path.exists(task["stop"]):
-    sys.exit(130)  # before anything heavy is imported
-for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")  # one run, one core; NumPy reads it when it is loaded
+if __name__ == "__main__":  # before anything heavy is imported
+    task = json.loads(sys.argv[1])
+    if os.path.exists(task["stop"]):
+        sys.exit(130)
+    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")  # one run, one core; NumPy looks at it when it is loaded
 
 import contextlib
 import shutil
