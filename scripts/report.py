@@ -142,16 +142,22 @@ def read_sweep(folder: Path, about: dict, notes: list[str]) -> list[Panel]:
                 raise UserError(f"{folder / run['key']} is of another configuration.")
             if result:
                 seed = run["config"].get("seed", 0)
-                lines = (folder / run["key"] / METRICS).read_text().splitlines()
-                row.curves[seed] = [json.loads(line) for line in lines]
+                row.curves[seed] = read_metrics(folder / run["key"] / METRICS)
                 row.results[seed] = numbers(result["metrics"])
-        except (UserError, OSError, ValueError) as error:
+        except UserError as error:
             notes.append(f"{str(error).rstrip('.')}: left out.")
             result = None
         unfinished += not result
     if unfinished:
         notes.append(f"{about['name']}: {unfinished} of {len(runs)} runs are not finished.")
     return list(panels.values())
+
+
+def read_metrics(path: Path) -> list[dict]:
+    try:
+        return [dict(json.loads(line)) for line in path.read_text().splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}).") from error
 
 
 def numbers(metrics: dict) -> dict:
