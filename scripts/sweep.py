@@ -329,7 +329,8 @@ class Overview:
         ]
         for key, (who, line) in working.items():
             epoch = f"epoch {line.get('epoch', 0):g} of {sweep.runs[key].config.get('epochs', '?')}"
-            lines.append(f"  {key}  {who:24.24}  {epoch:18}  {sweep.runs[key].name}: {sweep.shown(line)}")
+            about = ": ".join(filter(None, (sweep.runs[key].name, sweep.shown(line))))
+            lines.append(f"  {key}  {who:24.24}  {epoch:18}  {about}")
         return lines
 
 
