@@ -154,12 +154,20 @@ def at_work(out):
 def test_a_sweep_that_was_interrupted_and_one_that_was_killed_end_like_one_that_was_not(tmp_path, capsys, finished):
     spec, whole = finished
     out = tmp_path / "runs"
-    thread = when(lambda: at_work(out), lambda _: os.kill(os.getpid(), signal.SIGINT))
+    sessions = []
+
+    def interrupt(pids):
+        sessions.append(os.getsid(pids[0]))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = when(lambda: at_work(out), interrupt)
     assert run(spec, out) == 130
     thread.join()
+    assert os.getsid(0) not in sessions  # Ctrl-C on a terminal reaches the sweep, and the sweep asks the run to stop
     said = capsys.readouterr().err
     assert "stopping: the runs at work save their checkpoints" in said
     assert "runs are finished; go on with: python" in said.splitlines()[-1]
+    assert "submitted again" not in said
     assert not at_work(out)  # they have ended
     assert not results(out)
     assert not list((out / ".sweep").glob("stop*"))
