@@ -90,3 +90,54 @@ def speed(path, seconds: dict[str, dict]) -> None:
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     _save(figure, path)
+
+
+def comparison_curves(path, panels) -> None:
+    """Learning curves, a panel beside the other.
+
+    panels: [(title, label of the axis, [(name, (epochs, mean, standard deviation), …), …]), …]
+    """
+    for axes, (_, label, rows) in _grid(path, panels):
+        for name, (epochs, mean, sd), *_ in rows:
+            mean, sd = np.asarray(mean), np.asarray(sd)
+            (line,) = axes.plot(epochs, mean, label=name, marker="o" if len(epochs) < 5 else None, markersize=3)
+            axes.fill_between(epochs, mean - sd, mean + sd, color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+
+
+def comparison_bars(path, panels) -> None:
+    """Means with their standard deviation, and a diamond for a published number; the axis begins where it has to.
+
+    panels: [(title, label of the axis, [(name, …, (mean, standard deviation, published or None)), …]), …]
+    """
+    for axes, (_, label, rows) in _grid(path, panels):
+        means, sds, published = zip(*(row[-1] for row in rows), strict=True)
+        places = np.arange(len(rows))
+        axes.barh(places, means, xerr=sds, height=0.6, color="tab:blue", alpha=0.6, capsize=3)
+        known = [(p, y) for p, y in zip(published, places, strict=True) if p is not None]
+        if known:
+            axes.plot(*zip(*known, strict=True), "D", color="black", markersize=4, label="published")
+            axes.legend(fontsize=7)
+        ends = [*np.subtract(means, sds), *np.add(means, sds), *(p for p, _ in known)]
+        margin = 0.1 * (max(ends) - min(ends)) or 0.1 * abs(max(ends)) or 1.0
+        axes.set_xlim(min(ends) - margin, max(ends) + margin)
+        axes.set_yticks(places, [name for name, *_ in rows])
+        axes.invert_yaxis()
+        axes.set_xlabel(f"{label}; the axis does not begin at 0")
+
+
+def _grid(path, panels, columns: int = 2):
+    """Axes for each panel, with its title; the picture is saved at the end."""
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(6.5 * columns, 4 * rows), layout="constrained")
+    grid = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    for axes, panel in zip(grid, panels, strict=False):
+        axes.set_title(panel[0], fontsize=9)
+        yield axes, panel
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    _save(figure, path)

@@ -1,0 +1,355 @@
+"""What came out of sweeps: means over the seeds beside the published numbers, paired comparisons, and pictures.
+
+    python scripts/report.py runs/mnist_10_epochs                # writes report.md, report.csv, pairs.csv and pictures
+    python scripts/report.py runs --out report                   # all sweeps in and below a folder
+
+A paired comparison of two estimators takes the difference of the two runs of each seed, which share the initial weights
+and the order of the examples, and gives the mean difference with Student's interval at 95 %. It needs two seeds; each
+interval stands for itself, so that among many pairs some exclude 0 by chance.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import math
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from minigrad import checkpoint
+from pictures import comparison_bars, comparison_curves
+from run_folder import METRICS, UserError, flag, parse_flags, report_errors, require, user_errors
+from specification import describe, without_places
+from sweep import MANIFEST
+from sweep_run import read_result
+
+CONFIDENCE = 0.95
+RUNS = (("runs", {"help": "a folder with sweeps in or below it"}),)
+
+
+@dataclass(frozen=True)
+class Flags:
+    out: str = flag("", "where the report goes; else into the folder of the runs")
+
+
+# ---- statistics
+
+
+def students_t(df: int, confidence: float = CONFIDENCE) -> float:
+    """t with P(|T| ≤ t) = confidence for Student's distribution with df ≥ 1 degrees of freedom.
+
+    With θ = atan(t/√df) the probability is a finite sum (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4), which is
+    increasing in θ and is solved for by bisection.
+    """
+
+    def probability(theta):
+        term, total = (math.cos(theta), 0.0) if df % 2 else (1.0, 0.0)
+        for k in range(df % 2 + 1, df, 2):  # 1 + c²/2 + 3c⁴/8 + …  or  c + 2c³/3 + 8c⁵/15 + …
+            total += term
+            term *= k / (k + 1) * math.cos(theta) ** 2
+        return (theta + math.sin(theta) * total) * 2.0 / math.pi if df % 2 else math.sin(theta) * total
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(100):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if probability(middle) < confidence else (low, middle)
+    return math.sqrt(df) * math.tan(low)
+
+
+def mean_sd(values) -> tuple[float, float | None]:
+    """The mean and the standard deviation of the sample (None for a single value)."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def interval(differences) -> tuple[float, float, float] | None:
+    """(mean, low, high) of Student's interval for the mean of the differences; None for fewer than two."""
+    n = len(differences)
+    if n < 2:
+        return None
+    mean, sd = mean_sd(differences)
+    half = students_t(n - 1) * sd / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+# ---- what was found
+
+
+@dataclass
+class Row:
+    """The runs that differ in the seed alone.   results, curves: {seed: …} of the finished ones"""
+
+    name: str
+    expected: int
+    published: dict
+    results: dict
+    curves: dict
+
+    def values(self, metric: str) -> dict:
+        """{seed: the final value} of those that have it."""
+        return {seed: metrics[metric] for seed, metrics in self.results.items() if metric in metrics}
+
+
+@dataclass
+class Panel:
+    """What is compared with each other: the rows of one table."""
+
+    sweep: str
+    title: str
+    about: str
+    report: dict
+    rows: list[Row]
+
+    @property
+    def scale(self) -> float:
+        return self.report["scale"]
+
+
+def read_sweeps(folder: Path, notes: list[str]) -> list[Panel]:
+    """The panels of all sweeps in and below a folder. What is missing or damaged is left out, and said in the notes."""
+    panels = []
+    for path in sorted(folder.rglob(f"*{MANIFEST}")):
+        try:
+            about = json.loads(path.read_bytes())
+            found = read_sweep(path.parent, about, notes)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            notes.append(f"{path} is damaged ({type(error).__name__}: {error}) and left out.")
+            continue
+        panels += found
+    return panels
+
+
+def read_sweep(folder: Path, about: dict, notes: list[str]) -> list[Panel]:
+    panels: dict[str, Panel] = {}
+    runs, unfinished = about["runs"], 0
+    same = {k: v for k, v in runs[0]["config"].items() if all(r["config"].get(k) == v for r in runs)}
+    same = {k: v for k, v in without_places(same).items() if v not in (None, "")}
+    for run in runs:
+        name = run["panel"]
+        title = f"{about['title']}: {name}" if name else about["title"]
+        panel = panels.setdefault(name, Panel(about["name"], title, describe(same), about["report"], []))
+        row = next((r for r in panel.rows if r.name == run["row"]), None)
+        if row is None:
+            row = Row(run["row"], 0, run["published"], {}, {})
+            panel.rows.append(row)
+        row.expected += 1
+        try:
+            result = read_result(folder / run["key"])
+            if result and without_places(result["config"]) != without_places(run["config"]):
+                raise UserError(f"{folder / run['key']} is of another configuration.")
+            if result:
+                seed = run["config"].get("seed", 0)
+                row.curves[seed] = read_metrics(folder / run["key"] / METRICS)
+                row.results[seed] = numbers(result["metrics"])
+        except UserError as error:
+            notes.append(f"{str(error).rstrip('.')}: left out.")
+            result = None
+        unfinished += not result
+    if unfinished:
+        notes.append(f"{about['name']}: {unfinished} of {len(runs)} runs are not finished.")
+    return list(panels.values())
+
+
+def read_metrics(path: Path) -> list[dict]:
+    try:
+        return [dict(json.loads(line)) for line in path.read_text().splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}).") from error
+
+
+def numbers(metrics: dict) -> dict:
+    return {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+
+
+def curve(row: Row, metric: str):
+    """(epochs, mean, standard deviation) of a metric over the seeds, at the epochs that all of them have."""
+    of = [{m["epoch"]: m[metric] for m in lines if metric in m and "epoch" in m} for lines in row.curves.values()]
+    epochs = sorted(set.intersection(*map(set, of))) if of else []
+    spread = [mean_sd([values[epoch] for values in of]) for epoch in epochs]
+    return epochs, [mean for mean, _ in spread], [sd or 0.0 for _, sd in spread]
+
+
+# ---- tables
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number of a table, and what it is compared with."""
+
+    sweep: str
+    panel: str
+    row: str
+    metric: str
+    seeds: int
+    expected: int
+    mean: float
+    sd: float | None
+    published: float | None
+    published_sd: float | None
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.published is None else self.mean - self.published
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The differences first − second over the seeds that both have."""
+
+    sweep: str
+    panel: str
+    metric: str
+    first: str
+    second: str
+    seeds: int
+    difference: float
+    low: float
+    high: float
+
+
+def entries(panel: Panel) -> list[Entry]:
+    found = []
+    for row, metric in itertools.product(panel.rows, panel.report["metrics"]):
+        values = [panel.scale * v for v in row.values(metric).values()]
+        if values:
+            published = [None if v is None else panel.scale * v for v in row.published.get(metric, (None, None))]
+            names = (panel.sweep, panel.title, row.name, metric)
+            found.append(Entry(*names, len(values), row.expected, *mean_sd(values), *published))
+    return found
+
+
+def pairs(panel: Panel) -> list[Pair]:
+    metric = panel.report["metrics"][0]
+    found = []
+    for a, b in itertools.combinations(panel.rows, 2):
+        first, second = a.values(metric), b.values(metric)
+        differences = [panel.scale * (first[seed] - second[seed]) for seed in first if seed in second]
+        known = interval(differences)
+        if known:
+            found.append(Pair(panel.sweep, panel.title, metric, a.name, b.name, len(differences), *known))
+    return found
+
+
+def spread(mean, sd, digits: int = 2) -> str:
+    return "" if mean is None else f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
+
+
+def signed(x: float) -> str:
+    return f"{round(x, 2) + 0.0:+.2f}"  # never −0.00
+
+
+def markdown_table(header, rows) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def panel_markdown(panel: Panel) -> str:
+    """A heading, what the runs share, the table, and the comparisons."""
+    found, report = entries(panel), panel.report
+    unit = f" ({report['unit']})" if report["unit"] else ""
+    lines = [f"## {panel.title}", "", f"`{panel.sweep}`: {panel.about}.", ""]
+    if not found:
+        return "\n".join([*lines, "No run is finished."])
+    header, known = ["", "seeds"], {(e.row, e.metric): e for e in found}
+    beside = {metric: any(e.published is not None for e in found if e.metric == metric) for metric in report["metrics"]}
+    for metric, published in beside.items():
+        header += [metric + unit, *(["published", "difference"] if published else [])]
+    rows = []
+    for row in panel.rows:
+        done = len(row.results)
+        cells = [row.name, str(done) if done == row.expected else f"{done} of {row.expected}"]
+        for metric, published in beside.items():
+            e = known.get((row.name, metric))
+            cells.append(spread(e.mean, e.sd) if e else "")
+            if published:
+                cells.append(spread(e.published, e.published_sd) if e else "")
+                cells.append(signed(e.difference) if e and e.published is not None else "")
+        rows.append(cells)
+    lines.append(markdown_table(header, rows))
+    if any(beside.values()) and report["source"]:
+        lines += ["", f"Published: {report['source']}."]
+    compared = pairs(panel)
+    if compared:
+        sign = 1 if report["better"] == "higher" else -1
+        rows = [
+            [p.first, p.second, p.seeds, signed(p.difference), f"{signed(p.low)} to {signed(p.high)}", verdict(p, sign)]
+            for p in compared
+        ]
+        lines += ["", f"Differences of `{compared[0].metric}`{unit}, seed by seed; {report['better']} is better.", ""]
+        lines.append(markdown_table(["", "minus", "seeds", "mean", "95 % interval", "better"], rows))
+    return "\n".join(lines)
+
+
+def verdict(pair: Pair, sign: int) -> str:
+    if pair.low <= 0.0 <= pair.high:
+        return "undecided"
+    return pair.first if sign * pair.difference > 0 else pair.second
+
+
+HEAD = """# Report
+
+Mean ± standard deviation over the seeds of finished runs, at the end of training. An interval is Student's at 95 % for
+the mean difference between runs of the same seed; each stands for itself: among many, some exclude 0 by chance."""
+
+
+def markdown(panels: list[Panel], notes: list[str]) -> str:
+    notes = ["\n".join(f"- {note}" for note in notes)] if notes else []
+    pictures = "![Learning curves](curves.png)\n\n![The final numbers](bars.png)"
+    return "\n\n".join([HEAD, *notes, *map(panel_markdown, panels), pictures]) + "\n"
+
+
+def as_csv(kind, found, *more: str) -> bytes:
+    """Dataclass instances as CSV, a column for each field and each further attribute."""
+    columns = [*kind.__dataclass_fields__, *more]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([getattr(entry, column) for column in columns] for entry in found)
+    return text.getvalue().encode()
+
+
+def picture_data(panels: list[Panel]):
+    """What the pictures show: [(title, axis, [(row, curve, (mean, sd, published))])] of panels with finished runs."""
+    for panel in panels:
+        metric, found = panel.report["metrics"][0], {(e.row, e.metric): e for e in entries(panel)}
+        rows = []
+        for row in panel.rows:
+            entry = found.get((row.name, metric))
+            if entry:
+                epochs, mean, sd = curve(row, panel.report["curve"])
+                scaled = (epochs, [panel.scale * v for v in mean], [panel.scale * v for v in sd])
+                rows.append((row.name, scaled, (entry.mean, entry.sd or 0.0, entry.published)))
+        unit = f" ({panel.report['unit']})" if panel.report["unit"] else ""
+        if rows:
+            yield panel.title, panel.report["curve"] + unit, metric + unit, rows
+
+
+@report_errors
+def main(argv=None) -> int:
+    given, where = parse_flags(Flags, __doc__.split("\n\n")[0], argv, RUNS)
+    folder = Path(where["runs"])
+    out, notes = Path(given.get("out") or folder), []
+    require(folder.is_dir(), f"there is no folder {folder}.")
+    panels = read_sweeps(folder, notes)
+    for note in notes:
+        print(note, file=sys.stderr)
+    require(panels, f"{folder} has no sweep in or below it, no file *{MANIFEST}: start one with scripts/sweep.py.")
+    with user_errors():
+        out.mkdir(parents=True, exist_ok=True)
+        write = lambda name, data: checkpoint.write_atomically(out / name, data)
+        write("report.csv", as_csv(Entry, [e for p in panels for e in entries(p)], "difference"))
+        write("pairs.csv", as_csv(Pair, [p for panel in panels for p in pairs(panel)]))
+        shown = list(picture_data(panels))
+        if shown:
+            comparison_curves(out / "curves.png", [(title, axis, rows) for title, axis, _, rows in shown])
+            comparison_bars(out / "bars.png", [(title, axis, rows) for title, _, axis, rows in shown])
+        write("report.md", markdown(panels, notes).encode())
+    print(f"{sum(len(r.results) for p in panels for r in p.rows)} finished runs: {out / 'report.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""Sweeps as TOML files: which runs there are, what they are called, and the published numbers they stand beside.
+
+    script = "train_vae"                  # a script built on scripts/training.py
+    title = "MNIST, four estimators"
+
+    [fixed]                               # flags of every run
+    epochs = 10
+    [grid]                                # flags with lists of values, of which the product is taken
+    seed = [0, 1]
+    "variables,categories" = [[4, 8], [30, 10]]    # flags that change together
+    [[cases]]                             # flags that go together; each case meets each point of the grid
+    name = "ReinMax"                      # what the report calls it (default: its estimator)
+    estimator = "reinmax"
+    tau = 1.3
+    published = { train = [125.08, 0.64], test = 124.2 }    # mean and standard deviation, or the mean alone
+    [report]
+    metrics = ["train", "test"]           # of the last metrics of a run; the estimators are compared by the first
+    better = "lower"                      # or "higher"
+    curve = "train"                       # the metric of the learning curves (default: the first)
+    panels = ["variables", "categories"]  # flags whose values get a table each: only what is in one table is compared
+    scale = 1                             # what to multiply the metrics by, 100 for per cent
+    unit = "nats"
+    source = "who published the numbers, and how they were measured"
+    [small.fixed]                         # with --small, these and [small.grid] replace what is said above about their
+    epochs = 2                            # flags; published numbers are then left out, since they are of other runs
+
+A run's folder is named by a hash of the script and its complete configuration, defaults included. `data_dir` is not
+part of it: it says where files are and not what is computed, so that results can move to another machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import itertools
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from estimators import create
+from minigrad.backend import BACKENDS
+from run_folder import UserError, parse_flags, require, user_errors
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SCRIPTS = Path(__file__).resolve().parent
+PLACES = ("data_dir",)  # flags that do not change what is computed
+
+TOP = ("script", "title", "fixed", "grid", "cases", "small", "report")
+SMALL = ("fixed", "grid")
+REPORT = {
+    "metrics": ["test"],
+    "better": "lower",
+    "curve": "",
+    "panels": [],
+    "scale": 1,
+    "unit": "",
+    "source": "",
+}
+CASE = ("name", "published")  # the keys of a case that are not flags
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep.
+
+    flags: what the specification says.  config: the complete configuration, a dict that JSON can hold.
+    panel, row: where the report puts it; runs that differ in the seed alone share both.
+    published: {metric: [mean, standard deviation or None]}
+    """
+
+    script: str
+    flags: dict
+    config: dict
+    panel: str
+    row: str
+    published: dict
+
+    @property
+    def key(self) -> str:
+        return run_key(self.script, self.config)
+
+    @property
+    def name(self) -> str:
+        parts = (self.panel, self.row, f"seed {self.config['seed']}" if "seed" in self.config else "")
+        return ", ".join(filter(None, parts))
+
+
+def without_places(config: dict) -> dict:
+    return {k: v for k, v in config.items() if k not in PLACES}
+
+
+def run_key(script: str, config: dict) -> str:
+    """Twelve hexadecimal digits for the script and its configuration; the order of the flags does not matter."""
+    text = json.dumps([script, without_places(config)], sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+@dataclass(frozen=True)
+class Specification:
+    """What a file says, checked for its form: the flags are checked when `runs` looks at the script."""
+
+    name: str
+    script: str
+    title: str
+    fixed: dict
+    grid: dict
+    cases: list
+    report: dict
+
+    @classmethod
+    def read(cls, path, small: bool = False) -> Specification:
+        """The specification in a file. UserError, one sentence with the file's name, if there is none."""
+        path = Path(path)
+        try:
+            with open(path, "rb") as file:
+                return cls.of(path.stem + ("-small" if small else ""), tomllib.load(file), small)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not TOML: {error}.") from error
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    @classmethod
+    def of(cls, name: str, found: dict, small: bool) -> Specification:
+        tables = {"fixed": dict, "grid": dict, "cases": list, "small": dict, "report": dict}
+        known(found, TOP, "the specification")
+        for key, kind in tables.items():
+            require(isinstance(found.get(key, kind()), kind), f"{key} must be a table.")
+        script = found.get("script")
+        require(isinstance(script, str), 'there is no script, as in script = "train_vae".')
+        fixed, grid, cases = found.get("fixed", {}), found.get("grid", {}), found.get("cases", [])
+        require(all(isinstance(case, dict) for case in cases), "[[cases]] must be tables.")
+        known(found.get("small", {}), SMALL, "[small]")
+        if small:
+            replaced = found.get("small", {})
+            require(replaced, "there is no [small.fixed] or [small.grid], so there is no small version.")
+            gone = {flag for table in replaced.values() for key in table for flag in key.split(",")}
+            keep = lambda table: {k: v for k, v in table.items() if not gone & set(k.split(","))}
+            fixed = keep(fixed) | replaced.get("fixed", {})
+            grid = keep(grid) | replaced.get("grid", {})
+            cases = [keep({k: v for k, v in case.items() if k != "published"}) for case in cases]
+        for key, values in grid.items():
+            require(isinstance(values, list), f"[grid] {key} must be a list of values, got {values!r}.")
+            require(values, f"[grid] {key} is empty: give it at least one value.")
+            require(len({repr(v) for v in values}) == len(values), f"[grid] {key} has a value twice.")
+            n = key.count(",") + 1
+            fits = n == 1 or all(isinstance(v, list) and len(v) == n for v in values)
+            require(fits, f"[grid] {key!r} needs lists of {n} values.")
+        require(grid or cases, "the grid is empty: there is neither a [grid] nor a [[cases]] to run.")
+        for case in cases or [{}]:
+            flags = [*fixed, *(flag for key in grid for flag in key.split(",")), *case]
+            twice = sorted({key for key in flags if flags.count(key) > 1})
+            require(not twice, f"{', '.join(twice)} is said twice: in two of [fixed], [grid] and [[cases]].")
+        report = found.get("report", {})
+        known(report, REPORT, "[report]")
+        report = REPORT | report
+        require(report["metrics"] and isinstance(report["metrics"], list), "[report] metrics must be a list of names.")
+        require(report["better"] in ("lower", "higher"), '[report] better must be "lower" or "higher".')
+        report["curve"] = report["curve"] or report["metrics"][0]
+        return cls(name, script, found.get("title", name), fixed, grid, cases, report)
+
+    def runs(self, **override) -> list[Run]:
+        """All runs, in the order of the file, each once.   override: flags from the command line
+        UserError for an unknown script, flag or estimator, or a value out of range."""
+        module = load_script(self.script)
+        panels, found, places = self.report["panels"], {}, {}
+        points = [(key.split(","), values) for key, values in self.grid.items()]
+        shown = [k for keys, values in points for k in keys if len(values) > 1 and k != "seed" and k not in panels]
+        for case in self.cases or [{}]:
+            published = {k: v if isinstance(v, list) else [v, None] for k, v in case.get("published", {}).items()}
+            for point in itertools.product(*(values for _, values in points)):
+                flags = self.fixed | {k: v for k, v in case.items() if k not in CASE}
+                for (keys, _), value in zip(points, point, strict=True):
+                    flags = flags | dict(zip(keys, value if len(keys) > 1 else [value], strict=True))
+                config = configuration(module, flags | override)
+                panel = describe({k: config[k] for k in panels if k in config})
+                row = ", ".join(filter(None, (case_name(case), describe({k: config[k] for k in shown}))))
+                run = Run(self.script, flags | override, config, panel, row or module.__name__, published)
+                group = {k: v for k, v in config.items() if k != "seed"}
+                require(
+                    places.setdefault((panel, row), group) == group,
+                    f"two cases are called {run.row!r}: give each its name.",
+                )
+                found.setdefault(run.key, run)
+        return list(found.values())
+
+
+def known(table: dict, names, where: str) -> None:
+    for key in table:
+        require(key in names, f"unknown key {key!r} in {where}; the known ones are {', '.join(names)}.")
+
+
+def case_name(case: dict) -> str:
+    if "name" in case:
+        return str(case["name"])
+    return str(case["estimator"]) if "estimator" in case else describe({k: v for k, v in case.items() if k not in CASE})
+
+
+def describe(flags: dict) -> str:
+    """The flags in words; an estimator's name speaks for itself."""
+    text = lambda v: ("×".join(map(str, v)) or "none") if isinstance(v, list) else str(v)
+    return ", ".join(text(v) if k == "estimator" else f"{k} {text(v)}" for k, v in flags.items())
+
+
+def load_script(name: str):
+    """The module scripts/NAME.py, which has a Config, a Training and a main."""
+    names = sorted(p.stem for p in SCRIPTS.glob("train_*.py"))
+    require(name in names, f"unknown script {name!r}; the known ones are {', '.join(names)}.")
+    return importlib.import_module(name)
+
+
+def arguments(module, flags: dict) -> list[str]:
+    """The flags as a command line. UserError for one that the script does not have."""
+    fields = {f.name: f for f in dataclasses.fields(module.Config)}
+    found = []
+    for key, value in flags.items():
+        require(key in fields, f"unknown key {key!r}; the flags of {module.__name__} are {', '.join(fields)}.")
+        switch = type(fields[key].default) is bool
+        require(isinstance(value, bool) == switch, f"{key} cannot be {json.dumps(value)}.")
+        text = ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+        option = f"--{key.replace('_', '-')}"
+        if not switch or value:
+            found.append(option if switch else f"{option}={text}")
+    return found
+
+
+def configuration(module, flags: dict) -> dict:
+    """The script's complete configuration for these flags. UserError, one sentence, for what it would refuse."""
+    given, _ = parse_flags(module.Config, "", arguments(module, flags))
+    config = dataclasses.replace(module.Config(), **given)
+    config.check()
+    backend = getattr(config, "backend", "numpy")  # it need not be usable here
+    require(backend in BACKENDS, f"unknown backend {backend!r}; the known ones are {', '.join(BACKENDS)}.")
+    if hasattr(config, "estimator"):
+        with user_errors():
+            create(config.estimator, getattr(config, "tau", None), getattr(config, "code", "") or None)
+    return json.loads(json.dumps(dataclasses.asdict(config)))

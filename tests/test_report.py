@@ -1,0 +1,230 @@
+"""Reports: the statistics against hand-computed ones, what the tables say, and results that are missing or damaged."""
+
+import csv
+import json
+import math
+
+import report
+import sweep
+from specification import run_key
+
+import pytest
+from scipy import stats
+
+REPORT = {
+    "metrics": ["test", "train"],
+    "better": "lower",
+    "curve": "test",
+    "panels": [],
+    "scale": 1,
+    "unit": "nats",
+    "source": "a table",
+}
+FINALS = {"A": [1.0, 2.0, 3.0], "B": [1.5, 2.0, 4.0], "C": [1.5, 2.5, 3.5]}  # by seed
+
+
+def make(out, finals=FINALS, published=None, name="tiny", panels=None, **options):
+    """A folder as scripts/sweep.py leaves it; a seed's value None is an unfinished run."""
+    runs = []
+    for row, values in finals.items():
+        for seed, value in enumerate(values):
+            config = {"estimator": row, "epochs": 2, "data_dir": "", "seed": seed, "sweep": name}
+            key = run_key("train_vae", config)
+            panel = (panels or {}).get(row, "")
+            about = {"key": key, "script": "train_vae", "config": config, "flags": {}, "panel": panel, "row": row}
+            runs.append(about | {"published": (published or {}).get(row, {})})
+            if value is None:
+                continue
+            (out / key).mkdir(parents=True)
+            lines = [{"epoch": 1, "test": value + 10.0}, {"epoch": 2, "test": value, "train": -value, "by": [1]}]
+            (out / key / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            result = {"script": "train_vae", "config": config, "metrics": lines[-1], "seconds": 1.0}
+            (out / key / "result.json").write_text(json.dumps(result))
+    about = {"name": name, "title": name.title(), "script": "train_vae", "report": REPORT | options, "runs": runs}
+    (out / f"{name}.sweep.json").write_text(json.dumps(about))
+    return out
+
+
+def written(out):
+    return (out / "report.md").read_text()
+
+
+def rows_of(text, first):
+    """The cells of the lines of Markdown tables that begin with this cell."""
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    return [cells for cells in lines if cells[0] == first]
+
+
+# ---- statistics
+
+
+def test_student_s_quantiles_are_scipy_s():
+    for df in (*range(1, 41), 99, 1000):
+        assert report.students_t(df) == pytest.approx(stats.t.ppf(0.975, df), rel=1e-9)
+    assert report.students_t(1) == pytest.approx(12.706, abs=1e-3)
+    assert report.students_t(4, 0.9) == pytest.approx(2.132, abs=1e-3)
+
+
+def test_an_interval_is_that_of_a_paired_t_test():
+    differences = [0.5, 0.0, 1.0]
+    mean, low, high = report.interval(differences)
+    assert mean == pytest.approx(0.5)
+    assert high - mean == pytest.approx(4.302653 * 0.5 / math.sqrt(3), rel=1e-6)  # the standard deviation is 0.5
+    expected = stats.ttest_rel(differences, [0.0] * 3).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+    assert report.interval([1.0]) is None
+    assert report.mean_sd([2.0]) == (2.0, None)
+
+
+# ---- the tables
+
+
+def test_means_differences_and_comparisons_are_those_computed_by_hand(tmp_path, capsys):
+    published = {"A": {"test": [1.75, 0.25], "train": [-2.5, None]}, "B": {"test": [3.0, None]}}
+    out = make(tmp_path, published=published)
+    assert report.main([str(out)]) == 0
+    assert capsys.readouterr().out == f"9 finished runs: {out / 'report.md'}\n"
+    text = written(out)
+    (a, *pairs), (b, *_) = rows_of(text, "A"), rows_of(text, "B")
+    assert a == ["A", "3", "2.00 ± 1.00", "1.75 ± 0.25", "+0.25", "-2.00 ± 1.00", "-2.50", "+0.50"]
+    assert b[2:5] == ["2.50 ± 1.32", "3.00", "-0.50"]
+    assert b[6:] == ["", ""]  # nothing published
+    # A − B: −0.5, 0, −1 has the mean −0.5 and the standard deviation 0.5; A − C is −0.5 for every seed
+    half = 4.302653 * 0.5 / math.sqrt(3)
+    assert pairs[0] == ["A", "B", "3", "-0.50", f"{-0.5 - half:+.2f} to {-0.5 + half:+.2f}", "undecided"]
+    assert pairs[1] == ["A", "C", "3", "-0.50", "-0.50 to -0.50", "A"]
+    assert "Published: a table." in text
+    assert "lower is better" in text
+    assert "`tiny`: epochs 2, sweep tiny." in text
+
+    with open(out / "report.csv", newline="") as file:
+        lines = {(line["row"], line["metric"]): line for line in csv.DictReader(file)}
+    assert len(lines) == 6
+    first = lines["A", "test"]
+    assert (first["seeds"], first["expected"]) == ("3", "3")
+    assert [float(first[k]) for k in ("mean", "sd", "published", "published_sd", "difference")] == [
+        2,
+        1,
+        1.75,
+        0.25,
+        0.25,
+    ]
+    assert lines["B", "train"]["difference"] == ""
+    with open(out / "pairs.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [(line["first"], line["second"]) for line in found] == [("A", "B"), ("A", "C"), ("B", "C")]
+    assert float(found[0]["low"]) == pytest.approx(-0.5 - half)
+    for picture in ("curves.png", "bars.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_higher_can_be_better_and_numbers_can_be_per_cent(tmp_path):
+    out = make(tmp_path, published={"A": {"test": [2.5, None]}}, better="higher", scale=100, unit="%")
+    assert report.main([str(out)]) == 0
+    (a, _, against_c), (header, *_) = rows_of(written(out), "A"), rows_of(written(out), "")
+    assert header[:5] == ["", "seeds", "test (%)", "published", "difference"]
+    assert a[2:5] == ["200.00 ± 100.00", "250.00", "-50.00"]
+    assert against_c[3:] == ["-50.00", "-50.00 to -50.00", "C"]
+
+
+def test_only_what_is_in_one_table_is_compared_and_all_sweeps_below_are_found(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    make(tmp_path / "one", panels={"A": "size 1", "B": "size 1", "C": "size 2"}, name="one")
+    make(tmp_path / "two", {"D": [5.0, 6.0]}, name="two")
+    assert report.main([str(tmp_path), "--out", str(tmp_path / "report")]) == 0
+    text = written(tmp_path / "report")
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## One: size 1",
+        "## One: size 2",
+        "## Two",
+    ]
+    with open(tmp_path / "report" / "pairs.csv", newline="") as file:
+        assert [(line["first"], line["second"]) for line in csv.DictReader(file)] == [("A", "B")]
+
+
+def test_a_curve_is_the_mean_over_the_seeds_at_the_epochs_that_all_have():
+    lines = lambda *values: [{"epoch": epoch, "test": v} for epoch, v in enumerate(values, 1)]
+    row = report.Row("A", 2, {}, {}, {0: [*lines(4.0, 2.0, 1.0), {"epoch": 3, "bound": 7.0}], 1: lines(6.0, 3.0)})
+    epochs, mean, sd = report.curve(row, "test")
+    assert epochs == [1, 2]
+    assert mean == [5.0, 2.5]
+    assert sd == pytest.approx([math.sqrt(2.0), math.sqrt(0.5)])
+    assert report.curve(row, "nothing") == ([], [], [])
+
+
+# ---- what is missing or damaged
+
+
+def test_seeds_that_both_have_are_compared_and_unfinished_runs_are_said(tmp_path, capsys):
+    out = make(tmp_path, {"A": [1.0, None, 3.0], "B": [2.0, 9.0, 5.0], "C": [None, None, 1.0], "D": [None] * 3})
+    assert report.main([str(out)]) == 0
+    assert capsys.readouterr().err == "tiny: 6 of 12 runs are not finished.\n"
+    text = written(out)
+    assert "- tiny: 6 of 12 runs are not finished." in text
+    (a, against_b), (c,), (d,) = rows_of(text, "A"), rows_of(text, "C"), rows_of(text, "D")
+    assert a[:3] == ["A", "2 of 3", "2.00 ± 1.41"]
+    assert against_b[2:4] == ["2", "-1.50"]
+    assert c == ["C", "1 of 3", "1.00", "-1.00"]  # no deviation, and no interval, with one seed
+    assert d == ["D", "0 of 3", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("result.json", '{"config"', "result.json is damaged"),
+        ("result.json", "[]", "result.json is damaged"),
+        ("result.json", '{"config": {"seed": 8}, "metrics": {}}', "is of another configuration"),
+        ("metrics.jsonl", '{"epoch": 1', "metrics.jsonl is missing or damaged"),
+        ("metrics.jsonl", "3", "metrics.jsonl is missing or damaged"),
+    ],
+)
+def test_a_damaged_run_is_left_out_and_said(tmp_path, capsys, name, content, message):
+    out = make(tmp_path, {"A": [1.0, 2.0, 3.0]})
+    key = json.loads((out / "tiny.sweep.json").read_text())["runs"][0]["key"]
+    (out / key / name).write_text(content)
+    assert report.main([str(out)]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert message in said[0]
+    assert key in said[0]
+    assert rows_of(written(out), "A")[0][:3] == ["A", "2 of 3", "2.50 ± 0.71"]
+
+
+def test_a_damaged_sweep_does_not_hide_another_one(tmp_path, capsys):
+    out = make(tmp_path)
+    (out / "other.sweep.json").write_text('{"runs": 3}')
+    assert report.main([str(out)]) == 0
+    assert "other.sweep.json is damaged" in capsys.readouterr().err
+    assert rows_of(written(out), "A")
+
+
+def test_a_sweep_without_a_finished_run_has_a_report_that_says_so(tmp_path):
+    out = make(tmp_path, {"A": [None, None]})
+    assert report.main([str(out)]) == 0
+    assert "No run is finished." in written(out)
+    assert not (out / "bars.png").exists()
+
+
+def test_bad_folders_are_a_sentence(tmp_path, capsys):
+    for folder, message in ((tmp_path, "has no sweep in or below it"), (tmp_path / "nothing", "there is no folder")):
+        assert report.main([str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    out = make(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert report.main([str(out), "--out", str(tmp_path / "file" / "report")]) == 2
+    assert "file" in capsys.readouterr().err
+
+
+def test_a_report_reads_what_a_sweep_writes(tmp_path):
+    spec = tmp_path / "tiny.toml"
+    spec.write_text(
+        'script = "train_vae"\n[fixed]\nvariables = 2\n[grid]\nseed = [0]\n[report]\npanels = ["variables"]\n'
+    )
+    found = sweep.Specification.read(spec)
+    state = sweep.Sweep(found, found.runs(), tmp_path / "runs", sweep.Flags())
+    state.write_manifest()
+    assert report.main([str(tmp_path / "runs")]) == 0
+    assert "## tiny: variables 2" in written(tmp_path / "runs")
