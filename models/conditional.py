@@ -21,6 +21,8 @@ noise that they added to the logits of the smooth units.
 
 from __future__ import annotations
 
+import math
+
 from minigrad import Rng, Tensor, no_grad
 from minigrad.backend import array_module, asarray_like, to_host
 from minigrad.fused import cross_entropy
@@ -92,8 +94,8 @@ class Controller:
 
 
 class DenseGate:
-    """A baseline's gates, called as an estimator is: σ(a + noise·z) or max(0, a + noise·z) with z ~ N(0, 1), no sampling
-    of bits, differentiated as it stands.   unit: "sigmoid" or "rectifier"."""
+    """A baseline's gates, called as an estimator is: σ(a + noise·z) or max(0, a + noise·z) with z ~ N(0, 1), without
+    bits, differentiated as they stand.   unit: "sigmoid" or "rectifier"."""
 
     sharpness = 1.0
 
@@ -173,22 +175,35 @@ class ConditionalNetwork(Module):
     # -- test time
 
     def evaluate(self, x, threshold: float):
-        """The logits of the classes with deterministic gates, an array (B, K); all experts are computed, and those with
-        a ≤ threshold multiplied by 0."""
+        """(logits (B, K), how many gates are on (B,)) with deterministic gates, as arrays where the model lives. All
+        experts are computed, and those with a ≤ threshold multiplied by 0."""
         with no_grad():
             a = self.gate_logits(x).data
-            h = (a > threshold) * UNITS[self.unit][0](a)
-            return self.output(self.experts(x) * h).data
+            on = a > threshold
+            h = Tensor(on * UNITS[self.unit][0](a))
+            return self.output(self.experts(x) * h).data, on.sum(axis=1)
+
+    def threshold(self, a, target: float) -> float:
+        """What a fraction `target` of the logits a (any shape, on the host) exceeds; −∞ for target = 1.
+
+        A rectifier is 0 where a ≤ 0, whatever the target: its threshold is at least 0.
+        """
+        least = 0.0 if self.unit == "rectifier" else -math.inf
+        a, on = a.reshape(-1), round(target * a.size)
+        return least if on >= a.size else max(least, float(np.partition(a, -on - 1)[-on - 1]))
+
+    def multiply_adds(self, active: float) -> dict[str, float]:
+        """Multiply-adds of the matrix products for one example with `active` experts on:
+
+        gater    D G + G N
+        experts  active (D + K)
+        dense    N (D + K), what a network without gates has
+        """
+        (D, N), G, K = self.experts.weight.shape, self.gater.weight.shape[1], self.output.weight.shape[1]
+        return {"gater": D * G + G * N, "experts": active * (D + K), "dense": N * (D + K)}
 
     def predictor(self, threshold: float) -> Predictor:
         return Predictor(self, threshold)
-
-
-def tune_threshold(a, target: float) -> float:
-    """The threshold of the logits that a fraction `target` of a (any shape, on the host) exceeds."""
-    a = a.reshape(-1)
-    at = min(max(len(a) - 1 - round(target * len(a)), 0), len(a) - 1)
-    return float(np.partition(a, at)[at])
 
 
 class Predictor:
@@ -202,6 +217,7 @@ class Predictor:
         self.threshold, self.value = threshold, UNITS[model.unit][0]
         W_0, self.b_0 = host(model.experts)
         self.W_0, self.columns = np.ascontiguousarray(W_0), np.ascontiguousarray(W_0.T)  # an expert's weights in a row
+        self.room = np.empty_like(self.columns)  # fetching weights into fresh memory takes twice as long
         (self.W_1, self.b_1), (self.W_2, self.b_2), (self.W_3, self.b_3) = map(
             host, (model.gater, model.gates, model.output)
         )
@@ -215,7 +231,8 @@ class Predictor:
         y, active = np.empty((len(x), len(self.b_3)), x.dtype), np.empty(len(x), np.int64)
         for n, (x_n, a_n) in enumerate(zip(x, a, strict=True)):
             on = np.flatnonzero(a_n > self.threshold)
-            H = self.columns[on] @ x_n + self.b_0[on]
+            W_on = np.take(self.columns, on, axis=0, out=self.room[: len(on)], mode="clip")
+            H = W_on @ x_n + self.b_0[on]
             y[n] = (H * self.value(a_n[on])) @ self.W_3[on] + self.b_3
             active[n] = len(on)
         return y, active
@@ -225,16 +242,6 @@ class Predictor:
         a = self.gate_logits(x)
         return ((x @ self.W_0 + self.b_0) * ((a > self.threshold) * self.value(a))) @ self.W_3 + self.b_3
 
-    def without_gater(self, x):
+    def without_gates(self, x):
         """What a network of as many experts without gates would compute; only its time means something."""
         return (x @ self.W_0 + self.b_0) @ self.W_3 + self.b_3
-
-    def multiply_adds(self, active: float) -> dict[str, float]:
-        """Multiply-adds of the matrix products for one example, `active` experts being on:
-
-            gater    D G + G N
-            experts  active (D + K)
-            dense    N (D + K), what a network without gates has
-        """
-        (D, N), G, K = self.W_0.shape, self.W_1.shape[1], self.W_3.shape[1]
-        return {"gater": D * G + G * N, "experts": active * (D + K), "dense": N * (D + K)}
