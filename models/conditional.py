@@ -164,7 +164,7 @@ class ConditionalNetwork(Module):
     def sparsity_cost(self, a, h, target: float):
         """What λ multiplies: `activity_cost` of the logits a, or Σ|h| for rectifiers, through the unit's own rule."""
         probability = UNITS[self.unit][1]
-        return abs(h).sum() if probability is None else activity_cost(probability(a), target)
+        return h.sum() if probability is None else activity_cost(probability(a), target)  # h ≥ 0, so that |h| = h
 
     def limit_columns(self, most: float) -> None:
         """Shrink every column of W₀, W₁ and W₂, what enters one unit, to a norm of at most `most`."""

@@ -128,7 +128,6 @@ class Training(training.Training):
             self.baseline = c.gate in BASELINES
             if not self.baseline:
                 self.estimator = create(c.gate, c.tau, "bernoulli")
-                require(not self.estimator.multi_sample, f"{self.estimator.title} needs a generative model.")
             usual = settings_for(c, self.estimator)
             choose = lambda name: getattr(usual if getattr(c, name) is None else c, name)
             self.gate = DenseGate(usual.unit, usual.noise) if self.baseline else self.estimator
