@@ -295,8 +295,8 @@ def finish(run: Training, folder: RunFolder, quiet: bool) -> None:
         print(f"metrics, picture and checkpoint are in {folder.path}", file=sys.stderr)
     taken = line["microseconds"]["one at a time"]
     print(
-        f"final test error {line['test_error']:.2f} % active {line['test_active']:.4f} multiply-adds saved "
-        f"{line['saved']:.4f} time saved {1.0 - taken['gated'] / taken['without gates']:.4f}"
+        f"final test error {line['test_error']:.2f} % active {line['test_active']:.4f} multiply-adds "
+        f"{1.0 - line['saved']:.4f} time {taken['gated'] / taken['without gates']:.4f} of a network without gates"
     )
 
 
