@@ -1,4 +1,4 @@
-"""Conditional computation (Bengio, Léonard & Courville 2013, sections 4 to 6): experts behind sparse stochastic gates.
+"""Conditional computation (Bengio, Léonard & Courville 2013): experts behind sparse stochastic gates.
 
     x (B, D) --W₀, b₀-->  H (B, N), N linear experts  ------------>  H ⊙ h  --W₃, b₃-->  logits of the K classes
     x (B, D) --W₁, b₁-->  t = tanh (B, G), the gater  --W₂, b₂-->  a (B, N)  --estimator-->  gates h (B, N)
@@ -8,11 +8,11 @@ a threshold, and `Predictor` then touches the columns of W₀ and the rows of W�
 keeps about a tenth of the gates on. The gates' distribution and their gradient are the estimator's, which the model is
 handed; what the model knows of them is their `unit`:
 
-    unit         drawn, in training                  when it is on, at test time      paper
-    "bit"        b ~ Bernoulli(σ(a))                 1                                sections 2.3, 4
-    "smooth"     b √σ(a), b ~ Bernoulli(√σ(a))       √σ(a)                            section 2.2
-    "rectifier"  max(0, a + z)                       max(0, a)                        section 2.1
-    "sigmoid"    σ(a), a baseline: never off         σ(a)
+    unit         drawn, in training              when on, at test time   name in the paper
+    "bit"        b ~ Bernoulli(σ(a))             1                       stochastic binary neuron, straight-through
+    "smooth"     b √σ(a), b ~ Bernoulli(√σ(a))   √σ(a)                   smooth times stochastic
+    "rectifier"  max(0, a + z)                   max(0, a)               noisy rectifier; a baseline without z
+    "sigmoid"    σ(a), or σ(a + z): never off    σ(a)                    baselines
 
 The paper's eq. 3 draws h = 1[z > σ(a)] with z uniform, which is on with probability 1 − σ(a); meant is z < σ(a). From
 the authors' code come the 1e-6 in the sparsity cost, the controller of λ and the initial values. Left out is the Beta
@@ -209,18 +209,15 @@ class ConditionalNetwork(Module):
 class Predictor:
     """The trained network at test time, on the host: experts that are off are not computed.
 
-    threshold: of the logits a; −inf for gates that are all on.
+    threshold: of the logits a; −∞ for gates that are all on.  It keeps a copy of the weights.
     """
 
     def __init__(self, model: ConditionalNetwork, threshold: float):
-        host = lambda layer: (to_host(layer.weight.data), to_host(layer.bias.data))
         self.threshold, self.value = threshold, UNITS[model.unit][0]
-        W_0, self.b_0 = host(model.experts)
-        self.W_0, self.columns = np.ascontiguousarray(W_0), np.ascontiguousarray(W_0.T)  # an expert's weights in a row
+        copies = model.state_dict()  # in the order of the layers, so that training may go on
+        self.W_0, self.b_0, self.W_1, self.b_1, self.W_2, self.b_2, self.W_3, self.b_3 = copies.values()
+        self.columns = np.ascontiguousarray(self.W_0.T)  # an expert's weights side by side
         self.room = np.empty_like(self.columns)  # fetching weights into fresh memory takes twice as long
-        (self.W_1, self.b_1), (self.W_2, self.b_2), (self.W_3, self.b_3) = map(
-            host, (model.gater, model.gates, model.output)
-        )
 
     def gate_logits(self, x):
         return np.tanh(x @ self.W_1 + self.b_1) @ self.W_2 + self.b_2

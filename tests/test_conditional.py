@@ -70,6 +70,16 @@ def test_an_expert_that_is_off_is_not_touched(unit):
         assert np.isnan(predict.all_experts(X[n : n + 1])).all()
 
 
+def test_a_predictor_stays_what_it_is_while_training_goes_on():
+    model = network()
+    predict = model.predictor(0.0)
+    before = predict(X)[0], predict.all_experts(X)
+    for p in model.parameters():
+        p.data += 1.0
+    np.testing.assert_array_equal(predict(X)[0], before[0])
+    np.testing.assert_array_equal(predict.all_experts(X), before[1])
+
+
 def test_no_expert_on_leaves_the_output_s_bias():
     model = network()
     y, active = model.predictor(1e9)(X)
