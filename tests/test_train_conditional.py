@@ -172,6 +172,22 @@ def test_the_gater_has_its_share_of_the_learning_rate(momentum):
     assert {name.partition(".")[0] for name in moved[0] if name.startswith("gate")} == {"gater", "gates"}
 
 
+@pytest.mark.parametrize("gate", ["noisy-rectifier", "sts", "reinforce-minvar"])
+def test_a_step_records_its_cost_and_the_fraction_of_gates_that_are_on(gate):
+    run, seen = training(gate=gate), []
+    cost = run.model.cost
+    run.model.cost = lambda *arguments: seen.append(cost(*arguments)) or seen[-1]
+    run.step(run.epoch_steps()[0])
+    value, _, h = seen[0]
+    assert [float(x) for x in run.losses[0]] == pytest.approx([value.data.sum(), np.count_nonzero(h.data) / h.size])
+
+
+def test_estimators_learn_from_every_step():
+    run = training(gate="reinforce-minvar")
+    run.step(run.epoch_steps()[0])
+    assert run.estimator.weight.shape == (20,)
+
+
 def test_columns_are_limited_in_every_step():
     run = training(lr=100.0)
     run.step(run.epoch_steps()[0])
