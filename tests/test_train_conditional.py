@@ -32,6 +32,11 @@ def training(**flags):
     return train_conditional.Training(train_conditional.Config(experts=20, gater=8, batch=100, **flags))
 
 
+@pytest.fixture(autouse=True)
+def short_timing(monkeypatch):
+    monkeypatch.setattr(train_conditional, "SECONDS", 0.0)
+
+
 @pytest.fixture
 def no_pictures(monkeypatch):
     """For tests that look elsewhere: a picture takes longer than such a run."""
