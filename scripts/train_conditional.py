@@ -13,7 +13,6 @@ All flags are listed by --help.
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import statistics
 import sys
@@ -31,8 +30,6 @@ from pictures import gate_curves
 from run_folder import RunFolder, default_folder, flag, report_errors, require, user_errors
 
 import numpy as np
-
-log = logging.getLogger(__name__)
 
 DTYPES = ("float32", "float64")
 CLASSES = 10
