@@ -62,6 +62,28 @@ def learning_curves(path, metrics: list[dict], title: str) -> None:
     _save(figure, path)
 
 
+def gate_curves(path, metrics: list[dict], title: str) -> None:
+    """Errors, and the fraction of gates that are on, against the epoch."""
+    lines = [m for m in metrics if "train_loss" in m]
+    epochs = [m["epoch"] for m in lines]
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for key in ("valid", "test"):
+        left.plot(epochs, [m[f"{key}_error"] for m in lines], label=key)
+    left.set_ylabel("error (%)")
+    left.legend()
+    right.plot(epochs, [m["active"] for m in lines], label="drawn, in training")
+    right.plot(epochs, [m["test_active"] for m in lines], label="above the threshold, test images")
+    right.set_ylabel("fraction of gates that are on")
+    right.set_ylim(0.0)
+    right.legend()
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
 def forest(path, sentences: list[list[str]], choices) -> None:
     """Binary trees over their tokens, one below the other.   choices: for each, the merges that build it"""
     figure = Figure(figsize=(12, 2.2 * len(sentences)), layout="constrained")

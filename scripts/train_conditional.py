@@ -1,0 +1,310 @@
+"""Train a classifier whose experts stand behind sparse stochastic gates, and measure what is saved by computing only
+those that are on.
+
+    python scripts/train_conditional.py                                # the embedded 8×8 digits, half a minute
+    python scripts/train_conditional.py --gate sts                     # or noisy-rectifier:noise=normal, st-identity …
+    python scripts/train_conditional.py --gate sigmoid                 # a baseline with dense gates
+    python scripts/train_conditional.py --data mnist --experts 2000 --gater 400 --epochs 100
+    python scripts/train_conditional.py --resume runs/NAME             # goes on bit for bit where it stopped
+
+All flags are listed by --help.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+
+import training
+from estimators import create
+from minigrad import Rng, no_grad
+from minigrad.backend import BACKENDS, get_backend
+from minigrad.optim import SGD
+from models.conditional import ConditionalNetwork, Controller, DenseGate
+from models.data import DATASETS, load_images
+from pictures import gate_curves
+from run_folder import RunFolder, default_folder, flag, report_errors, require, user_errors
+
+import numpy as np
+
+DTYPES = ("float32", "float64")
+CLASSES = 10
+EVALUATION_BATCH = 1000
+MAX_COLUMN_NORM = 2.1  # as published, for W₀, W₁ and W₂
+TIMED = 100  # test images on which predictions are timed
+CALLS, SECONDS = 11, 1.0  # as many calls of each, or more until so much time is over
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What goes with a gate unless a flag says otherwise: its unit, λ, momentum, and the gater's share of --lr."""
+
+    unit: str
+    sparsity: float = 0.0
+    momentum: float = 0.0
+    gater_lr: float = 1.0
+    noise: float = 0.0  # of a baseline
+
+
+# As published, but for the λ of sts, 1e-3 there, which takes longer than the digits are trained. The paper's
+# straight-through has λ = 0.1, its score function 1.
+BASELINES = {
+    "sigmoid": Settings("sigmoid"),
+    "sigmoid-noise": Settings("sigmoid", noise=1.0),
+    "rectifier": Settings("rectifier"),
+}
+GATES = {
+    "noisy-rectifier": Settings("rectifier", sparsity=1e-5),
+    "sts": Settings("smooth", sparsity=0.01, momentum=0.5),
+}
+DIFFERENTIABLE = Settings("bit", sparsity=0.1)
+SCORE_FUNCTION = Settings("bit", sparsity=1.0, gater_lr=0.01)
+
+
+@dataclass(frozen=True)
+class Config:
+    data: str = flag("digits", f"data set: {', '.join(DATASETS)}")
+    data_dir: str = flag("", "a folder with one folder per data set; else MINIGRAD_DATA, else a download")
+    gate: str = flag(
+        "st",
+        "noisy-rectifier, sts, st, st-identity, reinforce-minvar or another estimator for bits, with options as in "
+        f"noisy-rectifier:noise=normal; or a dense baseline: {', '.join(BASELINES)}",
+    )
+    tau: float | None = flag(None, "temperature, for estimators that have one", type=float)
+    experts: int | None = flag(None, "N; else 400, and --target of it for a baseline; published: 2000", type=int)
+    gater: int = flag(50, "G, the tanh units of the gater; published: 400")
+    target: float = flag(0.1, "s, the fraction of gates to be on")
+    sparsity: float | None = flag(None, "λ, the weight of the sparsity cost; else what suits the gate", type=float)
+    epochs: int = flag(200, "passes over the training images")
+    batch: int = flag(32, "images in a batch")
+    lr: float = flag(0.1, "learning rate")
+    momentum: float | None = flag(None, "else 0.5 for sts, 0 for the others", type=float)
+    gater_lr: float | None = flag(
+        None, "the gater's learning rate in terms of --lr; else 0.01 for score functions, 1 for the others", type=float
+    )
+    seed: int = flag(0, "fixes the initial weights, the order of the images and all noise")
+    backend: str = flag("numpy", f"one of {', '.join(BACKENDS)}")
+    dtype: str = flag("float32", f"one of {', '.join(DTYPES)}")
+
+    def check(self) -> None:
+        """UserError, one sentence, for the first value out of range; names are checked where they are looked up."""
+        for name in ("experts", "gater", "epochs", "batch"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name} must be at least 1, got {value}.")
+        require(0.0 < self.target < 1.0, f"--target must lie between 0 and 1, got {self.target}.")
+        for name, value in (("sparsity", self.sparsity), ("gater-lr", self.gater_lr)):
+            require(value is None or 0.0 <= value < math.inf, f"--{name} must be at least 0 and finite, got {value}.")
+        require(self.dtype in DTYPES, f"unknown dtype {self.dtype!r}; the known ones are {', '.join(DTYPES)}.")
+        if self.gate in BASELINES:
+            require(self.tau is None, f"the baseline {self.gate} has no temperature: leave --tau out.")
+            require(self.sparsity is None, f"the baseline {self.gate} has no sparsity cost: leave --sparsity out.")
+
+
+def settings_for(config: Config, estimator) -> Settings:
+    if estimator is None:
+        return BASELINES[config.gate]
+    usual = DIFFERENTIABLE if estimator.cost_gradient else SCORE_FUNCTION
+    return GATES.get(config.gate.partition(":")[0], usual)
+
+
+class Training(training.Training):
+    """One run: the images and labels on the device, the network, its gates, the controller of λ if there is one."""
+
+    loss_parts = 2  # Σ −log p(label), and the fraction of gates that are on
+    progress_key = "test_error"
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        c = config
+        with user_errors():
+            c.check()
+            self.backend = get_backend(c.backend)
+            self.baseline = c.gate in BASELINES
+            if not self.baseline:
+                self.estimator = create(c.gate, c.tau, "bernoulli")
+            usual = settings_for(c, self.estimator)
+            choose = lambda name: getattr(usual if getattr(c, name) is None else c, name)
+            self.gate = DenseGate(usual.unit, usual.noise) if self.baseline else self.estimator
+            experts = c.experts or (max(1, round(400 * c.target)) if self.baseline else 400)
+            if self.estimator is not None:
+                self.estimator.check_size(experts, 2)
+            self._load(c)
+            self.rng = Rng(c.seed)
+            sizes = {"experts": experts, "gater": c.gater, "unit": usual.unit}
+            pixels, options = self.train.shape[1], {"rng": self.rng.site("weights"), "dtype": np.dtype(c.dtype)}
+            self.model = ConditionalNetwork(pixels, CLASSES, **sizes, **options)
+            self.model.to(self.backend)
+            self.optimizer = SGD(self.model.parameters(), c.lr, choose("momentum"))
+            self.weight, self.gater_lr = choose("sparsity"), choose("gater_lr")
+            self.controller = None
+            if usual.unit == "rectifier" and not self.baseline:
+                self.controller = Controller(c.target, self.weight, self.model.experts.weight.data)
+        self.steps_per_epoch = math.ceil(len(self.train) / c.batch)
+
+    def _load(self, c: Config) -> None:
+        """The last sixth of the training images is for validation: 10,000 of MNIST's, as usual."""
+        images = load_images(c.data, c.data_dir or None, dtype=np.dtype(c.dtype))
+        cut = len(images.train) - len(images.train) // 6
+        self.host_test = images.test, images.test_labels.astype(np.int64)
+        to_device = self.backend.to_device
+        self.train, self.valid, self.test = map(to_device, (images.train[:cut], images.train[cut:], images.test))
+        labels = (images.train_labels[:cut], images.train_labels[cut:], images.test_labels)
+        self.train_labels, self.valid_labels, self.test_labels = (to_device(y, np.int64) for y in labels)
+
+    # -- one step
+
+    def epoch_steps(self):
+        """The images of each step, integer arrays on the device."""
+        order = self.rng.site("order").at(self.epoch).permutation(len(self.train))
+        order, size = self.backend.to_device(order), self.config.batch
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def step(self, index) -> None:
+        """Update the parameters on the images `index` (an integer array on the device)."""
+        rng = self.rng.at(self.epoch * self.steps_per_epoch + self.step_in_epoch)
+        self.optimizer.zero_grad()
+        cost, a, h = self.model.cost(self.train[index], self.train_labels[index], self.gate, rng.site("gates"))
+        loss = cost.mean()
+        if not self.baseline:
+            weight = self.controller.weight if self.controller else self.weight
+            loss = loss + self.model.sparsity_cost(a, h, self.config.target) * weight
+        loss.backward()
+        if self.gater_lr != 1.0:  # for SGD, also with momentum, a smaller gradient is a smaller learning rate
+            for p in (*self.model.gater.parameters(), *self.model.gates.parameters()):
+                p.grad *= self.gater_lr
+        self.optimizer.step()
+        self.model.limit_columns(MAX_COLUMN_NORM)
+        active = (h.data != 0).astype(h.dtype).mean()
+        if self.estimator is not None:
+            self.estimator.update()
+        if self.controller is not None:
+            self.controller.update(active)
+        self.losses.append((cost.data.sum(), active))
+        self.step_in_epoch += 1
+
+    # -- evaluation, always with deterministic gates
+
+    def threshold(self) -> float:
+        """Of the logits: it leaves on a fraction --target of the gates of the validation images."""
+        if self.baseline:
+            return self.model.threshold(np.zeros(0), 1.0)
+        with no_grad():
+            a = [self.backend.to_host(self.model.gate_logits(x).data) for x in chunks(self.valid)]
+        return self.model.threshold(np.concatenate(a), self.config.target)
+
+    def evaluate(self, images, labels, threshold: float) -> tuple[float, float]:
+        """(error in percent, the fraction of gates that are on)"""
+        parts = []
+        for x, y in zip(chunks(images), chunks(labels), strict=True):
+            logits, on = self.model.evaluate(x, threshold)
+            parts.append(self.backend.xp.stack([(logits.argmax(axis=1) != y).sum(), on.sum()]))
+        wrong, on = self.backend.to_host(self.backend.xp.stack(parts)).sum(axis=0) / len(images)
+        return 100.0 * float(wrong), float(on) / self.model.experts.bias.size
+
+    def report(self, first: int, start: float) -> dict:
+        """The metrics of the epoch that has just ended."""
+        losses = self.check_losses()
+        self.backend.synchronize()
+        rate = (len(self.train) - first * self.config.batch) / max(time.perf_counter() - start, 1e-9)
+        threshold = self.threshold()
+        line = {"epoch": self.epoch + 1, "train_loss": losses[:, 0].sum() / len(self.train)}
+        line["active"] = losses[:, 1].mean()
+        if self.controller is not None:
+            line["sparsity"] = float(self.backend.to_host(self.controller.weight))
+        line["valid_error"], _ = self.evaluate(self.valid, self.valid_labels, threshold)
+        line["test_error"], line["test_active"] = self.evaluate(self.test, self.test_labels, threshold)
+        line["saved"] = saved(self.model.multiply_adds(line["test_active"] * self.model.experts.bias.size))
+        return line | {"images_per_second": round(rate, 1)}
+
+    # -- the state
+
+    def state(self):
+        arrays, info = super().state()
+        if self.controller is not None:
+            arrays |= {f"controller.{k}": v for k, v in self.controller.state_dict().items()}
+        return arrays, info
+
+    def restore(self, arrays, info) -> None:
+        if self.controller is not None:
+            self.controller.load_state_dict({"weight": arrays["controller.weight"]})
+        super().restore(arrays, info)
+
+    # -- the end
+
+    def final(self) -> dict:
+        """The test error when only the experts that are on are computed, and what that saves: multiply-adds counted,
+        and microseconds for an image, one image at a time and in a batch."""
+        threshold = self.threshold()
+        predict, (x, labels) = self.model.predictor(threshold), self.host_test
+        logits, on = predict(x)
+        count = self.model.multiply_adds(float(on.mean()))
+        contenders = {
+            "gated": predict,
+            "all experts": predict.all_experts,
+            "without gates": predict.without_gates,
+        }
+        x = x[:TIMED]
+        return {
+            "epoch": self.epoch,
+            "threshold": 0.5 + 0.5 * math.tanh(0.5 * threshold),  # of σ(a)
+            "test_error": 100.0 * float((logits.argmax(axis=1) != labels).mean()),
+            "test_active": float(on.mean()) / self.model.experts.bias.size,
+            "multiply_adds": count,
+            "saved": saved(count),
+            "microseconds": {
+                "one at a time": microseconds(contenders, [x[n : n + 1] for n in range(len(x))]),
+                f"batch of {len(x)}": microseconds(contenders, [x]),
+            },
+        }
+
+
+def chunks(x):
+    return [x[start : start + EVALUATION_BATCH] for start in range(0, len(x), EVALUATION_BATCH)]
+
+
+def saved(count: dict) -> float:
+    """The fraction of a network's multiply-adds that gates save, what the gater costs included; negative for a loss."""
+    return 1.0 - (count["gater"] + count["experts"]) / count["dense"]
+
+
+def microseconds(contenders: dict, batches: list) -> dict[str, float]:
+    """The median time of a call of each, for an image; they take turns on every batch."""
+    times = {name: [] for name in contenders}
+    calls, end = itertools.cycle(batches), time.perf_counter() + SECONDS
+    for n, x in enumerate(calls):
+        if n >= CALLS and time.perf_counter() > end:
+            break
+        for name, function in contenders.items():
+            start = time.perf_counter()
+            function(x)
+            times[name].append((time.perf_counter() - start) / len(x))
+    return {name: round(1e6 * statistics.median(found), 2) for name, found in times.items()}
+
+
+def finish(run: Training, folder: RunFolder, quiet: bool) -> None:
+    line = run.final()
+    text = folder.log(line)
+    gate_curves(folder.path / "curve.png", folder.metrics(), f"{run.config.gate} on {run.config.data}")
+    if not quiet:
+        print(text)
+        print(f"metrics, picture and checkpoint are in {folder.path}", file=sys.stderr)
+    taken = line["microseconds"]["one at a time"]
+    print(
+        f"final test error {line['test_error']:.2f} % active {line['test_active']:.4f} multiply-adds "
+        f"{1.0 - line['saved']:.4f} time {taken['gated'] / taken['without gates']:.4f} of a network without gates"
+    )
+
+
+@report_errors
+def main(argv=None) -> int:
+    may_change = ("epochs", "data_dir")
+    folder_for = lambda c: default_folder("conditional", c.data, c.gate.replace(":", "-"), f"s{c.seed}")
+    return training.run_script(Config, Training, __doc__.split("\n\n")[0], argv, may_change, folder_for, finish)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

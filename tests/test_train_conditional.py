@@ -1,0 +1,345 @@
+"""The script for conditional computation as a user meets it: results, resume, and every way to get it wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import run_folder
+import train_conditional
+from devsim import DevsimBackend, forbid
+from minigrad import Rng
+from minigrad.backend import Backend
+from models.data import load_images
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--epochs", "2", "--experts", "20", "--gater", "8", "--batch", "100", "--quiet"]
+GATES = ["noisy-rectifier:noise=normal", "sts", "st-identity", "reinforce-minvar"]
+BASELINES = ["sigmoid", "sigmoid-noise", "rectifier"]
+
+
+def run(*flags):
+    return train_conditional.main([str(f) for f in (*TINY, *flags)])
+
+
+def training(**flags):
+    return train_conditional.Training(train_conditional.Config(experts=20, gater=8, batch=100, **flags))
+
+
+@pytest.fixture(autouse=True)
+def short_timing(monkeypatch):
+    monkeypatch.setattr(train_conditional, "SECONDS", 0.0)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """For tests that look elsewhere: a picture takes longer than such a run."""
+    monkeypatch.setattr(train_conditional, "gate_curves", lambda *arguments: None)
+
+
+def metrics(folder):
+    """The lines without what a clock said."""
+    timed = ("images_per_second", "microseconds")
+    return [{k: v for k, v in m.items() if k not in timed} for m in run_folder.RunFolder(folder).metrics()]
+
+
+@pytest.mark.parametrize("gate", [*GATES, "sigmoid", "rectifier"])
+def test_a_run_leaves_its_results_and_ends_with_the_promised_line(tmp_path, capsys, gate):
+    out = tmp_path / "run"
+    assert train_conditional.main([*TINY[:-1], "--gate", gate, "--out", str(out)]) == 0
+    captured = capsys.readouterr()
+    *epochs, last = run_folder.RunFolder(out).metrics()
+    assert [m["epoch"] for m in epochs] == [1, 2]
+    assert epochs[1]["train_loss"] < epochs[0]["train_loss"]
+    time = last["microseconds"]["one at a time"]
+    assert captured.out.splitlines()[-1] == (
+        f"final test error {last['test_error']:.2f} % active {last['test_active']:.4f} multiply-adds "
+        f"{1.0 - last['saved']:.4f} time {time['gated'] / time['without gates']:.4f} of a network without gates"
+    )
+    # the sparse evaluation agrees with the dense one of the last epoch
+    assert last["test_error"] == pytest.approx(epochs[1]["test_error"], abs=0.3)
+    assert last["test_active"] == pytest.approx(epochs[1]["test_active"], abs=1e-4)
+    count = {"gater": 64 * 8 + 8 * 20, "experts": last["test_active"] * 20 * 74, "dense": 20 * 74}
+    assert last["multiply_adds"] == pytest.approx(count)
+    assert last["saved"] == pytest.approx(1.0 - (count["gater"] + count["experts"]) / count["dense"])
+    for times in last["microseconds"].values():
+        assert times.keys() == {"gated", "all experts", "without gates"}
+        assert min(times.values()) > 0.0
+    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert ("sparsity" in epochs[0]) == gate.startswith("noisy-rectifier")
+    if gate in BASELINES:
+        assert (last["threshold"] == 0.5) if gate == "rectifier" else (last["test_active"] == 1.0)
+    elif not gate.startswith("noisy-rectifier"):  # whose gates are on for fewer images without their noise
+        assert 0.05 < last["test_active"] < 0.15
+        assert 0.0 < last["threshold"] < 1.0
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("gate", [*GATES, "nvil", "sigmoid-noise"])
+def test_resume_continues_bit_for_bit_after_ctrl_c(tmp_path, capsys, monkeypatch, gate):
+    flags = ["--gate", gate, "--momentum", "0.5"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run("--out", whole, *flags) == 0
+
+    step, count = train_conditional.Training.step, iter(range(100))
+
+    def interrupted_step(self, index):
+        step(self, index)
+        if next(count) in (5, 15):  # in the middle of each epoch
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_conditional.Training, "step", interrupted_step)
+        assert run("--out", stopped, *flags) == 130
+        assert f"--resume {stopped}" in capsys.readouterr().err
+        assert train_conditional.main(["--resume", str(stopped), "--quiet"]) == 130
+    assert train_conditional.main(["--resume", str(stopped), "--quiet"]) == 0
+
+    a, b = (load_file(folder / "checkpoint.safetensors") for folder in (whole, stopped))
+    assert a.keys() == b.keys()
+    assert ("controller.weight" in a) == gate.startswith("noisy-rectifier")
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    assert metrics(whole) == metrics(stopped)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_finished_run_can_be_continued_to_more_epochs(tmp_path):
+    assert run("--out", tmp_path / "long", "--epochs", 3) == 0
+    assert run("--out", tmp_path / "short") == 0
+    assert train_conditional.main(["--resume", str(tmp_path / "short"), "--epochs", "3", "--quiet"]) == 0
+    long, short = metrics(tmp_path / "long"), metrics(tmp_path / "short")
+    assert long == [m for m in short if "train_loss" in m] + short[-1:]
+
+
+@pytest.mark.parametrize("gate", [*GATES, "sigmoid-noise", "rectifier"])
+def test_the_script_s_own_step_stays_on_the_device(monkeypatch, gate):
+    """The stand-in device refuses any wait and any copy to the host; its losses and weights are NumPy's to the bit."""
+    results = []
+    for backend in (Backend(), DevsimBackend()):
+        monkeypatch.setattr(train_conditional, "get_backend", lambda _, backend=backend: backend)
+        run = training(gate=gate)
+        steps = run.epoch_steps()
+        with forbid("sync", "d2h"):
+            for index in steps[:4]:
+                run.step(index)
+        state, info = run.state()
+        run.restore(state, info)
+        run.step(steps[4])
+        line = run.checked(run.report(0, 0.0))
+        results.append((run.state()[0], line | {"images_per_second": 0.0}))
+    assert results[0][1] == results[1][1]
+    for name in results[0][0]:
+        np.testing.assert_array_equal(results[0][0][name], results[1][0][name], err_msg=name)
+
+
+def test_the_last_sixth_of_the_training_images_is_for_validation():
+    run, images = training(), load_images("digits")
+    assert len(run.valid) == len(images.train) // 6 == len(run.valid_labels)
+    np.testing.assert_array_equal(np.concatenate([run.train, run.valid]), images.train)
+    np.testing.assert_array_equal(np.concatenate([run.train_labels, run.valid_labels]), images.train_labels)
+
+
+def test_the_threshold_is_tuned_on_the_validation_images():
+    run = training(target=0.3)
+    a = run.model.gate_logits(run.valid).data
+    assert (a > run.threshold()).mean() == pytest.approx(0.3, abs=1e-3)
+
+
+def test_the_error_and_the_fraction_that_is_on_are_counted_over_all_images(monkeypatch):
+    run = training()
+    y, active = run.model.predictor(0.2)(run.test)
+    expected = 100.0 * (y.argmax(axis=1) != run.test_labels).mean(), active.mean() / 20
+    for size in (7, 1000):
+        monkeypatch.setattr(train_conditional, "EVALUATION_BATCH", size)
+        assert run.evaluate(run.test, run.test_labels, 0.2) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_the_gater_has_its_share_of_the_learning_rate(momentum):
+    """Two steps of the same gradients, with the rates 1 and 0.01 of --lr; the experts do not notice in the first."""
+    moved = []
+    for gater_lr in (1.0, 0.01):
+        run = training(gate="reinforce-minvar", gater_lr=gater_lr, momentum=momentum, dtype="float64")
+        before = run.model.state_dict()
+        run.model.limit_columns = lambda most: None
+        run.step(run.epoch_steps()[0])
+        moved.append({name: p.data - before[name] for name, p in run.model.named_parameters().items()})
+    for name in moved[0]:
+        share = 0.01 if name.startswith("gate") else 1.0
+        np.testing.assert_allclose(moved[1][name], share * moved[0][name], rtol=1e-6, atol=1e-15, err_msg=name)
+    assert {name.partition(".")[0] for name in moved[0] if name.startswith("gate")} == {"gater", "gates"}
+
+
+@pytest.mark.parametrize("gate", ["noisy-rectifier", "sts", "reinforce-minvar"])
+def test_a_step_records_its_cost_and_the_fraction_of_gates_that_are_on(gate):
+    run, seen = training(gate=gate), []
+    cost = run.model.cost
+    run.model.cost = lambda *arguments: seen.append(cost(*arguments)) or seen[-1]
+    run.step(run.epoch_steps()[0])
+    value, _, h = seen[0]
+    assert [float(x) for x in run.losses[0]] == pytest.approx([value.data.sum(), np.count_nonzero(h.data) / h.size])
+
+
+def test_estimators_learn_from_every_step():
+    run = training(gate="reinforce-minvar")
+    run.step(run.epoch_steps()[0])
+    assert run.estimator.weight.shape == (20,)
+
+
+def test_columns_are_limited_in_every_step():
+    run = training(lr=100.0)
+    run.step(run.epoch_steps()[0])
+    for layer in (run.model.experts, run.model.gater, run.model.gates):
+        assert np.sqrt((layer.weight.data**2).sum(axis=0)).max() <= 2.1 * (1.0 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("gate", "unit", "sparsity", "gater_lr", "momentum"),
+    [
+        ("noisy-rectifier:noise=normal", "rectifier", 1e-5, 1.0, 0.0),
+        ("sts", "smooth", 0.01, 1.0, 0.5),
+        ("st-identity", "bit", 0.1, 1.0, 0.0),
+        ("reinforce-minvar", "bit", 1.0, 0.01, 0.0),
+        ("disarm", "bit", 1.0, 0.01, 0.0),
+    ],
+)
+def test_each_gate_has_the_settings_that_suit_it_unless_flags_say_otherwise(gate, unit, sparsity, gater_lr, momentum):
+    run = training(gate=gate)
+    assert (run.model.unit, run.weight, run.gater_lr) == (unit, sparsity, gater_lr)
+    assert run.optimizer.momentum == momentum
+    assert (run.controller is not None) == (unit == "rectifier")
+    run = training(gate=gate, sparsity=0.5, gater_lr=0.0, momentum=0.9)
+    assert (run.weight, run.gater_lr, run.optimizer.momentum) == (0.5, 0.0, 0.9)
+    if run.controller:
+        assert run.controller.weight == 0.5
+
+
+def test_a_baseline_has_as_many_experts_as_a_gated_network_computes():
+    sizes = [train_conditional.Training(train_conditional.Config(gate=g)).model for g in ("st", "sigmoid")]
+    assert [m.experts.bias.size for m in sizes] == [400, 40]
+
+
+@pytest.mark.parametrize(("gate", "sparsity"), [("st", 1.0), ("noisy-rectifier:noise=normal", None)])
+def test_the_sparsity_cost_brings_the_gates_near_the_target(gate, sparsity):
+    run = training(gate=gate, target=0.1, sparsity=sparsity)
+    for _ in range(40):
+        run.losses = []
+        for index in run.epoch_steps():
+            run.step(index)
+        run.epoch, run.step_in_epoch = run.epoch + 1, 0
+    assert np.mean([float(active) for _, active in run.losses]) == pytest.approx(0.1, abs=0.03)
+
+
+# ---- bad input: one sentence on standard error, exit code 2, no traceback, nothing lost
+
+BAD_FLAGS = [
+    (["--gate", "door"], "unknown estimator 'door'; the known ones are exact"),
+    (["--gate", "gst-1.0"], "is for categorical variables, not 'bernoulli'"),
+    (["--gate", "exact", "--experts", "400"], "outcomes: at most 16384 are allowed"),
+    (["--gate", "sigmoid", "--tau", "1"], "the baseline sigmoid has no temperature: leave --tau out"),
+    (["--gate", "rectifier", "--sparsity", "1"], "the baseline rectifier has no sparsity cost: leave --sparsity out"),
+    (["--gate", "noisy-rectifier:noise=pink"], "noise must be logistic or normal, got 'pink'"),
+    (["--tau", "0"], "tau must be positive and finite, got 0"),
+    (["--data", "cifar"], "unknown data set 'cifar'; the known ones are digits, mnist"),
+    (["--data", "mnist", "--data-dir", "/nonexistent"], "has neither train-images-idx3-ubyte nor"),
+    (["--backend", "tpu"], "unknown backend 'tpu'"),
+    (["--dtype", "float16"], "unknown dtype 'float16'; the known ones are float32, float64"),
+    (["--experts", "0"], "--experts must be at least 1, got 0"),
+    (["--gater", "0"], "--gater must be at least 1"),
+    (["--batch", "0"], "--batch must be at least 1"),
+    (["--epochs", "0"], "--epochs must be at least 1"),
+    (["--target", "0"], "--target must lie between 0 and 1, got 0.0"),
+    (["--target", "nan"], "--target must lie between 0 and 1"),
+    (["--sparsity", "-1"], "--sparsity must be at least 0 and finite"),
+    (["--gater-lr", "inf"], "--gater-lr must be at least 0 and finite"),
+    (["--lr", "0"], "learning rate must be positive"),
+    (["--momentum", "1"], "momentum must be at least 0 and below 1"),
+    (["--seed", "-1"], "seed must be an integer from 0"),
+    (["--experts", "1000000000000"], "does not fit into memory"),
+    (["--resume", "/nonexistent/run"], "there is no run folder /nonexistent/run"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_FLAGS, ids=[" ".join(f) for f, _ in BAD_FLAGS])
+def test_a_bad_flag_is_one_sentence_and_exit_code_2(tmp_path, capsys, flags, message):
+    out = [] if "--resume" in flags else ["--out", tmp_path / "run"]
+    assert run(*out, *flags) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.err.endswith((".\n", "help.\n"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_resume_folder_of_another_configuration_is_refused(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run("--out", out, "--gate", "noisy-rectifier") == 0
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    for flags, message in (
+        (["--gate", "st"], "another configuration (--gate noisy-rectifier, not st)"),
+        (["--epochs", "1"], "--epochs must not be less"),
+    ):
+        assert train_conditional.main(["--resume", str(out), "--quiet", *flags]) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1
+    about = json.loads((out / "config.json").read_text())
+    about["config"]["gate"] = "st"
+    (out / "config.json").write_text(json.dumps(about))
+    assert train_conditional.main(["--resume", str(out), "--quiet"]) == 2
+    assert "checkpoint of another configuration (gate differ)" in capsys.readouterr().err
+    assert before["checkpoint.safetensors"] == (out / "checkpoint.safetensors").read_bytes()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, capsys, monkeypatch):
+    step, count = train_conditional.Training.step, iter(range(100))
+
+    def spoiled_step(self, index):
+        step(self, index)
+        if next(count) == 14:
+            self.model.experts.weight.data[0] = np.inf
+
+    monkeypatch.setattr(train_conditional.Training, "step", spoiled_step)
+    assert run("--out", tmp_path / "run") == 2
+    err = capsys.readouterr().err
+    assert "the last good checkpoint is kept" in err
+    assert "(epoch 2)" in err
+    assert err.count("\n") == 1
+    monkeypatch.undo()
+    assert train_conditional.main(["--resume", str(tmp_path / "run"), "--quiet"]) == 0
+
+
+def test_the_script_itself_exits_with_2_without_a_traceback(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / "train_conditional.py"), "--gate", "door"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("train_conditional.py: error: unknown estimator 'door'")
+    assert result.stdout == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("gate", "error"), [("noisy-rectifier:noise=normal", 8.0), ("sts", 7.0), ("st", 6.0), ("reinforce-minvar", 14.0)]
+)
+def test_the_default_run_reaches_its_target(tmp_path, gate, error):
+    assert train_conditional.main(["--gate", gate, "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    *epochs, last = run_folder.RunFolder(tmp_path / "run").metrics()
+    assert abs(epochs[-1]["active"] - 0.1) < 0.02
+    assert last["test_error"] < error
+
+
+def test_an_epoch_s_order_depends_on_the_seed_only():
+    first, again, other = (training(seed=s).epoch_steps() for s in (0, 0, 1))
+    np.testing.assert_array_equal(np.concatenate(first), np.concatenate(again))
+    assert (np.concatenate(first) != np.concatenate(other)).any()
+    assert sorted(np.concatenate(first)) == list(range(len(Rng(0).permutation(1198))))
