@@ -170,8 +170,7 @@ class LSTM(Module):
     def __init__(self, inputs, hidden, rng, *, init_input=uniform_fan_in, init_hidden=orthogonal, dtype=np.float32):
         self.hidden = hidden
         self.w_input = parameter(init_input(rng.site("input"), (inputs, 4 * hidden), dtype))
-        blocks = [init_hidden(rng.site(f"hidden{i}"), (hidden, hidden), dtype) for i in range(4)]
-        self.w_hidden = parameter(np.concatenate(blocks, axis=1))
+        self.w_hidden = parameter(init_hidden(rng.site("hidden"), (hidden, 4 * hidden), dtype))
         bias = np.zeros(4 * hidden, dtype)
         bias[hidden : 2 * hidden] = 1.0  # remember at first (Jozefowicz et al. 2015)
         self.bias = parameter(bias)
