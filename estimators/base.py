@@ -33,8 +33,8 @@ NO_BASELINE = "without a baseline the noise is that of the whole cost, and the c
 
 
 CANNOT_CHOOSE = (
-    "has to evaluate the cost at points of its own making, and cannot choose step by step: take an estimator that is a "
-    "sample with a rule (st, st-gs, gst-1.0, reinmax, …), or reinforce, reinforce-mean or rloo."
+    "needs all choices and their costs in one call, and cannot choose step by step: take an estimator that is a sample "
+    "with a rule (st, st-gs, gst-1.0, reinmax, …), or reinforce, reinforce-mean or rloo."
 )
 
 

@@ -42,8 +42,6 @@ import numpy as np
 
 from .trees import levels
 
-BLOCK = 256  # pairs whose arrays are worked on together, so that they stay in a CPU's cache
-
 
 class Draw:
     """Choices drawn from softmax(v), without a derivative: what a score function asks for."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from minigrad import Tensor, grad, op
 from minigrad.backend import array_module, asarray_like
-from minigrad.fused import cell_forward, cell_slopes, cell_vjp, mask_logits, softmax_array
+from minigrad.fused import cell_forward, cell_slopes, cell_vjp, log_softmax, mask_logits
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class Trace:
     most 2 B for each step, of which `used` in all, and zeros.
 
     node (nodes, 2, H), pair (pairs, 2, H): h and c;   gates (pairs, 5, H), t (pairs, H): as in `cell_forward`
-    left, right (pairs,): a pair's nodes;   beside (2, pairs): its left and its right neighbour when it was born
+    left, right (pairs,): a pair's nodes;   beside (pairs,): its left neighbour when it was born
     root (B,): nodes;   merges: the steps
     """
 
@@ -68,14 +68,14 @@ class Trace:
 def forward(h, c, w, b, q, lengths, choose) -> Trace:
     """All merges. choose(k, v, mask) -> the positions chosen (B,), an array on the device."""
     xp, (B, T, H), lengths = array_module(h), h.shape, check_lengths(lengths, h.shape[1])
-    leaves, first = B * T, B * (T - 1)
-    nodes, pairs = leaves + first + 1, first + 2 * B * max(T - 2, 0) + 1
+    leaves, leaf_pairs = B * T, B * (T - 1)
+    nodes, pairs = leaves + leaf_pairs + 1, leaf_pairs + 2 * B * max(T - 2, 0) + 1
     no_node, no_pair = nodes - 1, pairs - 1
     zeros = lambda *shape: xp.zeros(shape, dtype=h.dtype)
     numbers = lambda fill, *shape: xp.full(shape, fill, dtype=np.int64)
 
     node, pair, gates, t, v = zeros(nodes, 2, H), zeros(pairs, 2, H), zeros(pairs, 5, H), zeros(pairs, H), zeros(pairs)
-    left, right, beside = numbers(no_node, pairs), numbers(no_node, pairs), numbers(no_pair, 2, pairs)
+    left, right, beside = numbers(no_node, pairs), numbers(no_node, pairs), numbers(no_pair, pairs)
     # [h_l, h_r] W = h_l W_l + h_r W_r: each node is multiplied once, not once for every pair that it is in
     as_left, as_right = zeros(nodes, 5 * H), zeros(nodes, 5 * H)
     w_l, w_r, query = w[:H], w[H:], q / math.sqrt(H)
@@ -95,34 +95,34 @@ def forward(h, c, w, b, q, lengths, choose) -> Trace:
     node[:leaves, 0], node[:leaves, 1] = h.reshape(leaves, H), c.reshape(leaves, H)
     multiply_nodes(slice(0, leaves))
     leaf = xp.where(asarray_like(np.arange(T) < lengths[:, None], h), xp.arange(leaves).reshape(B, T), no_node)
-    here = xp.where(leaf[:, 1:] != no_node, xp.arange(first).reshape(B, T - 1), no_pair)
-    left[:first], right[:first] = leaf[:, :-1].reshape(-1), leaf[:, 1:].reshape(-1)
-    beside[0, :first].reshape(B, T - 1)[:, 1:] = here[:, :-1]
-    for rows in blocks(first, xp):
+    here = xp.where(leaf[:, 1:] != no_node, xp.arange(leaf_pairs).reshape(B, T - 1), no_pair)
+    left[:leaf_pairs], right[:leaf_pairs] = leaf[:, :-1].reshape(-1), leaf[:, 1:].reshape(-1)
+    beside[:leaf_pairs].reshape(B, T - 1)[:, 1:] = here[:, :-1]
+    for rows in blocks(leaf_pairs, xp):
         compose_pairs(rows)
 
     # the sequences, with one place on either side of the nodes and two of the pairs that hold nothing
     sequence, candidate = numbers(no_node, B, T + 2), numbers(no_pair, B, T + 3)
     sequence[:, 1:-1], candidate[:, 2:-2] = leaf, here
-    row, used, merges = xp.arange(B)[:, None], first, []
+    row, used, merges = xp.arange(B)[:, None], leaf_pairs, []
     for k in range(T - 1):
         here, last = candidate[:, 2:-2], k == T - 2
         at = xp.zeros(B, dtype=np.int64) if last else choose(k, v[here], candidates(lengths, T, k))
         at = at[:, None]
-        near, around = candidate[row, at + xp.arange(5)], sequence[row, at + xp.arange(4)]
+        near, zxyz = candidate[row, at + xp.arange(5)], sequence[row, at + xp.arange(4)]
         going = near[:, 2] != no_pair
-        own = slice(leaves + k * B, leaves + (k + 1) * B)
-        node[own] = pair[near[:, 2]]
-        new = xp.where(going, xp.arange(own.start, own.stop), no_node)
+        made = slice(leaves + k * B, leaves + (k + 1) * B)
+        node[made] = pair[near[:, 2]]
+        new = xp.where(going, xp.arange(made.start, made.stop), no_node)
         sequence = xp.where(xp.arange(T + 1 - k) <= at, sequence[:, :-1], sequence[:, 1:])
-        sequence[row, at + 1] = xp.where(going, new, around[:, 1])[:, None]
-        around = xp.where(going[:, None], around, no_node)
+        sequence[row, at + 1] = xp.where(going, new, zxyz[:, 1])[:, None]
+        zxyz = xp.where(going[:, None], zxyz, no_node)
         born = numbers(no_pair, 2, B)
-        merges.append(Merge(at[:, 0], around, new, here, near, born))
+        merges.append(Merge(at[:, 0], zxyz, new, here, near, born))
         if last:
             break
-        multiply_nodes(own)
-        l, r = xp.stack([around[:, 0], new]).reshape(-1), xp.stack([new, around[:, 3]]).reshape(-1)
+        multiply_nodes(made)
+        l, r = xp.stack([zxyz[:, 0], new]).reshape(-1), xp.stack([new, zxyz[:, 3]]).reshape(-1)
         exist = (l != no_node) & (r != no_node)
         # on a CPU only pairs that exist get a row; a device computes all 2 B, and need not tell how many exist
         some = xp.flatnonzero(exist) if xp is np else xp.arange(2 * B)
@@ -130,10 +130,9 @@ def forward(h, c, w, b, q, lengths, choose) -> Trace:
         used = rows.stop
         left[rows], right[rows] = l[some], r[some]
         born.reshape(-1)[some] = xp.where(exist[some], xp.arange(rows.start, rows.stop), no_pair)
-        beside[0, rows] = xp.stack([near[:, 0], born[0]]).reshape(-1)[some]
-        beside[1, rows] = xp.stack([born[1], near[:, 4]]).reshape(-1)[some]
+        beside[rows] = xp.stack([near[:, 0], born[0]]).reshape(-1)[some]
         compose_pairs(rows)
-        candidate = xp.where(xp.arange(T + 2 - k) <= at + 1, candidate[:, :-1], candidate[:, 1:])
+        candidate = xp.where(xp.arange(T + 2 - k) <= at, candidate[:, :-1], candidate[:, 1:])
         candidate[row, at + xp.arange(1, 3)] = born.T
     return Trace(node, pair, gates, t, left, right, beside, used, sequence[:, 1], merges)
 
@@ -151,9 +150,9 @@ def backward(trace: Trace, w, q, g_root, choice_vjp):
     xp, B = array_module(w), len(g_root)
     node, pair, left, right = trace.node, trace.pair, trace.left, trace.right
     nodes, pairs, used, H, steps = len(node), len(pair), trace.used, node.shape[-1], len(trace.merges)
-    first, leaves = B * steps, B * (steps + 1)
+    leaf_pairs, leaves = B * steps, B * (steps + 1)
     zeros = lambda *shape: xp.zeros(shape, dtype=w.dtype)
-    G = zeros(nodes, 2 * H)  # what has arrived at a node from pairs that are no candidates any more
+    G = zeros(nodes, 2 * H)  # what has arrived at a node from pairs that came into being after this step
     G[trace.root, :H] = g_root
     if not steps:
         dh, dc = G[:leaves].reshape(B, 1, 2, H).transpose(2, 0, 1, 3)
@@ -183,71 +182,70 @@ def backward(trace: Trace, w, q, g_root, choice_vjp):
     own, neighbour = zeros(pairs, 2, 2), zeros(2, pairs, 2, 2)  # neighbour: its left, its right one when it was born
     for rows in blocks(used, xp):
         own[rows] = products(AB[rows], DE[rows, None])
-        neighbour[0, rows] = meeting(trace.beside[0, rows], rows)
-    # only of a pair (new, z') the right neighbour can be the elder
-    born = xp.concatenate([trace.merges[0].born[1, :0], *(merge.born[1] for merge in trace.merges[:-1])])
-    for rows in blocks(len(born), xp):
-        neighbour[1, born[rows]] = meeting(born[rows], trace.beside[1, born[rows]])
+        neighbour[0, rows] = meeting(trace.beside[rows], rows)
+    born = [(merge.born[1], merge.near[:, 4]) for merge in trace.merges[:-1]]  # only (new, z') can have an elder right
+    for u, r in born:
+        neighbour[1, u] = meeting(u, r)
     neighbour = neighbour.reshape(2 * pairs, 2, 2)
 
-    # 2. the merges, newest first
+    # 2. the merges, newest leaf_pairs
     alpha = zeros(pairs)  # Σ dv of a pair over the steps at which it was a candidate
     P = zeros(pairs, 2, 2)  # [⟨G_left, D⟩, ⟨G_left, E⟩], [⟨G_right, D⟩, ⟨G_right, E⟩] with all that has arrived by now
     arrived = zeros(steps, B, 2 * H)  # the gradients of the merged nodes
     for k in reversed(range(steps)):
         merge = trace.merges[k]
-        (z, x, y, z2), (far_l, zx, xy, yz, far_r), ids = merge.nodes.T, merge.near.T, merge.pairs
+        (z, x, y, z_), (far_l, zx, xy, yz_, far_r), u = merge.nodes.T, merge.near.T, merge.pairs
 
         # the pairs (z, new) and (new, z') were candidates only after this step: their α is complete
-        to_left, to_right = (alpha[p, None, None] * AB[p] for p in merge.born)
-        g_new = arrived[k] = G[merge.new] + to_left[:, 1] + to_right[:, 0]
-        G[z] += to_left[:, 0]
-        G[z2] += to_right[:, 1]
+        from_zn, from_nz = (alpha[p, None, None] * AB[p] for p in merge.born)
+        g_new = arrived[k] = G[merge.new] + from_zn[:, 1] + from_nz[:, 0]
+        G[z] += from_zn[:, 0]
+        G[z_] += from_nz[:, 1]
 
         # the gradient of the choice: on its left the products with the left nodes count, on its right the others
-        around = DE[merge.near[:, 1:4]]
-        g_z, g_z2 = G[z] + alpha[far_l, None] * AB[far_l, 1], G[z2] + alpha[far_r, None] * AB[far_r, 0]
-        P[zx, 0], P[xy, 0], P[yz, 1] = (products(g, around[:, i]) for i, g in enumerate((g_z, g_new, g_z2)))
+        DE_near = DE[merge.near[:, 1:4]]  # of (z, x), (x, y), (y, z')
+        g_z, g_z_ = G[z] + alpha[far_l, None] * AB[far_l, 1], G[z_] + alpha[far_r, None] * AB[far_r, 0]
+        P[zx, 0], P[xy, 0], P[yz_, 1] = (products(g, DE_near[:, i]) for i, g in enumerate((g_z, g_new, g_z_)))
         dv = None
         if k < steps - 1:
-            to_the_left = xp.arange(ids.shape[1]) <= merge.at[:, None]
-            at_step = xp.where(to_the_left[..., None], P[ids, 0], P[ids, 1])
-            behind = xp.cumsum(at_step[:, ::-1, 0], axis=1)[:, ::-1]
-            dv = choice_vjp(k, at_step[:, :, 1] + behind)
+            to_the_left = xp.arange(u.shape[1]) <= merge.at[:, None]
+            P_now = xp.where(to_the_left[..., None], P[u, 0], P[u, 1])
+            behind = xp.cumsum(P_now[:, ::-1, 0], axis=1)[:, ::-1]
+            dv = choice_vjp(k, P_now[:, :, 1] + behind)
 
         # the chosen pair's cell, in full; before this step x and y were nodes of their own
         da, g = cell_vjp(slopes[xy], dh_dc[xy], g_new[:, :H], g_new[:, H:])
         dh = (w @ da.reshape(B, 5 * H).T).T  # this order is the faster one for a few rows
         for i, n in enumerate((x, y)):
             G[n, :H], G[n, H:] = dh[:, i * H : (i + 1) * H], g * trace.gates[xy, 1 + i]
-        P[zx, 1], P[xy, 0] = products(G[x, None], around[:, :2]).transpose(1, 0, 2)
-        P[xy, 1], P[yz, 0] = products(G[y, None], around[:, 1:]).transpose(1, 0, 2)
+        P[zx, 1], P[xy, 0] = products(G[x, None], DE_near[:, :2]).transpose(1, 0, 2)
+        P[xy, 1], P[yz_, 0] = products(G[y, None], DE_near[:, 1:]).transpose(1, 0, 2)
 
         # the scores of this step reach all nodes
         if dv is not None:
-            alpha[ids] += dv
-            dv = dv[..., None]
-            changed = P[ids] + dv[..., None] * own[ids]
-            l, r = ids[:, :-1], ids[:, 1:]
-            meet = neighbour[xp.where(r > l, r, l + pairs)]  # the younger of the two remembers
+            alpha[u] += dv
+            dv = dv[:, :, None]
+            changed = P[u] + dv[:, :, None] * own[u]
+            l, r = u[:, :-1], u[:, 1:]
+            meet = neighbour[xp.where(r > l, r, l + pairs)]  # the younger remembers: r its left one, or l its right one
             changed[:, 1:, 0] += dv[:, :-1] * meet[:, :, 0]
             changed[:, :-1, 1] += dv[:, 1:] * meet[:, :, 1]
-            P[ids] = changed
+            P[u] = changed
 
     # 3. the pairs of the leaves, and one product for all weights
     G = G[:leaves].reshape(B, steps + 1, 2, H)
-    share = (alpha[:first, None, None] * AB[:first]).reshape(B, steps, 2, 2, H)
+    share = (alpha[:leaf_pairs, None, None] * AB[:leaf_pairs]).reshape(B, steps, 2, 2, H)
     G[:, :-1] += share[:, :, 0]
     G[:, 1:] += share[:, :, 1]
-    g = zeros(pairs, 2, H)
-    g[:, 0] = alpha[:, None] * query
+    total = zeros(pairs, 2, H)  # the cotangents of all pairs
+    total[:, 0] = alpha[:, None] * query
     chosen = xp.concatenate([merge.near[:, 2] for merge in trace.merges])
-    g[chosen] += arrived.reshape(first, 2, H)
+    total[chosen] += arrived.reshape(leaf_pairs, 2, H)
     children = xp.empty((used, 2, H), dtype=w.dtype)
     for rows in blocks(used, xp):
-        slopes[rows], _ = cell_vjp(slopes[rows], dh_dc[rows], g[rows, 0], g[rows, 1])
+        slopes[rows], _ = cell_vjp(slopes[rows], dh_dc[rows], total[rows, 0], total[rows, 1])
         children[rows, 0], children[rows, 1] = node[left[rows], 0], node[right[rows], 0]
-    da = slopes[:used].reshape(used, 5 * H)
+    da = slopes[:used].reshape(used, 5 * H)  # written over the slopes, which have served
     dw = lambda out=None: xp.matmul(children.reshape(used, 2 * H).T, da, out=out)
     return G[:, :, 0], G[:, :, 1], dw, da.sum(axis=0), (alpha @ pair[:, 0]) / math.sqrt(H)
 
@@ -255,7 +253,10 @@ def backward(trace: Trace, w, q, g_root, choice_vjp):
 @op(enumerated="test_the_linear_time_gradient_is_that_of_the_tape")
 def compose(h, c, w, b, q, *, lengths, sampler, rng, scored: bool = False):
     """`compose_plain`'s (h of the root (B, H), log-probability (B,)), for a sampler whose choices are one-hot."""
-    xp, log_p, steps = array_module(h), 0.0 * h[:, 0, 0], []
+    xp, log_p, steps = array_module(h), 0.0, []
+
+    if getattr(sampler, "support", "hard") != "hard":
+        raise ValueError("a choice between two trees has no tree: soft choices are for compose_plain")
 
     def choose(k, v, mask):
         nonlocal log_p
@@ -263,9 +264,8 @@ def compose(h, c, w, b, q, *, lengths, sampler, rng, scored: bool = False):
         s = sampler.sample(v, rng.site(k), mask)
         mask = asarray_like(mask, h)
         if scored:  # log p(s) and its gradient, s − p
-            p = softmax_array(mask_logits.rule(v.data, mask)[0])
-            log_p = log_p + xp.log((p * s.data).sum(axis=-1))
-            score = s.data - p
+            all_log_p, _ = log_softmax.rule(mask_logits.rule(v.data, mask)[0])
+            log_p, score = log_p + (all_log_p * s.data).sum(axis=-1), s.data - xp.exp(all_log_p)
         steps.append((v, s, score, mask))
         return s.data.argmax(axis=-1)
 
@@ -281,7 +281,7 @@ def compose(h, c, w, b, q, *, lengths, sampler, rng, scored: bool = False):
 
         return backward(trace, w, q, g_root, choice_vjp)
 
-    return (trace.node[trace.root, 0], log_p), rule
+    return (trace.node[trace.root, 0], xp.zeros(len(h), dtype=h.dtype) + log_p), rule
 
 
 def compose_greedy(h, c, w, b, q, *, lengths):

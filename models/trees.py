@@ -107,14 +107,16 @@ def levels(choices, lengths, T: int):
 
     choices (B, T−1), of which row b uses the first lengths[b] − 1.   Nodes are numbered: leaf t of row b is b T + t,
     and the n-th merge of all, in the order of the levels, is B T + n.
-    -> (left, right (n,): the nodes merged;  starts: where each level begins, and n;  root (B,)), all on the host
+    -> (left, right (n,): the nodes merged;  starts: where each level begins, and n;  root (B,)), all on the
+    host.  ValueError for choices that are no tree.
     """
     B, found = len(lengths), []
-    for b in range(B):
-        nodes = [
-            (0, b * T + t) for t in range(lengths[b])
-        ]  # (level, number), the merged ones as (level, [their place])
-        for at in choices[b][: lengths[b] - 1]:
+    for b, (row, n) in enumerate(zip(choices, lengths, strict=True)):
+        # (level, number) of a leaf, and (level, [its place in `found`]) of a merged node, whose number is not known yet
+        nodes = [(0, b * T + t) for t in range(n)]
+        if len(row) < n - 1 or any(not 0 <= at < n - 1 - k for k, at in enumerate(row[: n - 1])):
+            raise ValueError(f"row {b} has {n} tokens, but its choices are not a tree over them")
+        for at in row[: n - 1]:
             (level_l, l), (level_r, r) = nodes[at : at + 2]
             merged = (max(level_l, level_r) + 1, [len(found)])
             found.append((merged[0], l, r))

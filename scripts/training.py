@@ -10,6 +10,7 @@ import math
 import shlex
 import sys
 import time
+from pathlib import Path
 
 from run_folder import Interrupt, RunFolder, UserError, parse_flags, require, user_errors
 
@@ -65,7 +66,7 @@ class Training:
         step = self.epoch * self.steps_per_epoch + step_in_epoch
         raise UserError(
             f"{what} at step {step} (epoch {self.epoch + 1}): training stopped, the last good checkpoint is kept; "
-            "try a smaller --lr or another --tau in a new run."
+            "try a smaller --lr, or another temperature if there is one, in a new run."
         )
 
     # -- the state: everything that a step depends on and that is not addressed by (seed, step)
@@ -153,7 +154,7 @@ def run_script(config_class, training_class, description, argv, may_change, fold
     extra = (
         ("--out", {"help": "the run folder to make (default: a new one below runs/)"}),
         ("--resume", {"help": f"a run folder to go on with; only {', '.join(names[:-1])} and {names[-1]} may change"}),
-        ("--quiet", {"action": "store_true", "default": False, "help": "print nothing but the last line"}),
+        ("--quiet", {"action": "store_true", "default": False, "help": "print nothing but warnings and the last line"}),
     )
     given, other = parse_flags(config_class, description, argv, extra)
     quiet = other["quiet"]
@@ -167,9 +168,12 @@ def run_script(config_class, training_class, description, argv, may_change, fold
             folder.write_config(config, training.backend)  # --epochs may have changed
     else:
         config = dataclasses.replace(config_class(), **given)
+        out = Path(other.get("out") or folder_for(config))
+        with user_errors():  # before any data is made or read
+            require(not out.exists(), f"the output folder {out} exists already: choose another --out.")
         training = training_class(config)
         with user_errors():
-            folder = RunFolder.create(other.get("out") or folder_for(config), config, training.backend)
+            folder = RunFolder.create(out, config, training.backend)
     if not quiet:
         print(f"run folder {folder.path}", file=sys.stderr)
 

@@ -74,7 +74,7 @@ def test_a_run_leaves_its_results_and_ends_with_the_promised_line(tmp_path, caps
     for line in reports:
         assert 0.0 < line["train_loss"] < 3.0
         assert 0.0 < line["valid_loss"] < 3.0
-        assert line["lr"] == 1e-3
+        assert line["lr"] == 3e-3
         assert line["sequences_per_second"] > 0
     first_best = min(line["epoch"] for line in reports if line["valid_accuracy"] == best)
     assert last["best_epoch"] == first_best
@@ -361,7 +361,7 @@ def edit_config(folder, **changes):
         (lambda f: None, ["--dim", "9"], "another configuration (--dim 8, not 9)"),
         (lambda f: None, ["--encoder", "gold"], "another configuration (--encoder latent, not gold)"),
         (lambda f: None, ["--split"], "another configuration (--split False, not True)"),
-        (lambda f: None, ["--lr", "0.1"], "another configuration (--lr 0.001, not 0.1)"),
+        (lambda f: None, ["--lr", "0.1"], "another configuration (--lr 0.003, not 0.1)"),
         (lambda f: None, ["--seed", "1"], "another configuration (--seed 0, not 1)"),
         (lambda f: None, ["--epochs", "1"], "--epochs must not be less"),
         (lambda f: None, ["--out", "elsewhere"], "--out and --resume exclude each other"),
@@ -416,8 +416,8 @@ BAD_FLAGS = [
     (["--backend", "tpu"], "unknown backend 'tpu'; the known ones are auto, cupy, numpy"),
     (["--estimator", "magic"], "unknown estimator 'magic'; the known ones are exact"),
     (["--estimator", "rloo:samples=1"], "samples"),
-    (["--estimator", "disarm-sb"], "Stick-breaking coupled DisARM has to evaluate the cost at points of its own"),
-    (["--estimator", "rebar"], "REBAR has to evaluate the cost at points of its own making"),
+    (["--estimator", "disarm-sb"], "Stick-breaking coupled DisARM needs all choices and their costs in one call"),
+    (["--estimator", "rebar"], "REBAR needs all choices and their costs in one call"),
     (["--estimator", "exact"], "and cannot choose step by step: take an estimator that is a sample with a rule"),
     (["--estimator", "st-identity"], "Straight-through, identity is for bernoulli variables, not 'categorical'"),
     (["--estimator", "rloo", "--tau", "1"], "rloo has no option 'tau'"),
@@ -579,3 +579,35 @@ def test_a_state_that_is_not_a_plateau_s(state):
 def test_a_plateau_out_of_range(options):
     with pytest.raises(ValueError, match=r"factor must be in \(0, 1\) and patience at least 0"):
         plateau(**options)
+
+
+# ---- one step
+
+
+def training_of(**changes):
+    sizes = {"generate": 60, "dim": 8, "hidden": 8, "max_length": 15, "batch": 8}
+    return train_listops.Training(train_listops.Config(**(sizes | changes)))
+
+
+@pytest.mark.parametrize("clip", [5.0, 0.01])
+def test_a_step_follows_the_clipped_gradient_of_the_mean_cost(clip):
+    training, seen = training_of(clip=clip), []
+    batch, optimizer = training.epoch_steps()[0], training.optimizer
+    flat, bias_of = optimizer.flat, training.model.output.bias
+    optimizer.step = lambda: seen.append((np.sqrt(flat.grad @ flat.grad), bias_of.grad.copy()))
+    training.step(batch)
+    ((norm, bias),) = seen
+    # all classes are equally likely at first, so the mean of p − onehot is known
+    expected = 0.1 - np.bincount(batch.labels, minlength=10) / len(batch.labels)
+    whole = np.linalg.norm(expected)  # beside it the other gradients are tiny
+    assert clip == 5.0 or norm == pytest.approx(clip, rel=1e-3)
+    np.testing.assert_allclose(bias, expected * min(1.0, clip / whole), atol=0.02 * clip if clip < 1 else 2e-3)
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    training = training_of()
+    orders = []
+    for training.epoch in (0, 1):
+        orders.append(np.concatenate([batch.index for batch in training.epoch_steps()]))
+    assert sorted(orders[0]) == sorted(orders[1])
+    assert (orders[0] != orders[1]).any()

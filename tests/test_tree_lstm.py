@@ -9,7 +9,7 @@ from minigrad import Rng, Tensor, no_grad
 from minigrad.backend import Backend
 from minigrad.check import audit, check_rule
 from minigrad.optim import Adam
-from models import linear_time, trees
+from models import linear_time, tree_lstm, trees
 from models.composition import Draw, compose_given, compose_plain
 from models.linear_time import compose, compose_greedy
 from models.tree_lstm import TreeLSTM
@@ -82,9 +82,10 @@ def assert_equal(found, expected, tolerance=1e-10):
 
 
 def enlarge(model):
-    """Away from the small initial values, so that no gradient is tiny."""
-    for p, factor in ((model.word.weight, 50.0), (model.query, 200.0), (model.output.weight, 500.0)):
-        p.data *= factor
+    """Away from the small initial values, so that no gradient is tiny and no sequence has all its ReLUs off."""
+    for name, p in model.named_parameters().items():
+        p.data *= {"word.weight": 50.0, "query": 200.0, "output.weight": 500.0}.get(name, 1.0)
+    model.features.bias.data += 1.0
 
 
 # ---- the linear-time rule
@@ -93,9 +94,9 @@ def enlarge(model):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_linear_time_gradient_is_that_of_the_tape(name):
     """Of embeddings, leaf LSTM, composition, query and classifier, for all lengths from 1 to 40 in mixed batches."""
-    model = TreeLSTM(9, 5, dim=4, hidden=3, rng=Rng(0), dtype=np.float64)
+    model = TreeLSTM(9, 5, dim=4, hidden=16, rng=Rng(0), dtype=np.float64)
     enlarge(model)
-    for n, lengths in enumerate(([40, 33, 18, 4, 1], [23, 2, 3, 7], [*range(5, 17)])):
+    for n, lengths in enumerate((range(40, 0, -1), [12] * 3, [23, 2, 3, 7])):
         results, lengths = [], np.array(lengths)
         ids = np.random.default_rng(n).integers(0, 9, (len(lengths), lengths.max()))
         for plain in (False, True):
@@ -106,6 +107,7 @@ def test_the_linear_time_gradient_is_that_of_the_tape(name):
             for p in parameters.values():
                 p.grad = None
         assert_equal(*results)
+        assert np.abs(results[1][0] - np.log(5.0)).min() > 1e-4  # no sequence's gradient ends at ReLUs that are all off
         query = list(parameters).index("query")
         assert np.abs(results[1][1 + query]).max() > 1e-4  # the choices have a gradient to speak of
 
@@ -376,17 +378,19 @@ def test_the_step_stays_on_the_device(encoder, leaves):
     """The stand-in device refuses any wait and any copy to the host; costs and gradients are NumPy's to rounding."""
     if (encoder, leaves) == ("lstm", "affine"):
         return
-    ids, lengths = np.random.default_rng(0).integers(0, 6, (3, 7)), np.array([7, 5, 1])
+    ids, lengths = np.random.default_rng(0).integers(0, 6, (4, 16)), np.array([16, 11, 5, 1])
     results = []
     for backend in (Backend(), DevsimBackend()):
-        model = TreeLSTM(6, 3, dim=4, hidden=4, encoder=encoder, leaves=leaves, rng=Rng(0), dtype=np.float64)
+        model = TreeLSTM(6, 3, dim=4, hidden=16, encoder=encoder, leaves=leaves, rng=Rng(0), dtype=np.float64)
+        enlarge(model)
         model.to(backend)
-        on_device, labels = backend.to_device(ids), backend.to_device(np.array([0, 2, 1]))
+        on_device, labels = backend.to_device(ids), backend.to_device(np.array([0, 2, 1, 2]))
         with forbid("sync", "d2h"):
             cost = model.cost(on_device, lengths, labels, Rng(1), create("gst-1.0"), random_trees(lengths))
             cost.mean().backward()
         results.append([backend.to_host(cost.data), *(backend.to_host(p.grad) for p in model.parameters())])
     assert_equal(results[1], results[0], 1e-12)
+    assert all(np.abs(g).max() > 1e-6 for g in results[0])  # nothing equal because it is zero
 
 
 def test_the_initial_values_are_the_published_ones():
@@ -413,6 +417,10 @@ def test_the_lstm_encoder_reads_the_last_token_of_each_row():
     alone, _ = model.predict(ids[1:, :3], np.array([3]))
     np.testing.assert_allclose(logits[1], alone[0], rtol=1e-12)
     assert choices is None
+    for at, matters in ((2, True), (3, False)):  # the last token, and the padding behind it
+        other = ids.copy()
+        other[1, at] = (other[1, at] + 1) % 6
+        assert np.array_equal(model.predict(other, np.array([5, 3]))[0][1], logits[1]) != matters
 
 
 def test_dropout_is_on_in_training_only():
@@ -450,3 +458,150 @@ class Sampled:
 def test_bad_settings_are_refused_in_one_sentence(settings, message):
     with pytest.raises(ValueError, match=message):
         TreeLSTM(6, 3, rng=Rng(0), **settings)
+
+
+# ---- what mutations of the model would change
+
+
+@pytest.mark.parametrize("evaluate", [compose, compose_plain])
+def test_every_step_draws_noise_of_its_own(evaluate):
+    seen = []
+
+    class Recorded:
+        @staticmethod
+        def sample(logits, rng, mask):
+            seen.append(float(rng.uniform((1,), like=np.empty(0))[0]))
+            return Greedy.sample(logits, rng, mask)
+
+    with no_grad():
+        evaluate(*map(Tensor, (*states([7]), *weights())), lengths=np.array([7]), sampler=Recorded, rng=Rng(0))
+    assert len(set(seen)) == len(seen) == 5
+
+
+def test_what_does_not_exist_is_never_read(monkeypatch):
+    """Rows of absent nodes and pairs: memory that was not written holds NaN here, and no result has one."""
+    empty = np.empty
+
+    def not_a_number(*arguments, **keywords):
+        x = empty(*arguments, **keywords)
+        if x.dtype.kind == "f":
+            x.fill(np.nan)
+        return x
+
+    monkeypatch.setattr(np, "empty", not_a_number)
+    lengths = np.array([7, 5, 2, 1])
+    settings = {"lengths": lengths, "sampler": create("reinmax"), "rng": Rng(0), "scored": True}
+    found = gradients(compose, [*states(lengths), *weights()], **settings)
+    assert all(np.isfinite(x).all() for x in found)
+
+
+def test_the_score_is_divided_by_the_root_of_d():
+    lengths, seen = np.array([3]), []
+    arrays = h, c, w, b, q = [*states(lengths), *weights()]
+
+    class Recorded:
+        @staticmethod
+        def sample(logits, rng, mask):
+            seen.append(logits.data[0].copy())
+            return Greedy.sample(logits, rng, mask)
+
+    with no_grad():
+        for evaluate in (compose, compose_plain):
+            evaluate(*map(Tensor, arrays), lengths=lengths, sampler=Recorded, rng=Rng(0))
+    pairs = [(np.concatenate(h[0, i : i + 2]) @ w + b, c[0, i], c[0, i + 1]) for i in range(2)]
+    expected = [cell_by_hand(*pair)[0] @ q / 2.0 for pair in pairs]
+    for v in seen:
+        np.testing.assert_allclose(v, expected, rtol=1e-12)
+
+
+def cell_by_hand(a, *cells):
+    sigma = lambda x: 1.0 / (1.0 + np.exp(-x))
+    i, *f, u, o = a.reshape(-1, len(cells[0]))
+    c = sigma(i) * np.tanh(u) + sum(sigma(f_n) * c_n for f_n, c_n in zip(f, cells, strict=True))
+    return sigma(o) * np.tanh(c), c
+
+
+@pytest.mark.parametrize("leaves", ["lstm", "affine"])
+def test_dropout_is_on_the_word_vectors_and_before_both_layers_of_the_classifier(monkeypatch, leaves):
+    dropout, seen = tree_lstm.dropout, []
+
+    def recorded(x, keep, *, rate):
+        seen.append((x.shape, rate, keep))
+        return dropout(x, keep, rate=rate)
+
+    monkeypatch.setattr(tree_lstm, "dropout", recorded)
+    model = TreeLSTM(6, 3, dim=40, hidden=40, leaves=leaves, dropout=0.2, rng=Rng(0))
+    lengths = np.array([5, 3])
+    model.cost(np.zeros((2, 5), int), lengths, np.array([0, 1]), Rng(0), create("st"))
+    words = (5, 2, 40) if leaves == "lstm" else (2, 5, 40)
+    assert [(shape, rate) for shape, rate, _ in seen] == [(words, 0.2), ((2, 40), 0.2), ((2, 40), 0.2)]
+    for _, _, keep in seen:
+        assert abs(keep.mean() - 0.8) < 0.15  # 3 standard errors of 80
+    assert not np.array_equal(seen[1][2], seen[2][2])
+
+
+@pytest.mark.parametrize("leaves", ["lstm", "affine"])
+def test_the_model_is_its_formula(leaves):
+    """Two tokens, which leave nothing to choose, written out."""
+    model = TreeLSTM(6, 5, dim=3, hidden=8, leaves=leaves, rng=Rng(3), dtype=np.float64)
+    for p in model.parameters():
+        p.data[...] = np.random.default_rng(p.size).standard_normal(p.shape)
+    s, ids = model.state_dict(), np.array([4, 1])
+    x, state, nodes = s["word.weight"][ids], (np.zeros(3), np.zeros(3)), []
+    for x_t in x:
+        if leaves == "lstm":
+            state = cell_by_hand(x_t @ s["leaf.w_input"] + state[0] @ s["leaf.w_hidden"] + s["leaf.bias"], state[1])
+        else:
+            state = np.split(x_t @ s["leaf.weight"] + s["leaf.bias"], 2)
+        nodes.append(state)
+    (h_l, c_l), (h_r, c_r) = nodes
+    root, _ = cell_by_hand(np.concatenate([h_l, h_r]) @ s["cell_weight"] + s["cell_bias"], c_l, c_r)
+    features = np.maximum(root @ s["features.weight"] + s["features.bias"], 0.0)
+    assert 0 < (features == 0.0).sum() < 8  # the ReLU shows
+    expected = features @ s["output.weight"] + s["output.bias"]
+    np.testing.assert_allclose(model.predict(ids[None], np.array([2]))[0][0], expected, rtol=1e-12)
+
+
+def test_soft_choices_are_composed_on_the_tape():
+    model = TreeLSTM(6, 3, dim=4, hidden=16, rng=Rng(2), dtype=np.float64)
+    enlarge(model)
+    ids, lengths = np.random.default_rng(0).integers(0, 6, (2, 6)), np.array([6, 4])
+    costs = [
+        model.cost(ids, lengths, np.array([0, 2]), Rng(1), create("gumbel-softmax"), plain=p) for p in (False, True)
+    ]
+    np.testing.assert_array_equal(costs[0].data, costs[1].data)
+    hard = model.cost(ids, lengths, np.array([0, 2]), Rng(1), create("st-gs"))
+    assert np.abs(costs[0].data - hard.data).max() > 1e-3
+
+
+def test_affine_leaves_start_as_published():
+    state = TreeLSTM(16, 10, leaves="affine", rng=Rng(0)).state_dict()
+    assert abs(state["leaf.weight"].std() - np.sqrt(2.0 / 300)) < 1e-3
+    assert not state["leaf.bias"].any()
+
+
+def test_the_classifier_starts_as_published():
+    state = TreeLSTM(16, 10, rng=Rng(0)).state_dict()
+    assert abs(state["features.weight"].std() - np.sqrt(2.0 / 300)) < 1e-3
+    for zeros in (state["features.bias"], state["output.bias"], state["leaf.bias"][:300], state["leaf.bias"][600:]):
+        assert not zeros.any()
+
+
+def test_an_episode_attaches_the_cost_minus_its_baseline():
+    f = np.array([3.0, -1.0, 0.5])
+
+    def gradients_of(estimator, costs):
+        log_qs = [Tensor(np.zeros(3), requires_grad=True) for _ in costs]
+        runs = iter(zip(map(Tensor, costs), log_qs, strict=True))
+        estimator.episode(lambda sampler, rng: next(runs), Rng(0)).sum().backward()
+        return [t.grad for t in log_qs]
+
+    assert gradients_of(create("reinforce"), [f])[0].tolist() == f.tolist()
+    estimator = create("reinforce-mean")
+    estimator.load_state_dict({"mean": np.array(0.7), "started": np.array(True)})
+    np.testing.assert_allclose(gradients_of(estimator, [f])[0], f - 0.7)
+    estimator.update()
+    assert estimator.mean == pytest.approx(0.9 * 0.7 + 0.1 * f.mean())
+    costs = [f, f**2, -f]
+    for g, own in zip(gradients_of(create("rloo:samples=3"), costs), costs, strict=True):
+        np.testing.assert_allclose(g, (own - (sum(costs) - own) / 2.0) / 3.0)

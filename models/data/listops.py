@@ -159,7 +159,7 @@ def read(path) -> list[tuple[bytes, int]]:
     """
     path, found = Path(path), []
     try:
-        lines = path.read_text().split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({getattr(error, 'strerror', None) or 'it is not text'}).") from error
     if lines and lines[-1] == "":
@@ -183,7 +183,8 @@ def read(path) -> list[tuple[bytes, int]]:
 
 def write(path, sequences) -> None:
     """The published format, byte for byte."""
-    Path(path).write_text("".join(f"{value}\t{render(tokens)}\n" for tokens, value in sequences))
+    text = "".join(f"{value}\t{render(tokens)}\n" for tokens, value in sequences)
+    Path(path).write_bytes(text.encode())
 
 
 def files(data_dir=None) -> dict[str, Path]:
