@@ -19,6 +19,12 @@ from tqdm import tqdm
 CHECK_EVERY = 100  # steps between two looks at the losses; each look waits for the device
 
 
+def annealed(step: int, start: float, rate: float, least: float, every: int) -> float:
+    """The temperature at a step: max(least, start · e^(−rate·t)) with t the step rounded down to a multiple of `every`
+    (Jang, Gu & Poole 2017). A rate of 0 leaves it at the start."""
+    return max(least, start * math.exp(-rate * (step // every * every)))
+
+
 class Training:
     """Base class. A subclass sets backend, model, optimizer, estimator and steps_per_epoch, and defines
 
