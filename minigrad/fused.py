@@ -101,7 +101,9 @@ def kl_to_fair_coin(logits):
 
 @op
 def kl_to_standard_normal(mean, log_variance):
-    """KL(N(μ, diag σ²) ‖ N(0, I)) = ½ Σᵢ (μᵢ² + σᵢ² − 1 − log σᵢ²) over the last axis.     μ, v = log σ² (..., M) -> (...)
+    """KL(N(μ, diag σ²) ‖ N(0, I)) = ½ Σᵢ (μᵢ² + σᵢ² − 1 − log σᵢ²) over the last axis, in nats.
+
+    μ, v = log σ² (..., M) -> (...)
 
     The expectation of log N(z; μ, σ²) − log N(z; 0, 1) under z ~ N(μ, σ²) is, for one component, with E (z − μ)² = σ²
     and E z² = μ² + σ²:     −½ log σ² − ½ + ½ (μ² + σ²).

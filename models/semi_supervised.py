@@ -27,7 +27,7 @@ import math
 from minigrad import Rng, Tensor, no_grad
 from minigrad.backend import array_module
 from minigrad.fused import bce_with_logits, cross_entropy, kl_to_standard_normal, kl_to_uniform, softmax
-from minigrad.nn import MLP, Linear, Module, parameter, uniform_fan_in
+from minigrad.nn import MLP, Linear, Module, normal, parameter
 from minigrad.ops import matmul, relu, split, stable_sigmoid
 from minigrad.random import one_hot
 
@@ -46,7 +46,8 @@ class WithClass(Module):
 
     def __init__(self, inputs: int, classes: int, hidden, outputs: int, rng: Rng, dtype):
         self.first = Linear(inputs, hidden[0], rng.site("first"), dtype=dtype)
-        self.of_class = parameter(uniform_fan_in(rng.site("class"), (classes, hidden[0]), dtype))
+        # one entry of a one-hot y is not 0, whatever K: a fan-in of 1, and the spread of U(±1)
+        self.of_class = parameter(normal(rng.site("class"), (classes, hidden[0]), dtype, std=math.sqrt(1.0 / 3.0)))
         self.rest = MLP([*hidden, outputs], rng.site("rest"), dtype=dtype)
 
     def __call__(self, a, y) -> Tensor:
