@@ -90,14 +90,14 @@ def forest(path, sentences: list[list[str]], choices) -> None:
     _save(figure, path)
 
 
-def speed(path, seconds: dict[str, dict]) -> None:
-    """Seconds of a step against the length of the sequences, both on logarithmic axes."""
+def speed(path, seconds: dict[str, dict], size: str, step: str) -> None:
+    """Seconds of a step against the size of what it works on, both on logarithmic axes; `size` and `step` say what."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, found in seconds.items():
         axes.loglog(list(found), list(found.values()), marker="o", markersize=4, label=name)
-    axes.set_xlabel("tokens T")
-    axes.set_ylabel("seconds for a training step of 16 sequences")
+    axes.set_xlabel(size)
+    axes.set_ylabel(step)
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     _save(figure, path)
