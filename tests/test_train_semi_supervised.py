@@ -85,6 +85,27 @@ def test_labelled_only_changes_nothing_but_the_objective(tmp_path):
         np.testing.assert_array_equal(a, runs[1][name])
 
 
+def first_losses(**changes):
+    sizes = {"hidden": (8,), "latent": 2, "images": 300, "labels": 20}
+    trained = train_semi_supervised.Training(train_semi_supervised.Config(**(sizes | changes)))
+    trained.step(trained.epoch_steps()[0])
+    return np.array([float(part) for part in trained.losses[0]])
+
+
+def test_alpha_weighs_the_classification_of_the_labels():
+    none, one, three = (first_losses(alpha=alpha) for alpha in (0.0, 1.0, 3.0))
+    np.testing.assert_allclose(three - none, 3.0 * (one - none), rtol=1e-4, atol=1e-5)
+    assert (one - none)[0] == pytest.approx(math.log(10), rel=0.2)
+    assert (one - none)[1] == 0.0
+
+
+def test_an_estimator_that_changes_the_distribution_changes_it_for_the_labels_too():
+    plain, flat = (first_losses(method="sample", estimator=f"st-decoupled:tau_f={tau}") for tau in (1, 1000))
+    assert flat[0] != plain[0]
+    alpha = first_losses(method="sample", estimator="st-decoupled:tau_f=1000", alpha=0.0)
+    assert flat[0] - alpha[0] == pytest.approx(math.log(10), rel=1e-3)  # q(y|x) is uniform
+
+
 def test_labels_are_balanced_and_come_from_the_seed():
     labels = load_images("digits").train_labels
     known, unknown = train_semi_supervised.with_labels(labels, 103, 10, Rng(0))
