@@ -121,11 +121,15 @@ class SemiSupervisedVAE(Module):
 
     # -- evaluation
 
-    def evaluate(self, x, rng: Rng, sharpness: float = 1.0):
-        """(U(x) with y marginalised and one z, the most probable class), arrays (B,)."""
+    def bound(self, x, rng: Rng, sharpness: float = 1.0):
+        """U(x) with the class marginalised and one z, an array (B,)."""
         with no_grad():
-            logits = self.classify(x, sharpness)
-            return self._marginal(x, logits, rng).data, logits.data.argmax(axis=-1)
+            return self._marginal(x, self.classify(x, sharpness), rng).data
+
+    def predict(self, x):
+        """The most probable class of each x, integers (B,)."""
+        with no_grad():
+            return self.classify(x).data.argmax(axis=-1)
 
     def analogies(self, x):
         """The mean images of all classes in the style of each x: z is the mean of q(z|x, ŷ) for the most probable ŷ.
@@ -133,6 +137,6 @@ class SemiSupervisedVAE(Module):
         x (B, D) -> (B, K, D) in (0, 1)
         """
         with no_grad():
-            y = one_hot(self.classify(x).data.argmax(axis=-1), self.classes, x)
+            y = one_hot(self.predict(x), self.classes, x)
             z, _ = self.style(x, y)
             return stable_sigmoid(self.decoder(z, self._all_classes(x)).data).swapaxes(0, 1)

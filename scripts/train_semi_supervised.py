@@ -144,9 +144,10 @@ class Training(training.Training):
             to_device(labels[known]),
             to_device(x[unknown]),
         )
-        self.test = to_device(images.test)
-        if c.pixels == "dynamic":  # the test images are binarised once, the training images at every step
-            self.test = binarise(self.test, self.rng.site("test pixels"))
+        # with dynamic binarisation, the bound is that of test images that are binarised once; the classifier, trained
+        # on random pixels, is given their means, the gray values
+        self.means = to_device(images.test)
+        self.test = self._pixels(self.means, self.rng.site("test pixels"))
 
     @property
     def sharpness(self) -> float:
@@ -178,7 +179,7 @@ class Training(training.Training):
             objective = labelled + unlabelled
         objective.backward()
         self.optimizer.step()
-        if self.estimator is not None and not c.labelled_only:
+        if self.estimator is not None:
             self.estimator.update()
         self.losses.append((labelled.data, unlabelled.data))
         self.step_in_epoch += 1
@@ -190,13 +191,12 @@ class Training(training.Training):
 
     def evaluate(self, rng: Rng) -> tuple[float, float]:
         """(−ELBO with the class marginalised, accuracy of q(y|x)) over the test images."""
-        bounds, found = [], []
+        bounds, classes, to_host = [], [], self.backend.to_host
         for start in range(0, len(self.test), EVALUATION_BATCH):
-            x = self.test[start : start + EVALUATION_BATCH]
-            bound, y = self.model.evaluate(x, rng.site(start), self.sharpness)
-            bounds.append(self.backend.to_host(bound))
-            found.append(self.backend.to_host(y))
-        right = np.concatenate(found) == self.images.test_labels
+            part = slice(start, start + EVALUATION_BATCH)
+            bounds.append(to_host(self.model.bound(self.test[part], rng.site(start), self.sharpness)))
+            classes.append(to_host(self.model.predict(self.means[part])))
+        right = np.concatenate(classes) == self.images.test_labels
         return np.concatenate(bounds).mean(dtype=np.float64), right.mean()
 
     def report(self, first: int, start: float) -> dict:
@@ -223,7 +223,7 @@ class Training(training.Training):
             "losses_label": "−ELBO (nats per image)",
         }
         learning_curves(folder.path / "curve.png", folder.metrics(), **labels)
-        x = self.test[:DRAWN]
+        x = self.means[:DRAWN]
         rows = np.concatenate([self.backend.to_host(a) for a in (x[:, None], self.model.analogies(x))], axis=1)
         images, columns = rows.reshape(-1, x.shape[1]), rows.shape[1]
         title = "test images, and all classes in the style of each"

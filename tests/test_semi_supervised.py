@@ -79,9 +79,8 @@ def test_both_bounds_are_the_formulas(hidden):
     np.testing.assert_allclose(model.labelled(x, LABELS, rng, 0.7, sharpness=1.5).data, expected, rtol=1e-12)
     expected = bound_without_label(state, x, noise_of(rng.site("style")))
     np.testing.assert_allclose(model.unlabelled(x, rng).data, expected, rtol=1e-12)
-    bound, classes = model.evaluate(x, rng)
-    np.testing.assert_allclose(bound, expected, rtol=1e-12)
-    np.testing.assert_array_equal(classes, q_of_class(state, x).argmax(axis=1))
+    np.testing.assert_allclose(model.bound(x, rng), expected, rtol=1e-12)
+    np.testing.assert_array_equal(model.predict(x), q_of_class(state, x).argmax(axis=1))
 
 
 def objective(model, x, rng, estimator=None):
@@ -202,7 +201,7 @@ def test_a_changed_forward_distribution_is_the_one_that_the_bound_is_about():
     expected = bound_without_label(model.state_dict(), many, noise_of(rng.site("style"), n), 0.4)
     difference = values - expected
     assert abs(difference.mean()) < 4.5 * difference.std() / np.sqrt(n)
-    np.testing.assert_allclose(model.evaluate(many, rng, 0.4)[0], expected, rtol=1e-12)
+    np.testing.assert_allclose(model.bound(many, rng, 0.4), expected, rtol=1e-12)
 
 
 def test_the_kl_of_a_normal_is_that_of_the_densities():
@@ -293,7 +292,7 @@ def test_images_without_labels_teach_the_classifier(name):
                 loss = loss + model.unlabelled(x, rng, estimator).mean()
             loss.backward()
             optimizer.step()
-        accuracy[unlabelled] = (model.evaluate(x, Rng(1))[1] == truth).mean()
+        accuracy[unlabelled] = (model.predict(x) == truth).mean()
     assert accuracy[False] < 0.75
     assert accuracy[True] > 0.85
 
