@@ -144,10 +144,8 @@ class Training(training.Training):
             to_device(labels[known]),
             to_device(x[unknown]),
         )
-        # with dynamic binarisation, the bound is that of test images that are binarised once; the classifier, trained
-        # on random pixels, is given their means, the gray values
-        self.means = to_device(images.test)
-        self.test = self._pixels(self.means, self.rng.site("test pixels"))
+        self.test = to_device(images.test)  # binarised once, where the training images are at every step
+        self.test = self._pixels(self.test, self.rng.site("test pixels"))
 
     @property
     def sharpness(self) -> float:
@@ -193,9 +191,9 @@ class Training(training.Training):
         """(−ELBO with the class marginalised, accuracy of q(y|x)) over the test images."""
         bounds, classes, to_host = [], [], self.backend.to_host
         for start in range(0, len(self.test), EVALUATION_BATCH):
-            part = slice(start, start + EVALUATION_BATCH)
-            bounds.append(to_host(self.model.bound(self.test[part], rng.site(start), self.sharpness)))
-            classes.append(to_host(self.model.predict(self.means[part])))
+            x = self.test[start : start + EVALUATION_BATCH]
+            bounds.append(to_host(self.model.bound(x, rng.site(start), self.sharpness)))
+            classes.append(to_host(self.model.predict(x)))
         right = np.concatenate(classes) == self.images.test_labels
         return np.concatenate(bounds).mean(dtype=np.float64), right.mean()
 
@@ -223,7 +221,7 @@ class Training(training.Training):
             "losses_label": "−ELBO (nats per image)",
         }
         learning_curves(folder.path / "curve.png", folder.metrics(), **labels)
-        x = self.means[:DRAWN]
+        x = self.test[:DRAWN]
         rows = np.concatenate([self.backend.to_host(a) for a in (x[:, None], self.model.analogies(x))], axis=1)
         images, columns = rows.reshape(-1, x.shape[1]), rows.shape[1]
         title = "test images, and all classes in the style of each"
