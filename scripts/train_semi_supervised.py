@@ -221,7 +221,7 @@ class Training(training.Training):
             "losses_label": "−ELBO (nats per image)",
         }
         learning_curves(folder.path / "curve.png", folder.metrics(), **labels)
-        x = self.test[:DRAWN]
+        x = self.test[:: -(-len(self.test) // DRAWN)]
         rows = np.concatenate([self.backend.to_host(a) for a in (x[:, None], self.model.analogies(x))], axis=1)
         images, columns = rows.reshape(-1, x.shape[1]), rows.shape[1]
         title = "test images, and all classes in the style of each"
