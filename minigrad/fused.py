@@ -100,6 +100,26 @@ def kl_to_fair_coin(logits):
 
 
 @op
+def kl_to_standard_normal(mean, log_variance):
+    """KL(N(μ, diag σ²) ‖ N(0, I)) = ½ Σᵢ (μᵢ² + σᵢ² − 1 − log σᵢ²) over the last axis, in nats.
+
+    μ, v = log σ² (..., M) -> (...)
+
+    The expectation of log N(z; μ, σ²) − log N(z; 0, 1) under z ~ N(μ, σ²) is, for one component, with E (z − μ)² = σ²
+    and E z² = μ² + σ²:     −½ log σ² − ½ + ½ (μ² + σ²).
+    dμ = g μ       dv = ½ g (σ² − 1)
+    """
+    variance = array_module(mean).exp(log_variance)
+    kl = 0.5 * (mean * mean + variance - 1.0 - log_variance).sum(axis=-1)
+
+    def backward(g):
+        g = g[..., None]
+        return lambda: g * mean, lambda: 0.5 * g * (variance - 1.0)
+
+    return kl, backward
+
+
+@op
 def cross_entropy(logits, labels):
     """ℓ = −log softmax(x)[label].     logits x (..., K), labels (...) of integers in [0, K) -> ℓ (...), nats
 

@@ -5,6 +5,8 @@
     python scripts/bench.py ops      one small op, forward and backward, in a chain of 2,000
     python scripts/bench.py listops  a training step of the latent-tree LSTM in linear time, beside the same on the tape
                                      and in PyTorch, on ten batches of 16 sequences of 6 to 95 tokens
+    python scripts/bench.py classes  a training step of the semi-supervised VAE that sums over its classes, beside one
+                                     that samples the class, for 5 to 100 classes
 
 Each contender runs in a process of its own, so that thread pools do not meet; the processes take turns of about a
 second, and a contender's figure is the median over all its steps.  The sequences are the published validation ones,
@@ -28,9 +30,10 @@ from estimators import create
 from minigrad import Rng, Tensor
 from minigrad.optim import Adam, clip_grad_norm
 from models.data import listops
+from models.semi_supervised import SemiSupervisedVAE
 from models.tree_lstm import TreeLSTM
 from models.vae import CategoricalVAE
-from run_folder import report_errors, user_errors
+from run_folder import report_errors, require, user_errors
 
 import numpy as np
 
@@ -287,6 +290,32 @@ def torch_listops(data_dir):
     return {batch.ids.shape[1]: functools.partial(step, *arrays(batch)) for batch in batches}
 
 
+# ---- contenders for `classes`: each returns {number of classes: a function that does one full step}
+
+CLASSES, LATENT, STYLE_HIDDEN = (5, 10, 20, 50, 100), 50, (500,)
+
+
+def semi_supervised(estimator=None):
+    """100 images with labels and 100 without, 784 pixels; the networks of Kingma et al. (2014)."""
+    rngs = (Rng(0).at(n) for n in itertools.count())
+
+    def contender(K):
+        model, x = SemiSupervisedVAE(PIXELS, K, LATENT, STYLE_HIDDEN, rng=Rng(0)), images()
+        optimizer, labels = Adam(model.parameters(), LR), np.arange(BATCH) % K
+
+        def step():
+            rng = next(rngs)
+            optimizer.zero_grad()
+            labelled = model.labelled(x, labels, rng.site("labelled"))
+            unlabelled = model.unlabelled(x, rng.site("unlabelled"), estimator)
+            (labelled.mean() + unlabelled.mean()).backward()
+            optimizer.step()
+
+        return step
+
+    return {K: contender(K) for K in CLASSES}
+
+
 CONTENDERS = {
     "vae": {
         "matrix products alone": (floor, None),
@@ -306,6 +335,15 @@ CONTENDERS = {
         "minigrad, on the tape": (lambda data_dir: minigrad_listops(data_dir, plain=True), None),
         "PyTorch eager": (torch_listops, "torch"),
     },
+    "classes": {
+        "marginalisation": (semi_supervised, None),
+        "one sample (st-gs)": (lambda: semi_supervised(create("st-gs", TAU)), None),
+    },
+}
+
+AXES = {  # of the figures: what a size is, and what a step does
+    "listops": ("tokens T", "seconds for a training step of 16 sequences"),
+    "classes": ("classes K", "seconds for a training step of 100 + 100 images"),
 }
 
 
@@ -365,6 +403,8 @@ def show(benchmark: str, medians: dict[str, dict]) -> None:
     print(f"NumPy {np.__version__}")
     if benchmark == "listops":
         return show_listops(medians)
+    if benchmark == "classes":
+        return show_classes(medians)
     medians = {name: found[None] for name, found in medians.items()}
     ours = medians["minigrad"]
     if benchmark == "vae":
@@ -405,6 +445,18 @@ def show_listops(medians: dict[str, dict]) -> None:
             print(f"{name} takes {sum(found.values()) / ours:.1f} times as long")
 
 
+def show_classes(medians: dict[str, dict]) -> None:
+    sizes = f"{PIXELS} pixels, hidden {STYLE_HIDDEN[0]}, z {LATENT}"
+    print(f"one training step, semi-supervised VAE, {sizes}, {BATCH} images with and {BATCH} without labels, ", end="")
+    print("float32, Adam: ms\n")
+    summed, sampled = medians.values()
+    print(f"{'classes':24}" + "".join(f"{K:8}" for K in summed))
+    for name, found in medians.items():
+        print(f"{name:24}" + "".join(f"{1e3 * s:8.1f}" for s in found.values()))
+    print(f"{'ratio':24}" + "".join(f"{summed[K] / sampled[K]:8.1f}" for K in summed))
+    print("published, with convolutional networks: 2 for 10 classes, 9.9 for 100 (Jang, Gu & Poole 2017)")
+
+
 @report_errors
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -412,22 +464,26 @@ def main(argv=None) -> None:
     parser.add_argument("--rounds", type=int, default=10, help="how often each contender gets its turn (default 10)")
     parser.add_argument("--seconds", type=float, default=1.0, help="the length of a turn (default 1)")
     parser.add_argument("--data-dir", help="for listops: a folder with listops/valid.tsv; else MINIGRAD_DATA")
-    parser.add_argument("--figure", default="listops-speed.png", help="where listops draws time against length")
+    parser.add_argument(
+        "--figure", help="where time against size is drawn (default listops-speed.png; classes: nowhere)"
+    )
     flags = parser.parse_args(argv)
-    arguments = (flags.data_dir,) if flags.benchmark == "listops" else ()
-    if arguments:
-        from pictures import speed  # the other benchmarks do without matplotlib
-
+    arguments, figure = (), flags.figure
+    if flags.benchmark == "listops":
+        arguments, figure = (flags.data_dir,), figure or "listops-speed.png"
         if "valid" not in listops.files(flags.data_dir):
             print("no listops/valid.tsv in --data-dir or MINIGRAD_DATA: sequences are generated", file=sys.stderr)
         with user_errors():
             listops_batches(flags.data_dir)
+    require(not figure or flags.benchmark in AXES, f"--figure is for {' and '.join(AXES)}: leave it out.")
+    if figure:
+        from pictures import speed  # the other benchmarks do without matplotlib
     medians = measure(flags.benchmark, max(1, flags.rounds), flags.seconds, *arguments)
     show(flags.benchmark, medians)
-    if arguments:
+    if figure:
         with user_errors():
-            speed(flags.figure, medians)
+            speed(figure, medians, *AXES[flags.benchmark])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

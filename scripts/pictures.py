@@ -43,17 +43,28 @@ def page(path, images: np.ndarray, shape: tuple[int, int], title: str, columns: 
     _save(figure, path)
 
 
-def learning_curves(path, metrics: list[dict], title: str) -> None:
-    """Validation accuracy and the losses against the epoch."""
-    lines = [m for m in metrics if "valid_accuracy" in m]
-    epochs = [m["epoch"] for m in lines]
+LISTOPS_LOSSES = {"train_loss": "train, sampled", "valid_loss": "validation, greedy"}
+
+
+def learning_curves(
+    path,
+    metrics: list[dict],
+    title: str,
+    accuracy: str = "valid_accuracy",
+    accuracy_label: str = "validation accuracy (%)",
+    losses: dict[str, str] = LISTOPS_LOSSES,
+    losses_label: str = "−log p(label) (nats)",
+) -> None:
+    """An accuracy (its key in the metrics) and losses ({key: label}) against the epoch, side by side."""
+    lines = [m for m in metrics if accuracy in m]
+    epochs, marker = [m["epoch"] for m in lines], "o" if len(lines) < 60 else None
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(epochs, [100.0 * m["valid_accuracy"] for m in lines], marker="o", markersize=3)
-    left.set_ylabel("validation accuracy (%)")
-    for key, label in (("train_loss", "train, sampled"), ("valid_loss", "validation, greedy")):
-        right.plot(epochs, [m[key] for m in lines], marker="o", markersize=3, label=label)
-    right.set_ylabel("−log p(label) (nats)")
+    left.plot(epochs, [100.0 * m[accuracy] for m in lines], marker=marker, markersize=3)
+    left.set_ylabel(accuracy_label)
+    for key, label in losses.items():
+        right.plot(epochs, [m[key] for m in lines], marker=marker, markersize=3, label=label)
+    right.set_ylabel(losses_label)
     right.legend()
     for axes in (left, right):
         axes.set_xlabel("epoch")
@@ -101,14 +112,14 @@ def forest(path, sentences: list[list[str]], choices) -> None:
     _save(figure, path)
 
 
-def speed(path, seconds: dict[str, dict]) -> None:
-    """Seconds of a step against the length of the sequences, both on logarithmic axes."""
+def speed(path, seconds: dict[str, dict], size: str, step: str) -> None:
+    """Seconds of a step against the size of what it works on, both on logarithmic axes; `size` and `step` say what."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, found in seconds.items():
         axes.loglog(list(found), list(found.values()), marker="o", markersize=4, label=name)
-    axes.set_xlabel("tokens T")
-    axes.set_ylabel("seconds for a training step of 16 sequences")
+    axes.set_xlabel(size)
+    axes.set_ylabel(step)
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     _save(figure, path)

@@ -119,6 +119,7 @@ CASES = [
     (fused.mask_logits, (normal(2, 3), np.array([[True, False, True], [True, True, True]])), {}),
     (fused.kl_to_uniform, (normal(2, 3, 4),), {}),
     (fused.kl_to_fair_coin, (2 * normal(2, 3),), {}),
+    (fused.kl_to_standard_normal, (normal(2, 3), normal(2, 3)), {}),
     (fused.cross_entropy, (normal(5, 3), integers(3, 5)), {}),
     (fused.bce_with_logits, (3 * normal(2, 4), _rng.random((2, 4))), {}),
     (fused.bce_with_logits, (normal(3, 2, 4), _rng.random((2, 4))), {}),
