@@ -164,7 +164,8 @@ class Specification:
         require(report["metrics"] and isinstance(report["metrics"], list), "[report] metrics must be a list of names.")
         require(report["better"] in ("lower", "higher"), '[report] better must be "lower" or "higher".')
         report["curve"] = report["curve"] or report["metrics"][0]
-        return cls(name, script, found.get("title", name), fixed, grid, cases, report)
+        title = ("Small version of: " if small else "") + found.get("title", name)
+        return cls(name, script, title, fixed, grid, cases, report)
 
     def runs(self, **override) -> list[Run]:
         """All runs, in the order of the file, each once.   override: flags from the command line
