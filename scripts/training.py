@@ -19,6 +19,17 @@ from tqdm import tqdm
 CHECK_EVERY = 100  # steps between two looks at the losses; each look waits for the device
 
 
+def annealed(step: int, start: float, rate: float, least: float, every: int) -> float:
+    """The temperature of a step (Jang, Gu & Poole 2017, section 4.2):  τ = max(least, start · e^(−rate·t)).
+
+    t is the step rounded down to a multiple of `every`, so that τ changes only then.  step from 0, rate ≥ 0,
+    every ≥ 1.  rate = 0 keeps `start`.
+    """
+    if rate == 0.0:
+        return start
+    return max(least, start * math.exp(-rate * (step // every * every)))
+
+
 class Training:
     """Base class. A subclass sets backend, model, optimizer, estimator and steps_per_epoch, and defines
 
