@@ -2,10 +2,13 @@
 
     x (B, I)  --layer 0-->  d₁ ~ p(d₁|x)  --layer 1-->  d₂ ~ p(d₂|d₁)  -- … -->  logits of p(y|d) (B, O)
 
-Every layer is linear, its units are bits or one-hot variables, and the lower half y of an image has many completions
-for one upper half x: a deterministic network can only give their mean, pixel by pixel, and this one can choose (Raiko,
-Berglund, Alain & Dinh 2015; Jang, Gu & Poole 2017, section 4.1). Training lowers E[−log p(y|d)] with one sample,
-evaluation gives −log (1/M) Σₘ p(y|dₘ) with many.
+Every layer is linear, and its units are bits or one-hot variables. One upper half x of an image has many lower halves
+y; a deterministic network gives their mean, pixel by pixel, and this one can choose (Raiko, Berglund, Alain & Dinh
+2015; Jang, Gu & Poole 2017, section 4.1). Training lowers E[−log p(y|d)], evaluation gives −log (1/M) Σₘ p(y|dₘ).
+
+No part of the network sees y before it answers, so with one sample d and y are independent given x, and the best that
+it can do in training is p(y|d) = p(y|x): its noise is a regulariser. Several samples, −log (1/M) Σₘ p(y|dₘ) in training
+as well, reward a network whose samples differ, since one of them has to be right.
 
 The estimators nest: the cost of layer l is what the estimator of layer l + 1 says of the network above it.
 
@@ -17,7 +20,7 @@ sees one function of d₁, and what is unbiased for every function is so for eac
 get their gradient from the evaluations that the value is made of, not from those that serve a control variate
 (`estimators.base.value_and_grad`). And each layer's estimator has a state of its own, and learns from the first
 evaluation after its `update`, which is at a sample. What would be wrong is a value that is not linear in the cost,
-which here is an estimate: a bound of several samples is for the last layer only.
+which here is an estimate: a bound of several samples is for the last layer only, and score functions train with one.
 """
 
 from __future__ import annotations
@@ -82,14 +85,19 @@ class StochasticNetwork(Module):
 
     # -- training
 
-    def cost(self, x, y, estimators, rng: Rng) -> Tensor:
-        """E[−log p(y|d)] with one sample, (B,) in nats, with all gradients attached.
+    def cost(self, x, y, estimators, rng: Rng, samples: int = 1) -> Tensor:
+        """E[−log p(y|d)] with one sample, or −log (1/M) Σₘ p(y|dₘ) with M, (B,) in nats, with all gradients attached.
 
-        x (B, I), y (B, O): arrays.  estimators: one for each stochastic layer, the first one next to x.
-        ValueError if they are too many or too few, shared, for the other kind of variables, or cannot be nested.
+        x (B, I), y (B, O): arrays.  estimators: one for each stochastic layer, the first one next to x.  samples: M.
+        ValueError if they are too many or too few, shared, for the other kind of variables, or cannot be nested; for
+        M > 1, if one of them is not a sample with a rule (`estimators.Sampler`).
         """
-        self._check(estimators)
-        return self._cost_given(Tensor(x), 0, y, estimators, rng)
+        self._check(estimators, samples)
+        if samples == 1:
+            return self._cost_given(Tensor(x), 0, y, estimators, rng)
+        x, y = (array_module(a).concatenate([a] * samples) for a in (x, y))
+        costs = self._cost_given(Tensor(x), 0, y, estimators, rng).reshape(samples, -1)
+        return math.log(samples) - logsumexp(-costs, axis=0)
 
     def _cost_given(self, below, l, y, estimators, rng):
         """E[−log p(y|d)] over layer l and those above it, given the layer below."""
@@ -99,7 +107,9 @@ class StochasticNetwork(Module):
         cost = lambda d: self._cost_given(d, l + 1, y, estimators, rng)
         return estimators[l](theta, cost, rng.site(l), inputs=below.data)
 
-    def _check(self, estimators) -> None:
+    def _check(self, estimators, samples) -> None:
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}.")
         if len(estimators) != self.depth or len({id(e) for e in estimators}) < self.depth:
             raise ValueError(
                 f"a network of {self.depth} stochastic layers needs as many estimators, each with a state of its own: "
@@ -110,6 +120,11 @@ class StochasticNetwork(Module):
                 raise ValueError(
                     f"the layers have {self.code} variables, but layer {l} got {estimator.title} "
                     f"for {estimator.code.name} ones."
+                )
+            if samples > 1 and not hasattr(estimator, "sample"):
+                raise ValueError(
+                    f"{estimator.title} is no sample with a rule: it estimates the gradient of a mean of costs, which "
+                    f"the bound of {samples} samples is not; train with one."
                 )
             if estimator.multi_sample and l < self.depth - 1:
                 raise ValueError(

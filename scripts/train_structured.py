@@ -70,13 +70,23 @@ class Config:
     optimizer: str = flag("adam", f"one of {', '.join(OPTIMIZERS)}; published: sgd")
     momentum: float = flag(0.9, "momentum of sgd")
     seed: int = flag(0, "fixes the initial weights, the order of the images and all noise")
+    train_samples: int = flag(1, "M > 1: train −log of the mean of p(y|d) over M samples; for samples with a rule")
     samples: int = flag(1000, "M, hard samples of each test image for the negative log-likelihood at the end")
     backend: str = flag("numpy", f"one of {', '.join(BACKENDS)}")
     dtype: str = flag("float32", f"one of {', '.join(DTYPES)}")
 
     def check(self) -> None:
         """UserError, one sentence, for the first value out of range; names are checked where they are looked up."""
-        for name in ("variables", "categories", "layers", "epochs", "batch", "samples", "anneal_every"):
+        for name in (
+            "variables",
+            "categories",
+            "layers",
+            "epochs",
+            "batch",
+            "train_samples",
+            "samples",
+            "anneal_every",
+        ):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}.")
         require(math.isfinite(self.anneal) and self.anneal >= 0.0, f"--anneal must be at least 0, got {self.anneal}.")
@@ -171,7 +181,7 @@ class Training(training.Training):
                 tau = annealed(step, self.tau, c.anneal, c.tau_least, c.anneal_every)
                 for estimator in self.estimator:
                     estimator.tau = tau
-            cost = self.model.cost(x, y, self.estimator, rng.site("network"))
+            cost = self.model.cost(x, y, self.estimator, rng.site("network"), c.train_samples)
         cost.mean().backward()
         self.optimizer.step()
         if self.estimator is not None:
