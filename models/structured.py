@@ -89,10 +89,10 @@ class StochasticNetwork(Module):
         """E[−log p(y|d)] with one sample, or −log (1/M) Σₘ p(y|dₘ) with M, (B,) in nats, with all gradients attached.
 
         x (B, I), y (B, O): arrays.  estimators: one for each stochastic layer, the first one next to x.  samples: M.
-        ValueError if they are too many or too few, shared, for the other kind of variables, or cannot be nested; for
-        M > 1, if one of them is not a sample with a rule (`estimators.Sampler`).
+        ValueError if there are too many estimators or too few, if one serves two layers, is for the other kind of
+        variables, or cannot be nested; for M > 1, if one of them is no sample with a rule (`estimators.Sampler`).
         """
-        self._check(estimators, samples)
+        self.check(estimators, samples)
         if samples == 1:
             return self._cost_given(Tensor(x), 0, y, estimators, rng)
         x, y = (array_module(a).concatenate([a] * samples) for a in (x, y))
@@ -107,7 +107,8 @@ class StochasticNetwork(Module):
         cost = lambda d: self._cost_given(d, l + 1, y, estimators, rng)
         return estimators[l](theta, cost, rng.site(l), inputs=below.data)
 
-    def _check(self, estimators, samples) -> None:
+    def check(self, estimators, samples: int = 1) -> None:
+        """ValueError, one sentence, for estimators that cannot train the network: see `cost`."""
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}.")
         if len(estimators) != self.depth or len({id(e) for e in estimators}) < self.depth:

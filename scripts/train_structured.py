@@ -140,6 +140,9 @@ class Training(training.Training):
                 self.tau = getattr(self.estimator[0], "tau", None)
             else:
                 require(c.tau is None, "a network without an estimator has no temperature: leave out --tau.")
+                require(
+                    c.train_samples == 1, "a network without an estimator has no samples: leave out --train-samples."
+                )
             require(
                 c.anneal == 0.0 or (self.estimator is not None and isinstance(self.estimator[0], TemperedSampler)),
                 f"the estimator {c.estimator} has no temperature that could be annealed: leave out --anneal.",
@@ -153,6 +156,8 @@ class Training(training.Training):
             self.seen = height // 2 * width  # pixels of the upper half, which come first
             sizes = (self.seen, height * width - self.seen, variables, categories, c.layers)
             self.model = StochasticNetwork(*sizes, rng=self.rng.site("weights"), dtype=np.dtype(c.dtype))
+            if self.estimator is not None:
+                self.model.check(self.estimator, c.train_samples)
             self.model.to(self.backend)
             options = {"momentum": c.momentum} if c.optimizer == "sgd" else {}
             self.optimizer = OPTIMIZERS[c.optimizer](self.model.parameters(), c.lr, **options)

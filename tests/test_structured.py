@@ -225,6 +225,16 @@ def test_an_estimator_learns_from_the_sample_however_often_the_layer_below_evalu
         np.testing.assert_array_equal(states[0][name], states[1][name], err_msg=name)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_learned_baseline_sees_what_the_layer_sees(kind):
+    model, x, y = tiny(kind)
+    estimators = estimators_of(model, "nvil")
+    model.cost(x, y, estimators, Rng(0))
+    assert [e.inputs.shape for e in estimators] == [(1, 4), (1, *model.code_shape)]
+    np.testing.assert_array_equal(estimators[0].inputs, x)
+    assert set(np.unique(estimators[1].inputs)) <= {0.0, 1.0}
+
+
 @pytest.mark.parametrize("spec", [*SEVERAL, "darn:expand_at=half", "reinforce-mean", "nvil"])
 def test_weights_learn_from_the_sample_alone(spec):
     """Evaluations that serve a control variate leave nothing in the weights above: they have REINFORCE's gradient."""
@@ -400,31 +410,66 @@ def test_a_training_step_neither_waits_nor_copies_and_gives_numpy_s_bits(name, k
         np.testing.assert_array_equal(a, b)
 
 
-JANG = ["reinforce-mean", "nvil", "muprop", "st", "gumbel-softmax", "st-gs"]
-PUBLISHED = [(n, k) for n in JANG for k in KINDS]
-PUBLISHED += [("darn", "bernoulli"), ("zgr", "categorical"), ("st-slope:rate=0.01", "bernoulli")]
+@pytest.mark.parametrize("spec", ["st", "gumbel-softmax"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bound_of_several_samples_is_that_of_their_single_costs(kind, spec):
+    model, x, y = tiny(kind)
+    x, y = (np.concatenate([a, 1.0 - a]) for a in (x, y))
+    single = model.cost(*(np.concatenate([a] * 3) for a in (x, y)), estimators_of(model, spec), Rng(0)).data
+    bound = model.cost(x, y, estimators_of(model, spec), Rng(0), samples=3)
+    np.testing.assert_allclose(bound.data, -np.log(np.exp(-single.reshape(3, 2)).mean(axis=0)), rtol=1e-12)
+    assert audit(bound.sum()).ok
+    for name in ("reinforce", "muprop", "exact", "rebar"):
+        with pytest.raises(ValueError, match="no sample with a rule"):
+            model.cost(x, y, estimators_of(model, name), Rng(0), samples=2)
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        model.cost(x, y, estimators_of(model, spec), Rng(0), samples=0)
 
 
-@pytest.mark.parametrize(("name", "kind"), PUBLISHED)
-def test_a_network_that_can_choose_beats_the_best_one_that_cannot(name, kind):
-    """Two completions for each upper half, one the inverse of the other: the mean is gray everywhere, 12 log 2 nats,
-    and a network that chooses one of them needs log 2."""
-    pattern = (Rng(0).site("pattern").uniform((2, 12)) > 0.5).astype(np.float32)
-    x = np.repeat(np.eye(2, dtype=np.float32), 20, axis=0)
-    y = np.where(np.arange(40)[:, None] % 2 == 0, np.repeat(pattern, 20, axis=0), 1 - np.repeat(pattern, 20, axis=0))
-    y = y.astype(np.float32)
-    sizes = (6, None) if kind == "bernoulli" else (3, 4)
-    model = StochasticNetwork(2, 12, *sizes, rng=Rng(0))
-    optimizer, estimators = Adam(model.parameters(), 2e-2), estimators_of(model, name)
-    for step in range(400):
+SAMPLERS = [(n, k) for n in ("st", "gumbel-softmax", "st-gs") for k in KINDS]
+SAMPLERS += [("darn", "bernoulli"), ("zgr", "categorical"), ("st-slope:rate=0.002", "bernoulli")]
+JANG = [*SAMPLERS, *((n, k) for n in ("reinforce-mean", "nvil", "muprop") for k in KINDS)]
+
+
+def trained(name, kind, x, y, steps, samples):
+    """(the network, the sharpness of its layers)"""
+    model = StochasticNetwork(x.shape[1], 16, *((8, None) if kind == "bernoulli" else (4, 4)), rng=Rng(0))
+    optimizer, estimators = Adam(model.parameters(), 3e-2), estimators_of(model, name)
+    for step in range(steps):
         optimizer.zero_grad()
-        model.cost(x, y, estimators, Rng(0).at(step)).mean().backward()
+        model.cost(x, y, estimators, Rng(0).at(step), samples).mean().backward()
         optimizer.step()
         for estimator in estimators:
             estimator.update()
-    sharpness = [e.sharpness for e in estimators]
-    assert model.nll(x, y, Rng(1), 100, sharpness=sharpness).mean() < 0.7 * 12 * np.log(2)
-    if name != "reinforce-mean":  # sampled completions are sharper than their mean
-        p = 1 / (1 + np.exp(-model.sample(x, 200, Rng(2), sharpness)))
+    return model, [e.sharpness for e in estimators]
+
+
+def patterns():
+    """Forty images of four patterns, and −log p of the best guess without knowing which."""
+    y = np.tile((Rng(0).site("pattern").uniform((4, 16)) > 0.5).astype(np.float32), (10, 1))
+    p = np.clip(y.mean(axis=0), 1e-6, 1 - 1e-6)
+    return y, -float((p * np.log(p) + (1 - p) * np.log(1 - p)).sum())
+
+
+@pytest.mark.parametrize(("name", "kind"), JANG)
+def test_each_of_the_published_estimators_learns_what_follows_from_what_is_seen(name, kind):
+    y, blind = patterns()
+    x = np.tile(np.eye(4, dtype=np.float32), (10, 1))
+    model, sharpness = trained(name, kind, x, y, steps=200, samples=1)
+    assert model.nll(x, y, Rng(1), 100, sharpness=sharpness).mean() < 0.5 * blind
+
+
+@pytest.mark.parametrize(("name", "kind"), SAMPLERS)
+def test_a_network_trained_with_several_samples_chooses_and_one_trained_with_one_does_not(name, kind):
+    """Four lower halves for the one upper half. No deterministic network is better than `blind`."""
+    y, blind = patterns()
+    x = np.ones((40, 1), np.float32)
+    nll = {}
+    for samples, sharper in ((1, False), (8, True)):
+        model, sharpness = trained(name, kind, x, y, steps=120, samples=samples)
+        nll[samples] = model.nll(x, y, Rng(1), 100, sharpness=sharpness).mean()
+        p = 1 / (1 + np.exp(-model.sample(x[:1], 500, Rng(2), sharpness)))
         contrast = lambda p: np.abs(p - 0.5).mean()
-        assert contrast(p) > contrast(p.mean(axis=0)) + 0.1
+        assert (contrast(p) > contrast(p.mean(axis=0)) + 0.1) == sharper
+    assert nll[8] < 0.6 * blind
+    assert nll[1] > 0.9 * blind
