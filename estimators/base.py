@@ -42,7 +42,8 @@ class Estimator:
     """Base class. A subclass states its facts as class attributes and implements `estimate`.
 
     State (a running baseline, for example) lives in attributes named by `state`, or in `learned`, and changes only in
-    `update`.
+    `update`, by what the first call since the update before has seen: in a network of several layers, the estimator
+    below may evaluate this one at more points, and the first of them is at a sample (for hard `support`).
     """
 
     title = ""  # its name in words
@@ -60,7 +61,7 @@ class Estimator:
     multi_sample = False  # is its value −log mean e^(−f), a bound of several samples, instead of a mean of costs?
     state: tuple[str, ...] = ()
     learned: Learned | None = None  # parameters that it trains by itself
-    _latest = None  # what the latest call saw, for `update`
+    _latest = None  # what `update` shall learn from
 
     def __init_subclass__(cls):
         cls.code = cls.codes[0]
@@ -92,8 +93,11 @@ class Estimator:
                 )
             return f
 
-        self.inputs = inputs
-        return self.estimate(self._masked(logits, mask), per_example, rng)
+        self.inputs, seen = inputs, self._latest
+        value = self.estimate(self._masked(logits, mask), per_example, rng)
+        if seen is not None:
+            self._latest = seen
+        return value
 
     def estimate(self, logits, cost, rng):
         raise NotImplementedError
@@ -118,7 +122,7 @@ class Estimator:
         """ValueError if the estimator cannot handle so many variables of so many categories."""
 
     def update(self) -> None:
-        """Learn from the costs of the latest call; to be called once after each training step."""
+        """Learn from the costs of the first call since the last update; to be called once after each training step."""
         if self.learned is not None:
             self.learned.step()
 

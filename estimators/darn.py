@@ -79,5 +79,6 @@ class Darn(Sampler):
         if self.expand_at == "sample":
             return super().estimate(logits, cost, rng)
         p, b = self.code.probability(logits.data), self.code.sample(rng, logits.data)
+        f = cost(Tensor(b))
         _, half_g = value_and_grad(cost, array_module(p).full(p.shape, 0.5, dtype=p.dtype))
-        return attach_gradient(cost(Tensor(b)), logits, darn_half_gradient(p, b, half_g))
+        return attach_gradient(f, logits, darn_half_gradient(p, b, half_g))

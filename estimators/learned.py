@@ -47,11 +47,13 @@ class Learned:
         return self.parameters[name].data
 
     def learn(self, gradients: dict) -> None:
-        """Gradients of the estimator's own objective, arrays shaped like the parameters, for the next `step`."""
-        self._gradients = gradients
+        """Gradients of the estimator's own objective, arrays shaped like the parameters, for the next `step`; what
+        comes after the first ones is not taken."""
+        if self._gradients is None:
+            self._gradients = gradients
 
     def step(self) -> None:
-        """Descend once along the latest gradients; without new ones nothing happens."""
+        """Descend once along the gradients; without new ones nothing happens."""
         if self._gradients is None:
             return
         self._optimizer.zero_grad()

@@ -43,7 +43,7 @@ class Spsa(Estimator):
         noise, c = code.noise(rng.site("common"), theta), self.width
         xp = array_module(theta)
         delta = xp.where(rng.site("signs").uniform(theta.shape, like=theta) < 0.5, -1.0, 1.0).astype(theta.dtype)
+        f = cost(Tensor(code.sample(rng, theta)))
         with no_grad():
             plus, minus = (cost(Tensor(code.harden(theta + s * c * delta + noise))).data for s in (1.0, -1.0))
-        f = cost(Tensor(code.sample(rng, theta)))
         return attach_gradient(f, logits, spsa_gradient(plus, minus, delta, c))

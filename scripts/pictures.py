@@ -11,16 +11,16 @@ def _save(figure: Figure, path) -> None:
     FigureCanvasAgg(figure).print_figure(path, dpi=150)
 
 
-def curves(path, metrics: list[dict], title: str) -> None:
-    """−ELBO against the epoch, for training and test images."""
+def curves(path, metrics: list[dict], title: str, what="−ELBO (nats per image)", labels=("train", "test")) -> None:
+    """−ELBO, or `what` it is, against the epoch, for training and test images."""
     lines = [m for m in metrics if "train" in m]
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     epochs = [m["epoch"] for m in lines]
-    for key, label in (("train", "train"), ("test", "test")):
+    for key, label in zip(("train", "test"), labels, strict=True):
         axes.plot(epochs, [m[key] for m in lines], label=label, marker="o" if len(lines) < 20 else None, markersize=3)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("−ELBO (nats per image)")
+    axes.set_ylabel(what)
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()

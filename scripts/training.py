@@ -21,7 +21,13 @@ CHECK_EVERY = 100  # steps between two looks at the losses; each look waits for 
 
 
 def annealed(step: int, start: float, rate: float, least: float, every: int) -> float:
-    """τ = max(least, start · e^(−rate·t)) at the step t, changed every `every` steps (Jang, Gu & Poole 2017)."""
+    """The temperature of a step (Jang, Gu & Poole 2017, section 4.2):  τ = max(least, start · e^(−rate·t)).
+
+    t is the step rounded down to a multiple of `every`, so that τ changes only then.  step from 0, rate ≥ 0,
+    every ≥ 1.  rate = 0 keeps `start`.
+    """
+    if rate == 0.0:
+        return start
     return max(least, start * math.exp(-rate * (step // every * every)))
 
 
