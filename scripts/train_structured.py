@@ -1,6 +1,7 @@
 """Train a stochastic network to complete images: the lower half from the upper half, with any of the estimators.
 
     python scripts/train_structured.py                             # the embedded 8×8 digits, half a minute
+    python scripts/train_structured.py --train-samples 20          # a minute, and completions that differ
     python scripts/train_structured.py --estimator none            # the deterministic network of the same size
     python scripts/train_structured.py --data mnist --optimizer sgd --lr 1e-3 --code categorical --epochs 100
     python scripts/train_structured.py --resume runs/NAME          # goes on bit for bit where it stopped
