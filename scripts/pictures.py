@@ -174,3 +174,16 @@ def _grid(path, panels, columns: int = 2):
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     _save(figure, path)
+
+
+def several_curves(path, curves: dict[str, tuple[list, list]], label: str) -> None:
+    """One metric of several runs against the epoch.   curves: {name: (epochs, values)}"""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, (epochs, values) in curves.items():
+        axes.plot(epochs, values, marker="o", markersize=3, label=name)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label.replace("_", " "))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)

@@ -1,0 +1,34 @@
+"""Draw one metric of several runs against the epoch, finished or not.
+
+python scripts/draw_curves.py runs/A runs/B --metric valid_accuracy --out curves.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pictures import several_curves
+from run_folder import METRICS, RunFolder, report_errors, require, user_errors
+
+
+@report_errors
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("runs", nargs="+", help="run folders; NAME=FOLDER gives a curve that name")
+    parser.add_argument("--metric", default="valid_accuracy", help="a key of metrics.jsonl (default valid_accuracy)")
+    parser.add_argument("--out", default="curves.png", help="where the picture goes (default curves.png)")
+    flags, curves = parser.parse_args(argv), {}
+    for text in flags.runs:
+        name, _, path = text.rpartition("=")
+        with user_errors():
+            lines = [m for m in RunFolder(Path(path)).metrics() if "epoch" in m and flags.metric in m]
+        require(lines, f"{path} has no {METRICS} with {flags.metric}: give another run folder or --metric.")
+        curves[name or Path(path).name] = ([m["epoch"] for m in lines], [m[flags.metric] for m in lines])
+    with user_errors():
+        several_curves(flags.out, curves, flags.metric)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
