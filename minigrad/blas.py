@@ -1,4 +1,4 @@
-"""Let OpenBLAS use the processor it runs on.
+"""Let OpenBLAS use the processor it runs on, and a training program keep its memory.
 
 OpenBLAS, which NumPy's wheels contain, chooses its kernels by the processor's model number and falls back to those for
 AVX2 on models it does not know. AMD's Zen 5 is one of them (OpenBLAS 0.3.31): its matrix products run about 1.5 times
@@ -8,9 +8,11 @@ as fast with the AVX-512 kernels. The choice can be set in the environment, but 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h; 32 MiB is the most that glibc takes for the latter
 VARIABLE = "OPENBLAS_CORETYPE"
 _AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
 _ZEN5 = 26  # the family number of Zen 5; OpenBLAS knows Zen 1 to 4 (23 to 25)
@@ -35,3 +37,16 @@ def choose_kernels() -> None:
         return
     if kernels:
         os.environ[VARIABLE] = kernels
+
+
+def keep_freed_memory() -> bool:
+    """Ask glibc to keep the memory of freed arrays for the next ones; whether it agreed. For programs that train.
+
+    By default it returns the large ones to the system, which hands them back zeroed, page by page, at every step: of a
+    training step of the latent-tree LSTM that was a seventh. The process then keeps the most memory it ever used.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, 32 * 2**20)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))

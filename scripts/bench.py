@@ -28,6 +28,7 @@ from time import perf_counter
 
 from estimators import create
 from minigrad import Rng, Tensor
+from minigrad.blas import keep_freed_memory
 from minigrad.optim import Adam, clip_grad_norm
 from models.data import listops
 from models.semi_supervised import SemiSupervisedVAE
@@ -349,6 +350,8 @@ AXES = {  # of the figures: what a size is, and what a step does
 
 def _contender(benchmark, name, arguments, pipe):
     """A process: build the steps, then time them for a while whenever asked."""
+    if "minigrad" in name:
+        keep_freed_memory()  # as the training scripts do
     try:
         steps = CONTENDERS[benchmark][name][0](*arguments)
         steps = steps if isinstance(steps, dict) else {None: steps}

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from minigrad.blas import keep_freed_memory
 from run_folder import Interrupt, RunFolder, UserError, parse_flags, require, user_errors
 
 import numpy as np
@@ -156,6 +157,7 @@ def run_script(config_class, training_class, description, argv, may_change, fold
 
     may_change: the flags that a resumed run may change.  folder_for(config): where a run goes without --out.
     """
+    keep_freed_memory()
     names = [f"--{name.replace('_', '-')}" for name in may_change]
     extra = (
         ("--out", {"help": "the run folder to make (default: a new one below runs/)"}),

@@ -1,6 +1,9 @@
 """Checkpoints: exact, whole, or refused."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 from minigrad import blas, checkpoint
 
@@ -62,6 +65,7 @@ def test_a_file_with_numbers_that_numpy_does_not_have_is_refused(tmp_path):
         checkpoint.load(path)
 
 
+ROOT = Path(__file__).parents[1]
 CPU = "processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\n"
 AVX512 = "avx512f avx512cd avx512bw avx512dq avx512vl"
 
@@ -78,3 +82,24 @@ AVX512 = "avx512f avx512cd avx512bw avx512dq avx512vl"
 def test_openblas_is_told_only_about_processors_it_does_not_know(vendor, family, flags, expected):
     assert blas.kernels_for(CPU.format(vendor=vendor, family=family, flags=flags)) == expected
     assert blas.kernels_for("") is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
+def test_freed_memory_is_kept_for_the_next_array():
+    """Page faults of a process that makes and frees an array of 24 MiB again and again, with and without."""
+    code = (
+        "import sys, resource, numpy as np\nfrom minigrad.blas import keep_freed_memory\n"
+        "if sys.argv[1] == 'keep' and not keep_freed_memory(): print(-1); sys.exit()\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for n in range(12):\n    if n == 2: before = faults()\n"
+        "    a = np.full(3 * 2**20, 1.0); b = np.full(9, 1.0); del a\n"
+        "print(faults() - before)"
+    )
+    kept, usual = (
+        int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, check=True, cwd=ROOT).stdout)
+        for how in ("keep", "usual")
+    )
+    if kept < 0:
+        pytest.skip("this C library has no mallopt")
+    assert kept < 500  # pages of 4 KiB; one array has 6144
+    assert usual >= kept
