@@ -209,7 +209,7 @@ def autograd_ops():
 
 # ---- contenders for `listops`: each returns {size of the batch: a function that does one full step on it}
 
-DIM, DROPOUT, CLIP, BATCHES, SEQUENCES, LONGEST = 300, 0.5, 5.0, 10, 16, 99
+DIM, DROPOUT, CLIP, BATCHES, SEQUENCES, LONGEST = 300, 0.5, 5.0, 10, 16, 95
 
 
 def listops_batches(data_dir):
