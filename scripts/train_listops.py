@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 BRANCHING = {"left": trees.left_branching, "right": trees.right_branching, "balanced": trees.balanced}
 ENCODERS = ("latent", "lstm", *BRANCHING, "gold")
 DTYPES = ("float32", "float64")
-EVALUATION_BATCH = 64
+EVALUATION_BATCH, EVALUATION_TOKENS = 64, 64 * 100
 BEST = "best.safetensors"
 MOST = 2_000_000  # sequences that fit into a few gigabytes of memory
 SHORTEST = 5  # tokens that --max-length has to allow: [ MIN 2 9 ]
@@ -113,12 +113,26 @@ def known_trees(encoder: str, sequences, batch, split: bool):
     return choices
 
 
+def evaluation_batches(sequences, tokenizer) -> list:
+    """Batches of at most EVALUATION_BATCH sequences and, but for a single one, EVALUATION_TOKENS tokens with padding:
+    lists of a thousand tokens exist, and 64 of them would need gigabytes."""
+    found = []
+    for batch in listops.batches(sequences, tokenizer, EVALUATION_BATCH):
+        rows = max(1, EVALUATION_TOKENS // batch.ids.shape[1])
+        for start in range(0, len(batch.index), rows):
+            part = slice(start, start + rows)
+            T = batch.lengths[part].max()
+            arrays = (batch.ids[part, :T], batch.lengths[part], batch.labels[part], batch.index[part])
+            found.append(listops.Batch(*arrays))
+    return found
+
+
 def evaluate(model, config: Config, sequences, tokenizer, backend):
     """(loss, right, choices): −log p(label) and whether the label was found (N,), and the trees that the model chose, a
     list of arrays (T−1,), or None. Greedy, without dropout."""
     loss, right = np.zeros(len(sequences)), np.zeros(len(sequences), bool)
     choices = [None] * len(sequences)
-    for batch in listops.batches(sequences, tokenizer, EVALUATION_BATCH):
+    for batch in evaluation_batches(sequences, tokenizer):
         given = known_trees(config.encoder, sequences, batch, config.split)
         logits, chosen = model.predict(backend.to_device(batch.ids), batch.lengths, given)
         logits = backend.to_host(logits).astype(np.float64)
@@ -192,7 +206,7 @@ class Training(training.Training):
             self.optimizer = OPTIMIZERS[c.optimizer](self.model.parameters(), c.lr)
             self.schedule = Plateau(self.optimizer, patience=c.patience)
         self.steps_per_epoch = -(-len(self.sequences["train"]) // c.batch)
-        self.is_best = False
+        self.best, self.is_best = -1.0, False  # validation accuracy
 
     # -- one step
 
@@ -227,7 +241,8 @@ class Training(training.Training):
         rate = (self.step_in_epoch - first) * self.config.batch / max(time.perf_counter() - start, 1e-9)
         loss, right, _ = self.evaluate("valid")
         lr = self.optimizer.lr
-        self.is_best = self.schedule.step(right.mean())
+        self.schedule.step(right.mean())
+        self.is_best, self.best = right.mean() > self.best, max(self.best, float(right.mean()))
         return {
             "epoch": self.epoch + self.step_in_epoch / self.steps_per_epoch,
             "step": self.epoch * self.steps_per_epoch + self.step_in_epoch,
@@ -249,7 +264,7 @@ class Training(training.Training):
     def state(self):
         arrays, info = super().state()
         arrays |= {f"schedule.{k}": v for k, v in self.schedule.state_dict().items()}
-        return arrays, info | {"data": self.fingerprint}
+        return arrays, info | {"data": self.fingerprint, "best": self.best}
 
     def restore(self, arrays, info) -> None:
         require(
@@ -257,6 +272,7 @@ class Training(training.Training):
             "the sequences are not those that the run began with: give the same --data-dir, or start a new run.",
         )
         self.schedule.load_state_dict({"plateau": arrays["schedule.plateau"]})
+        self.best = info["best"]
         super().restore(arrays, info)
 
     # -- the end

@@ -611,3 +611,17 @@ def test_every_epoch_has_an_order_of_its_own():
         orders.append(np.concatenate([batch.index for batch in training.epoch_steps()]))
     assert sorted(orders[0]) == sorted(orders[1])
     assert (orders[0] != orders[1]).any()
+
+
+def test_long_sequences_are_evaluated_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(train_listops, "EVALUATION_TOKENS", 40)
+    sequences, tokenizer = listops.generate(50, 0), listops.Tokenizer()
+    batches = train_listops.evaluation_batches(sequences, tokenizer)
+    assert sorted(np.concatenate([b.index for b in batches])) == list(range(50))
+    assert any(b.ids.shape[1] > 40 for b in batches)
+    for b in batches:
+        assert b.ids.size <= 40 or len(b.index) == 1
+        assert b.ids.shape[1] == b.lengths.max()
+        for ids, n, label, i in zip(b.ids, b.lengths, b.labels, b.index, strict=True):
+            np.testing.assert_array_equal(ids[:n], tokenizer(sequences[i][0]))
+            assert label == sequences[i][1]
