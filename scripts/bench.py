@@ -218,10 +218,10 @@ def listops_batches(data_dir):
     sequences = listops.load(data_dir, counts=(1, 1000, 1))["valid"]
     kept, _ = listops.within(sequences, tokenizer, LONGEST)
     batches = listops.batches(kept[: len(kept) // SEQUENCES * SEQUENCES], tokenizer, SEQUENCES)
-    chosen = {batches[round(i * (len(batches) - 1) / (BATCHES - 1))].ids.shape[1]: i for i in range(BATCHES)}
-    if len(chosen) < BATCHES:
+    chosen = [batches[round(i * (len(batches) - 1) / (BATCHES - 1))] for i in range(BATCHES)]
+    if len({batch.ids.shape[1] for batch in chosen}) < BATCHES:
         raise ValueError(f"the sequences have too few lengths for {BATCHES} batches: leave out --data-dir.")
-    return tokenizer, [batches[round(i * (len(batches) - 1) / (BATCHES - 1))] for i in range(BATCHES)]
+    return tokenizer, chosen
 
 
 def minigrad_listops(data_dir, plain=False):

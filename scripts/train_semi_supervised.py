@@ -123,8 +123,7 @@ class Training(training.Training):
         if estimator.caution:
             log.warning("%s may not train the model: %s.", c.estimator, estimator.caution)
         if c.anneal:
-            self.tau = getattr(estimator, "tau", None)
-            require(isinstance(self.tau, float), f"{c.estimator} has no temperature: leave --anneal out.")
+            self.tau = training.first_temperature(estimator, c.estimator)
             require(
                 c.tau_least <= self.tau,
                 f"--tau-least must be at most the first temperature {self.tau}, got {c.tau_least}.",

@@ -33,7 +33,7 @@ from run_folder import (
     sizes,
     user_errors,
 )
-from training import annealed
+from training import annealed, first_temperature
 
 import numpy as np
 
@@ -107,8 +107,7 @@ class Training(training.Training):
             self.backend = get_backend(c.backend)
             self.estimator = create(c.estimator, c.tau, c.code or None)
             if c.anneal:
-                require(hasattr(self.estimator, "tau"), f"{c.estimator} has no temperature: leave --anneal out.")
-                self.start = check_tau(self.estimator.tau)
+                self.start = first_temperature(self.estimator, c.estimator)
                 check_tau(c.tau_least)
             if self.estimator.caution:
                 log.warning("%s may not train the model: %s.", c.estimator, self.estimator.caution)

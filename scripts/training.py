@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from estimators.base import TemperedSampler
 from minigrad.blas import keep_freed_memory
 from run_folder import Interrupt, RunFolder, UserError, parse_flags, require, user_errors
 
@@ -30,6 +31,13 @@ def annealed(step: int, start: float, rate: float, least: float, every: int) -> 
     if rate == 0.0:
         return start
     return max(least, start * math.exp(-rate * (step // every * every)))
+
+
+def first_temperature(estimator, spec: str) -> float:
+    """Where the temperature of an estimator begins to fall. UserError for one whose temperature is not a setting."""
+    learns = "learns its temperature" if hasattr(estimator, "tau") else "has no temperature"
+    require(isinstance(estimator, TemperedSampler), f"{spec} {learns}: leave --anneal out.")
+    return estimator.tau
 
 
 class Training:

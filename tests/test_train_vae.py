@@ -184,6 +184,7 @@ BAD_FLAGS = [
     (["--anneal", "1e-3", "--anneal-every", "0"], "--anneal-every must be at least 1, got 0"),
     (["--anneal", "1e-3", "--tau-least", "0"], "tau must be positive and finite, got 0"),
     (["--anneal", "1e-3", "--estimator", "rloo"], "rloo has no temperature: leave --anneal out"),
+    (["--anneal", "1e-3", "--estimator", "rebar"], "rebar learns its temperature: leave --anneal out"),
     (["--gradient-draws", "-1"], "--gradient-draws must be at least 0, got -1"),
     (["--estimator", "magic"], "unknown estimator 'magic'; the known ones are exact"),
     (["--data", "cifar"], "unknown data set 'cifar'; the known ones are digits, mnist"),
