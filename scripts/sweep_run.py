@@ -15,7 +15,13 @@ import os
 import sys
 
 if __name__ == "__main__":  # before anything heavy is imported
-    task = json.loads(sys.argv[1])
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        sys.exit(print(__doc__))
+    try:
+        task = json.loads(sys.argv[1])
+    except (IndexError, ValueError):
+        print("sweep_run.py: error: it is started by sweep.py, with a run as JSON; see --help.", file=sys.stderr)
+        sys.exit(2)
     if os.path.exists(task["stop"]):
         sys.exit(130)
     for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):

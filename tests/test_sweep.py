@@ -588,3 +588,12 @@ def test_dask_with_two_workers_one_of_which_is_killed(tmp_path):
         for process in reversed(started):
             process.kill()
             process.wait()
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), ([], 2), (["{"], 2)])
+def test_a_run_started_by_hand_is_told_how_it_is_started(arguments, code):
+    command = [sys.executable, str(ROOT / "scripts" / "sweep_run.py"), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == code
+    assert "sweep.py" in (result.stderr if code else result.stdout)
+    assert result.stderr.count("\n") == (1 if code else 0)
