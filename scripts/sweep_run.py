@@ -144,6 +144,8 @@ def perform(script: str, folder: Path, config: dict, flags: list[str], places: l
 
 @report_errors
 def main(argv=None) -> int:
+    # outside of a script's training, too, a request to stop ends the run in order: the lock is emptied
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=watch, args=(Path(task["stop"]), os.getppid()), daemon=True).start()
     sys.argv[0] = f"{task['script']}.py"  # whose errors they are
     with user_errors(), alone(Path(task["lock"])):

@@ -101,9 +101,10 @@ def here(monkeypatch):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """(specification, folder) of a finished sweep, whose process was never disturbed."""
+    """(specification, folder) of a finished sweep, whose process was never disturbed. Its run is long enough to be
+    interrupted, and then killed, before it ends."""
     base = tmp_path_factory.mktemp("finished")
-    spec = write(base, epochs=60, seeds=[0])
+    spec = write(base, epochs=200, seeds=[0])
     assert run(spec, base / "runs") == 0
     return spec, base / "runs"
 
@@ -116,7 +117,7 @@ def test_runs_are_the_script_s_own_and_are_not_repeated(tmp_path, capsys, monkey
     found = results(out)
     ((key, result),) = found.items()
     monkeypatch.setattr(train_vae.Training, "draw", lambda *_: None)
-    flags = ["--hidden", 8, "--variables", 2, "--categories", 4, "--epochs", 60, "--seed", 0]
+    flags = ["--hidden", 8, "--variables", 2, "--categories", 4, "--epochs", 200, "--seed", 0]
     assert train_vae.main([*map(str, flags), "--quiet", "--out", str(tmp_path / "alone")]) == 0
     alone = json.loads((tmp_path / "alone" / "metrics.jsonl").read_text().splitlines()[-1])
     assert {k: v for k, v in alone.items() if k not in NOT_RESULTS} == result["metrics"]
@@ -188,6 +189,19 @@ def test_a_process_stops_when_whoever_started_it_is_gone(monkeypatch, tmp_path):
     monkeypatch.setattr(sweep_run.time, "sleep", lambda _: (tmp_path / "stop").touch())
     sweep_run.watch(tmp_path / "stop", parent=os.getppid())
     assert len(sent) == 2
+
+
+def test_a_request_to_stop_that_comes_outside_of_the_training_ends_the_run_in_order(tmp_path):
+    """Here it comes before the run, while the process waits for another one's lock."""
+    task = dict.fromkeys(("script", "folder"), "train_vae") | {"config": {}, "flags": [], "places": []}
+    task |= {name: str(tmp_path / name) for name in ("lock", "stop")}
+    command = [sys.executable, str(ROOT / "scripts" / "sweep_run.py"), json.dumps(task)]
+    with sweep_run.alone(tmp_path / "lock"):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1.5)
+        (tmp_path / "stop").touch()
+        assert process.wait() == 130
 
 
 def test_two_processes_are_never_in_one_folder(tmp_path):
