@@ -24,6 +24,9 @@
     [small.fixed]                         # with --small, these and [small.grid] replace what is said above about their
     epochs = 2                            # flags; published numbers are then left out, since they are of other runs
 
+`sweep.py --set KEY=VALUE` replaces what is said about a flag, too; then the published numbers stay, and the title says
+what was changed.
+
 A run's folder is named by a hash of the script and its complete configuration, defaults included. `data_dir` is not
 part of it: it says where files are and not what is computed, so that results can move to another machine.
 """
@@ -114,12 +117,14 @@ class Specification:
     report: dict
 
     @classmethod
-    def read(cls, path, small: bool = False) -> Specification:
-        """The specification in a file. UserError, one sentence with the file's name, if there is none."""
+    def read(cls, path, small: bool = False, changes=()) -> Specification:
+        """The specification in a file.   changes: texts KEY=VALUE, a list is a grid
+        UserError, one sentence with the file's name, if there is none."""
         path = Path(path)
         try:
             with open(path, "rb") as file:
-                return cls.of(path.stem + ("-small" if small else ""), tomllib.load(file), small)
+                found = tomllib.load(file)
+            return cls.of(path.stem + ("-small" if small else ""), found, small, changes)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}.") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -128,7 +133,7 @@ class Specification:
             raise UserError(f"{path}: {error}") from error
 
     @classmethod
-    def of(cls, name: str, found: dict, small: bool) -> Specification:
+    def of(cls, name: str, found: dict, small: bool, changes=()) -> Specification:
         tables = {"fixed": dict, "grid": dict, "cases": list, "small": dict, "report": dict}
         known(found, TOP, "the specification")
         for key, kind in tables.items():
@@ -141,11 +146,9 @@ class Specification:
         if small:
             replaced = found.get("small", {})
             require(replaced, "there is no [small.fixed] or [small.grid], so there is no small version.")
-            gone = {flag for table in replaced.values() for key in table for flag in key.split(",")}
-            keep = lambda table: {k: v for k, v in table.items() if not gone & set(k.split(","))}
-            fixed = keep(fixed) | replaced.get("fixed", {})
-            grid = keep(grid) | replaced.get("grid", {})
-            cases = [keep({k: v for k, v in case.items() if k != "published"}) for case in cases]
+            fixed, grid, cases = replace(fixed, grid, cases, **replaced)
+            cases = [{k: v for k, v in case.items() if k != "published"} for case in cases]
+        fixed, grid, cases = replace(fixed, grid, cases, **parse_changes(changes))
         for key, values in grid.items():
             require(isinstance(values, list), f"[grid] {key} must be a list of values, got {values!r}.")
             require(values, f"[grid] {key} is empty: give it at least one value.")
@@ -165,6 +168,9 @@ class Specification:
         require(report["better"] in ("lower", "higher"), '[report] better must be "lower" or "higher".')
         report["curve"] = report["curve"] or report["metrics"][0]
         title = ("Small version of: " if small else "") + found.get("title", name)
+        if changes:
+            title += f", with {', '.join(changes)}"
+            name += "".join(c if c.isalnum() or c in ".-_=" else "-" for c in f"-{','.join(changes)}")
         return cls(name, script, title, fixed, grid, cases, report)
 
     def runs(self, **override) -> list[Run]:
@@ -191,6 +197,27 @@ class Specification:
                 )
                 found.setdefault(run.key, run)
         return list(found.values())
+
+
+def replace(of_fixed: dict, of_grid: dict, of_cases: list, fixed=(), grid=()) -> tuple[dict, dict, list]:
+    """What is said about the flags in `fixed` and `grid` is gone, and these tables are there in its place."""
+    gone = {flag for table in (fixed, grid) for key in table for flag in key.split(",")}
+    keep = lambda table: {k: v for k, v in table.items() if not gone & set(k.split(","))}
+    return keep(of_fixed) | dict(fixed), keep(of_grid) | dict(grid), [keep(case) for case in of_cases]
+
+
+def parse_changes(changes) -> dict[str, dict]:
+    """Texts KEY=VALUE, the value as in TOML -> {"fixed": …, "grid": …}; a list is a grid. UserError for other texts."""
+    found = {"fixed": {}, "grid": {}}
+    for text in changes:
+        key, _, value = map(str.strip, text.partition("="))
+        try:
+            (value,) = tomllib.loads(f"value = {value}").values()
+        except ValueError:  # no TOML, or more than one value
+            key = ""
+        require(key, f"--set needs KEY=VALUE, the value as in a specification, as in lr=[1e-3,3e-4]; got {text!r}.")
+        found["grid" if isinstance(value, list) else "fixed"][key] = value
+    return found
 
 
 def known(table: dict, names, where: str) -> None:

@@ -2,6 +2,7 @@
 
     python scripts/sweep.py scripts/specs/mnist_10_epochs.toml --small           # minutes, without a download
     python scripts/sweep.py scripts/specs/mnist_10_epochs.toml --data-dir DIR --workers 8
+    python scripts/sweep.py scripts/specs/jang_vae.toml --set epochs=20 --set 'lr=[1e-3]'   # some of it, or otherwise
     python scripts/sweep.py SPEC.toml --executor dask --scheduler tcp://HOST:8786
     mpiexec -n 9 python -m mpi4py.futures scripts/sweep.py SPEC.toml --executor mpi
     python scripts/report.py runs/mnist_10_epochs-small                          # what came out
@@ -44,7 +45,17 @@ from sweep_run import check_folder, read_result
 EXECUTORS = ("processes", "dask", "mpi")
 MANIFEST = ".sweep.json"  # RUNS/NAME.sweep.json tells report.py which runs a sweep has
 QUIET = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "start_new_session": True}
-SPEC = (("spec", {"help": "a specification, see scripts/specification.py and scripts/specs/"}),)
+SPEC = (
+    ("spec", {"help": "a specification, see scripts/specification.py and scripts/specs/"}),
+    (
+        "--set",
+        {
+            "action": "append",
+            "metavar": "KEY=VALUE",
+            "help": "another value for a flag of the runs, as in epochs=10 or 'lr=[1e-3,3e-4]'; may be repeated",
+        },
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -345,7 +356,7 @@ def main(argv=None) -> int:
     given, where = parse_flags(Flags, __doc__.split("\n\n")[0], argv, SPEC)
     flags = Flags(**given)
     flags.check()
-    spec = Specification.read(where["spec"], flags.small)
+    spec = Specification.read(where["spec"], flags.small, where.get("set", ()))
     override = {k: getattr(flags, k) for k in ("data_dir", "backend") if getattr(flags, k)}
     try:
         runs = spec.runs(**override)

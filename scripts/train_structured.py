@@ -40,11 +40,8 @@ CODES = ("bernoulli", "categorical")
 NONE = "none"
 EVALUATION_BATCH = 100  # images, each with up to 100 samples at a time
 REPORT_SAMPLES = 10  # of each test image after an epoch; --samples at the end
-COMPLETED, COMPLETIONS, AVERAGED = (
-    10,
-    8,
-    1000,
-)  # images on the page, samples of each, and how many have their mean there
+# images on the page, samples of each, and how many have their mean there
+COMPLETED, COMPLETIONS, AVERAGED = 10, 8, 1000
 
 
 @dataclass(frozen=True)
