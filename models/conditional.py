@@ -15,8 +15,8 @@ handed; what the model knows of them is their `unit`:
     "sigmoid"    σ(a), or σ(a + z): never off    σ(a)                    baselines
 
 The paper's eq. 3 draws h = 1[z > σ(a)] with z uniform, which is on with probability 1 − σ(a); meant is z < σ(a). From
-the authors' code come the 1e-6 in the sparsity cost, the controller of λ and the initial values. Left out is the Beta
-noise that they added to the logits of the smooth units.
+the authors' code come the 1e-6 in the sparsity cost, the controller of λ, the initial values, and the Beta noise in the
+logits of the smooth units.
 """
 
 from __future__ import annotations
@@ -93,6 +93,37 @@ class Controller:
         self.weight = asarray_like(state["weight"], self.weight)
 
 
+class BetaNoise:
+    """What the authors add to the logits of smooth units in training:  c (z − ½),  z ~ Beta(α, β).
+
+        α = (s (β − 2) + 1) / (1 − s), so that z has its mode at s, and  c = |log(s⁻² − 1)|, where σ(±c) = s² or 1 − s²
+
+    At test time they add its mean. A constant in the logits is a part of the bias b₂, so here b₂ begins at `mean`,
+    `draw` has mean 0, and the trained network needs no more than its weights.
+
+    target s in (0, 1), beta β > 1: ValueError otherwise.  Draws come from a table of 4,096 quantiles.
+    """
+
+    QUANTILES = 4096
+
+    def __init__(self, target: float, beta: float):
+        if not (0.0 < target < 1.0 and 1.0 < beta < math.inf):
+            raise ValueError(f"Beta noise needs a target between 0 and 1 and a finite β > 1, got {target} and {beta}.")
+        alpha, scale = (target * (beta - 2.0) + 1.0) / (1.0 - target), abs(math.log(target**-2 - 1.0))
+        n = self.QUANTILES
+        z = (np.arange(256 * n) + 0.5) / (256 * n)
+        log_density = (alpha - 1.0) * np.log(z) + (beta - 1.0) * np.log1p(-z)
+        cdf = np.cumsum(np.exp(log_density - log_density.max()))
+        z = np.interp((np.arange(n) + 0.5) / n, cdf / cdf[-1], z)
+        self.mean = scale * float(z.mean() - 0.5)
+        self.table = scale * (z - 0.5) - self.mean
+
+    def draw(self, rng: Rng, shape, like):
+        """An array of the shape, with the dtype and on the device of `like`."""
+        u = rng.uniform(shape, like=like)
+        return asarray_like(self.table.astype(like.dtype), like)[(u * self.QUANTILES).astype(np.int64)]
+
+
 class DenseGate:
     """A baseline's gates, called as an estimator is: σ(a + noise·z) or max(0, a + noise·z) with z ~ N(0, 1), without
     bits, differentiated as they stand.   unit: "sigmoid" or "rectifier"."""
@@ -126,11 +157,20 @@ class ConditionalNetwork(Module):
     """pixels D, classes K, experts N, gater G: all ≥ 1.   unit: what the gates are, see above.  ValueError otherwise.
 
     Initial values as published: U(±√(6/(I+O))), four times that for the gates' weights W₂, or 15 normal ones in each
-    column for rectifiers; biases 0.
+    column for rectifiers; biases 0, or the mean of the noise.   noise: a BetaNoise for the logits in training, or None
     """
 
     def __init__(
-        self, pixels=784, classes=10, *, experts=2000, gater=400, unit: str = "bit", rng: Rng, dtype=np.float32
+        self,
+        pixels=784,
+        classes=10,
+        *,
+        experts=2000,
+        gater=400,
+        unit: str = "bit",
+        noise: BetaNoise | None = None,
+        rng: Rng,
+        dtype=np.float32,
     ):
         if unit not in UNITS:
             raise ValueError(f"unknown unit {unit!r}; the known ones are {', '.join(UNITS)}.")
@@ -138,11 +178,12 @@ class ConditionalNetwork(Module):
             raise ValueError(
                 f"sizes must be at least 1, got pixels {pixels}, classes {classes}, experts {experts}, gater {gater}."
             )
-        self.unit = unit
-        layer = lambda i, o, name, init: Linear(i, o, rng.site(name), init=init, bias=0.0, dtype=dtype)
+        self.unit, self.noise = unit, noise
+        layer = lambda i, o, name, init, bias=0.0: Linear(i, o, rng.site(name), init=init, bias=bias, dtype=dtype)
         self.experts = layer(pixels, experts, "experts", xavier_uniform)  # W₀, b₀
         self.gater = layer(pixels, gater, "gater", xavier_uniform)  # W₁, b₁
-        self.gates = layer(gater, experts, "gates", sparse_normal if unit == "rectifier" else four_xavier)  # W₂, b₂
+        start, bias = sparse_normal if unit == "rectifier" else four_xavier, noise.mean if noise else 0.0
+        self.gates = layer(gater, experts, "gates", start, bias)  # W₂, b₂
         self.output = layer(experts, classes, "output", xavier_uniform)  # W₃, b₃
 
     def gate_logits(self, x) -> Tensor:
@@ -150,9 +191,11 @@ class ConditionalNetwork(Module):
         return self.gates(tanh(self.gater(x)))
 
     def cost(self, x, labels, estimator, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
-        """(−log p(label) of each example (B,) with all gradients attached, the gates' logits (B, N), the gates of the
-        estimator's first evaluation (B, N)).   x (B, D), labels (B,) integers on the model's device"""
+        """(−log p(label) of each example (B,) with all gradients attached, the gates' noisy logits (B, N), the gates of
+        the estimator's first evaluation (B, N)).   x (B, D), labels (B,) integers on the model's device"""
         H, a, seen = self.experts(x), self.gate_logits(x), []
+        if self.noise:
+            a = a + self.noise.draw(rng.site("noise"), a.shape, a.data)
 
         def cost(h):
             seen.append(h)

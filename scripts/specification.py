@@ -38,6 +38,7 @@ import hashlib
 import importlib
 import itertools
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +171,7 @@ class Specification:
         title = ("Small version of: " if small else "") + found.get("title", name)
         if changes:
             title += f", with {', '.join(changes)}"
-            name += "".join(c if c.isalnum() or c in ".-_=" else "-" for c in f"-{','.join(changes)}")
+            name += "-" + re.sub(r"[^\w.=]+", "-", ",".join(changes).replace(" ", "")).strip("-")
         return cls(name, script, title, fixed, grid, cases, report)
 
     def runs(self, **override) -> list[Run]:

@@ -24,7 +24,7 @@ from estimators import create
 from minigrad import Rng, no_grad
 from minigrad.backend import BACKENDS, get_backend
 from minigrad.optim import SGD
-from models.conditional import ConditionalNetwork, Controller, DenseGate
+from models.conditional import BetaNoise, ConditionalNetwork, Controller, DenseGate
 from models.data import DATASETS, load_images
 from pictures import gate_curves
 from run_folder import RunFolder, default_folder, flag, report_errors, require, user_errors
@@ -41,12 +41,13 @@ CALLS, SECONDS = 11, 1.0  # as many calls of each, or more until so much time is
 
 @dataclass(frozen=True)
 class Settings:
-    """What goes with a gate unless a flag says otherwise: its unit, λ, momentum, and the gater's share of --lr."""
+    """What goes with a gate unless a flag says otherwise: its unit, λ, momentum, the gater's share of --lr, β."""
 
     unit: str
     sparsity: float = 0.0
     momentum: float = 0.0
     gater_lr: float = 1.0
+    beta: float = 0.0
     noise: float = 0.0  # of a baseline
 
 
@@ -59,7 +60,7 @@ BASELINES = {
 }
 GATES = {
     "noisy-rectifier": Settings("rectifier", sparsity=1e-5),
-    "sts": Settings("smooth", sparsity=0.01, momentum=0.5),
+    "sts": Settings("smooth", sparsity=0.01, momentum=0.5, beta=40.1),
 }
 DIFFERENTIABLE = Settings("bit", sparsity=0.1)
 SCORE_FUNCTION = Settings("bit", sparsity=1.0, gater_lr=0.01)
@@ -86,6 +87,7 @@ class Config:
     gater_lr: float | None = flag(
         None, "the gater's learning rate in terms of --lr; else 0.01 for score functions, 1 for the others", type=float
     )
+    beta: float | None = flag(None, "β of the noise in the gates' logits, 0 for none; else 40.1 for sts", type=float)
     seed: int = flag(0, "fixes the initial weights, the order of the images and all noise")
     backend: str = flag("numpy", f"one of {', '.join(BACKENDS)}")
     dtype: str = flag("float32", f"one of {', '.join(DTYPES)}")
@@ -98,10 +100,13 @@ class Config:
         require(0.0 < self.target < 1.0, f"--target must lie between 0 and 1, got {self.target}.")
         for name, value in (("sparsity", self.sparsity), ("gater-lr", self.gater_lr)):
             require(value is None or 0.0 <= value < math.inf, f"--{name} must be at least 0 and finite, got {value}.")
+        beta = self.beta
+        require(not beta or 1.0 < beta < math.inf, f"--beta must be 0, or above 1 and finite, got {beta}.")
         require(self.dtype in DTYPES, f"unknown dtype {self.dtype!r}; the known ones are {', '.join(DTYPES)}.")
         if self.gate in BASELINES:
             require(self.tau is None, f"the baseline {self.gate} has no temperature: leave --tau out.")
             require(self.sparsity is None, f"the baseline {self.gate} has no sparsity cost: leave --sparsity out.")
+            require(self.beta is None, f"the baseline {self.gate} has no Beta noise: leave --beta out.")
 
 
 def settings_for(config: Config, estimator) -> Settings:
@@ -134,7 +139,9 @@ class Training(training.Training):
                 self.estimator.check_size(experts, 2)
             self._load(c)
             self.rng = Rng(c.seed)
-            sizes = {"experts": experts, "gater": c.gater, "unit": usual.unit}
+            beta = choose("beta")
+            noise = BetaNoise(c.target, beta) if beta else None
+            sizes = {"experts": experts, "gater": c.gater, "unit": usual.unit, "noise": noise}
             pixels, options = self.train.shape[1], {"rng": self.rng.site("weights"), "dtype": np.dtype(c.dtype)}
             self.model = ConditionalNetwork(pixels, CLASSES, **sizes, **options)
             self.model.to(self.backend)

@@ -7,10 +7,12 @@ from estimators.enumeration import Given
 from minigrad import Rng, Tensor
 from minigrad.check import audit, gradcheck
 from minigrad.optim import SGD
-from models.conditional import UNITS, ConditionalNetwork, Controller, DenseGate, activity_cost, root_sigmoid
+from models.conditional import UNITS, BetaNoise, ConditionalNetwork, Controller, DenseGate, activity_cost, root_sigmoid
 
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 
 GATES = {"noisy-rectifier": "rectifier", "sts": "smooth", "st-identity": "bit", "st": "bit", "reinforce-minvar": "bit"}
 X = np.random.default_rng(0).random((6, 7))
@@ -170,6 +172,48 @@ def test_the_controller_follows_the_written_rule_step_by_step():
     for c in (controller, other):
         c.update(np.array(0.9))
     assert float(controller.weight) == float(other.weight)
+
+
+# ---- the noise in the logits
+
+
+@pytest.mark.parametrize(("target", "beta"), [(0.1, 40.1), (0.3, 2.5)])
+def test_the_noise_is_a_beta_distribution_with_its_mode_at_the_target(target, beta):
+    noise = BetaNoise(target, beta)
+    alpha = (target * (beta - 2.0) + 1.0) / (1.0 - target)
+    assert (alpha - 1.0) / (alpha + beta - 2.0) == pytest.approx(target)
+    z, scale = scipy.stats.beta(alpha, beta), abs(scipy.special.logit(target**2))
+    assert noise.mean == pytest.approx(scale * (z.mean() - 0.5), rel=1e-4)
+    quantile = (np.arange(BetaNoise.QUANTILES) + 0.5) / BetaNoise.QUANTILES
+    np.testing.assert_allclose(noise.table, scale * (z.ppf(quantile) - z.mean()), atol=1e-4)
+    drawn = noise.draw(Rng(0), (200, 300), X.astype(np.float32))
+    assert drawn.dtype == np.float32
+    assert abs(drawn.mean()) < 4.0 * scale * z.std() / math.sqrt(drawn.size)
+    assert drawn.std() == pytest.approx(scale * z.std(), rel=0.02)
+    assert np.unique(drawn).size > 4000  # all quantiles are drawn
+
+
+def test_the_noise_is_in_the_logits_in_training_only_and_its_mean_is_where_the_bias_begins():
+    noise = BetaNoise(0.1, 40.1)
+    plain, noisy = (
+        ConditionalNetwork(7, 3, experts=12, gater=4, unit="smooth", noise=n, rng=Rng(1)) for n in (None, noise)
+    )
+    np.testing.assert_array_equal(noisy.gates.bias.data, np.full(12, noise.mean, np.float32))
+    np.testing.assert_array_equal(plain.gates.bias.data, np.zeros(12))
+    x = X.astype(np.float32)
+    np.testing.assert_allclose(logits_of(noisy, x), logits_of(plain, x) + noise.mean, rtol=1e-5)
+    _, a, _ = noisy.cost(x, LABELS, create("sts"), Rng(3))
+    added = noise.draw(Rng(3).site("noise"), (6, 12), x)
+    np.testing.assert_allclose(a.data, logits_of(noisy, x) + added, rtol=1e-6)
+    logits, _ = noisy.evaluate(x, -1.0)
+    predicted, _ = noisy.predictor(-1.0)(x)
+    np.testing.assert_allclose(predicted, logits, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("target", "beta"), [(0.0, 2.0), (1.0, 2.0), (0.1, 1.0), (0.1, math.inf), (0.1, math.nan)])
+def test_noise_without_a_mode_is_a_sentence(target, beta):
+    with pytest.raises(ValueError, match=r"needs a target between 0 and 1 and a finite β > 1, got"):
+        BetaNoise(target, beta)
 
 
 # ---- training

@@ -426,6 +426,15 @@ def test_a_bad_specification_is_a_sentence_and_nothing_is_made(tmp_path, capsys,
         (["--executor", "slurm"], "unknown executor 'slurm'; the known ones are processes, dask, mpi"),
         (["--executor", "dask"], "--executor dask and --scheduler ADDRESS go together"),
         (["--scheduler", "tcp://127.0.0.1:9"], "--executor dask and --scheduler ADDRESS go together"),
+        (
+            ["--set", "epochs"],
+            "--set needs KEY=VALUE, the value as in a specification, as in lr=[1e-3,3e-4]; got 'epochs'",
+        ),
+        (["--set", "epochs=two"], "got 'epochs=two'"),
+        (["--set", "=2"], "got '=2'"),
+        (["--set", "epochs=2\nlr=3"], "--set needs KEY=VALUE"),
+        (["--set", "flavour=2"], "unknown key 'flavour'; the flags of train_vae are"),
+        (["--set", "seed=[]"], "[grid] seed is empty"),
         (["--retries", "-1"], "--retries must be at least 0"),
         (["--backend", "tpu"], "unknown backend 'tpu'"),
         (["--out", "/proc/nothing"], "/proc/nothing"),
@@ -489,6 +498,39 @@ def test_runs_are_the_product_of_cases_and_grid():
     assert [(r.config["seed"], r.config["tau"], r.config["epochs"], r.published) for r in small] == [
         (5, 2.0, 1, {})
     ] * 4
+
+
+def test_set_replaces_what_is_said_about_a_flag_wherever_it_is_said(tmp_path, capsys):
+    found = {
+        "script": "train_vae",
+        "title": "T",
+        "fixed": {"epochs": 3, "lr": 1e-2},
+        "cases": [{"name": "one", "estimator": "st", "published": {"test": 1.0}}, {"name": "two", "tau": 0.5}],
+        "grid": {"seed": [1, 2], "variables,categories": [[2, 3], [4, 5]]},
+        "small": {"fixed": {"epochs": 1}},
+    }
+    spec = Specification.of("x", found, False, ["epochs=7", "lr = [1e-3, 1e-4]", "tau=2.0", "categories=6", "seed=4"])
+    runs = spec.runs()
+    at = [(r.config["epochs"], r.config["seed"], r.config["tau"], r.config["categories"]) for r in runs]
+    assert set(at) == {(7, 4, 2.0, 6)}
+    assert [(r.row, r.config["lr"]) for r in runs] == [
+        ("one, lr 0.001", 1e-3),
+        ("one, lr 0.0001", 1e-4),
+        ("two, lr 0.001", 1e-3),
+        ("two, lr 0.0001", 1e-4),
+    ]
+    assert [r.published for r in runs] == [{"test": [1.0, None]}] * 2 + [{}] * 2
+    assert spec.title == "T, with epochs=7, lr = [1e-3, 1e-4], tau=2.0, categories=6, seed=4"
+    assert spec.name == "x-epochs=7-lr=-1e-3-1e-4-tau=2.0-categories=6-seed=4"
+    small = Specification.of("x", found, True, ["seed=4"])
+    assert (small.fixed, small.name) == ({"epochs": 1, "lr": 1e-2, "seed": 4}, "x-seed=4")
+
+    path = write(tmp_path)
+    assert run(path, tmp_path / "runs", "--set", "seed=5", "--set", "hidden=[[4], [2]]", "--list") == 0
+    assert [line.split("begun")[1].strip() for line in capsys.readouterr().out.splitlines()] == [
+        "hidden 4, seed 5",
+        "hidden 2, seed 5",
+    ]
 
 
 @pytest.mark.parametrize("small", [False, True], ids=["full", "small"])

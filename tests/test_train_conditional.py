@@ -12,6 +12,7 @@ import train_conditional
 from devsim import DevsimBackend, forbid
 from minigrad import Rng
 from minigrad.backend import Backend
+from models.conditional import BetaNoise
 from models.data import load_images
 
 import numpy as np
@@ -201,20 +202,27 @@ def test_columns_are_limited_in_every_step():
 
 
 @pytest.mark.parametrize(
-    ("gate", "unit", "sparsity", "gater_lr", "momentum"),
+    ("gate", "unit", "sparsity", "gater_lr", "momentum", "beta"),
     [
-        ("noisy-rectifier:noise=normal", "rectifier", 1e-5, 1.0, 0.0),
-        ("sts", "smooth", 0.01, 1.0, 0.5),
-        ("st-identity", "bit", 0.1, 1.0, 0.0),
-        ("reinforce-minvar", "bit", 1.0, 0.01, 0.0),
-        ("disarm", "bit", 1.0, 0.01, 0.0),
+        ("noisy-rectifier:noise=normal", "rectifier", 1e-5, 1.0, 0.0, 0.0),
+        ("sts", "smooth", 0.01, 1.0, 0.5, 40.1),
+        ("st-identity", "bit", 0.1, 1.0, 0.0, 0.0),
+        ("reinforce-minvar", "bit", 1.0, 0.01, 0.0, 0.0),
+        ("disarm", "bit", 1.0, 0.01, 0.0, 0.0),
     ],
 )
-def test_each_gate_has_the_settings_that_suit_it_unless_flags_say_otherwise(gate, unit, sparsity, gater_lr, momentum):
+def test_each_gate_has_the_settings_that_suit_it_unless_flags_say_otherwise(
+    gate, unit, sparsity, gater_lr, momentum, beta
+):
+    mean = lambda beta: BetaNoise(0.1, beta).mean if beta else 0.0
+    bias = lambda run: float(run.model.gates.bias.data[0])
     run = training(gate=gate)
+    assert bias(run) == pytest.approx(mean(beta))
     assert (run.model.unit, run.weight, run.gater_lr) == (unit, sparsity, gater_lr)
     assert run.optimizer.momentum == momentum
     assert (run.controller is not None) == (unit == "rectifier")
+    assert bias(training(gate=gate, beta=0.0)) == 0.0
+    assert bias(training(gate=gate, beta=3.0)) == pytest.approx(mean(3.0))
     run = training(gate=gate, sparsity=0.5, gater_lr=0.0, momentum=0.9)
     assert (run.weight, run.gater_lr, run.optimizer.momentum) == (0.5, 0.0, 0.9)
     if run.controller:
@@ -245,6 +253,9 @@ BAD_FLAGS = [
     (["--gate", "exact", "--experts", "400"], "outcomes: at most 16384 are allowed"),
     (["--gate", "sigmoid", "--tau", "1"], "the baseline sigmoid has no temperature: leave --tau out"),
     (["--gate", "rectifier", "--sparsity", "1"], "the baseline rectifier has no sparsity cost: leave --sparsity out"),
+    (["--gate", "rectifier", "--beta", "2"], "the baseline rectifier has no Beta noise: leave --beta out"),
+    (["--beta", "1"], "--beta must be 0, or above 1 and finite, got 1.0"),
+    (["--beta", "nan"], "--beta must be 0, or above 1 and finite, got nan"),
     (["--gate", "noisy-rectifier:noise=pink"], "noise must be logistic or normal, got 'pink'"),
     (["--tau", "0"], "tau must be positive and finite, got 0"),
     (["--data", "cifar"], "unknown data set 'cifar'; the known ones are digits, mnist"),
