@@ -49,7 +49,19 @@ from minigrad import Rng, Tensor, grad, no_grad, op
 from minigrad.backend import get_backend
 from minigrad.fused import bce_with_logits
 from minigrad.ops import softplus, stable_sigmoid, tanh
-from run_folder import RunFolder, UserError, default_folder, flag, parse_flags, report_errors, require, user_errors
+from run_folder import (
+    DTYPES,
+    RunFolder,
+    UserError,
+    default_folder,
+    flag,
+    one_of,
+    option,
+    parse_flags,
+    report_errors,
+    require,
+    user_errors,
+)
 
 import numpy as np
 from matplotlib import colormaps, rc_context
@@ -83,13 +95,11 @@ class Config:
     code: str = flag("", f"{' or '.join(CODES)}: the kind of variables; else the first, or the checkpoint's")
     variables: int | None = flag(None, "L of a fresh VAE; else 4 categorical ones or 12 bits", type=int)
     categories: int = flag(8, "K of a fresh VAE")
-    dtype: str = flag("float64", f"one of {', '.join(train_vae.DTYPES)}")
+    dtype: str = flag("float64", f"one of {', '.join(DTYPES)}")
 
     def check(self, given) -> None:
         """UserError, one sentence, for the first flag out of range or of no use beside the others."""
-        for name, known in (("problem", PROBLEMS), ("dtype", train_vae.DTYPES), ("code", ("", *CODES))):
-            value = getattr(self, name)
-            require(value in known, f"unknown {name} {value!r}; the known ones are {', '.join(filter(None, known))}.")
+        one_of(self, problem=PROBLEMS, dtype=DTYPES, code=("", *CODES))
         if self.problem == "small":
             unused = {"checkpoint", "data_dir", "variables", "categories"} & given.keys()
             why = "is for --problem vae"
@@ -97,7 +107,7 @@ class Config:
             unused = {"code", "variables", "categories"} & given.keys() if self.checkpoint else {}
             why = "is what the checkpoint says: leave it out"
         for name in sorted(unused):
-            raise UserError(f"--{name.replace('_', '-')} {why}.")
+            raise UserError(f"{option(name)} {why}.")
         require(self.images >= 1, f"--images must be at least 1, got {self.images}.")
         least = 2 * GROUPS
         require(

@@ -43,13 +43,24 @@ from minigrad import Rng, Tensor
 from minigrad.backend import BACKENDS, get_backend
 from minigrad.ops import stable_sigmoid
 from minigrad.optim import Adam
-from run_folder import RunFolder, UserError, default_folder, flag, parse_flags, report_errors, require, user_errors
+from run_folder import (
+    DTYPES,
+    RunFolder,
+    UserError,
+    at_least,
+    default_folder,
+    flag,
+    one_of,
+    parse_flags,
+    report_errors,
+    require,
+    user_errors,
+)
 
 import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-DTYPES = ("float32", "float64")
 START = 0.01  # θ starts uniformly between −START and START
 MOST = 10**9  # examples in a step: more are a mistake, and the machine would notice only while it computes
 
@@ -118,12 +129,10 @@ class Config:
 
     def check(self) -> None:
         """UserError, one sentence, for the first value out of range; names are checked where they are looked up."""
-        for name in ("variables", "batch", "epochs", "steps"):
-            require(getattr(self, name) >= 1, f"--{name} must be at least 1, got {getattr(self, name)}.")
+        at_least(1, self, "variables", "batch", "epochs", "steps", "power")
+        one_of(self, dtype=DTYPES)
         require(self.batch * self.variables <= MOST, f"--batch times --variables must be at most {MOST:,}.")
-        require(1.0 <= self.power < math.inf, f"--power must be at least 1 and finite, got {self.power}.")
         require(0.0 < self.target < 1.0, f"--target must lie between 0 and 1, got {self.target}.")
-        require(self.dtype in DTYPES, f"unknown dtype {self.dtype!r}; the known ones are {', '.join(DTYPES)}.")
 
 
 class Descent:

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import platform
 import signal
 import sys
@@ -60,6 +61,8 @@ def report_errors(main):
 
 # ---- flags
 
+DTYPES = ("float32", "float64")
+
 
 def flag(default, text: str, **argparse_options):
     """A dataclass field that is also a command-line flag with this help text."""
@@ -85,7 +88,7 @@ def parse_flags(config_class, description: str, argv, extra=()):
             options["action"] = "store_true"
         else:
             options.setdefault("type", type(f.default))
-        parser.add_argument(f"--{f.name.replace('_', '-')}", default=argparse.SUPPRESS, help=text, **options)
+        parser.add_argument(option(f.name), default=argparse.SUPPRESS, help=text, **options)
     for name, options in extra:
         parser.add_argument(name, **({"default": argparse.SUPPRESS} | options))
     given = vars(parser.parse_args(argv))
@@ -112,6 +115,25 @@ def sizes(text: str) -> tuple[int, ...]:
 def require(condition: bool, sentence: str) -> None:
     if not condition:
         raise UserError(sentence)
+
+
+def option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def at_least(least: int, config, *names: str) -> None:
+    """UserError for a number below `least`, or not finite; None is left alone."""
+    for name in names:
+        value = getattr(config, name)
+        range_ = f"at least {least}" + (" and finite" if isinstance(value, float) else "")
+        require(value is None or least <= value < math.inf, f"{option(name)} must be {range_}, got {value}.")
+
+
+def one_of(config, **names) -> None:
+    """UserError for a flag that is none of the known names.   names: {flag: those that it may be}"""
+    for name, known in names.items():
+        value = getattr(config, name)
+        require(value in known, f"unknown {name} {value!r}; the known ones are {', '.join(filter(None, known))}.")
 
 
 # ---- the folder
@@ -169,7 +191,7 @@ class RunFolder:
         for name, value in given.items():
             if value != stored[name] and name not in may_change:
                 raise UserError(
-                    f"{path} was made with another configuration (--{name.replace('_', '-')} {_shown(stored[name])}, "
+                    f"{path} was made with another configuration ({option(name)} {_shown(stored[name])}, "
                     f"not {_shown(value)}): leave the flag out, or start a new run."
                 )
         return cls(path), config_class(**(stored | given))

@@ -45,7 +45,7 @@ from pathlib import Path
 
 from estimators import create
 from minigrad.backend import BACKENDS
-from run_folder import UserError, parse_flags, require, user_errors
+from run_folder import UserError, option, parse_flags, require, user_errors
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -254,9 +254,8 @@ def arguments(module, flags: dict) -> list[str]:
         switch = type(fields[key].default) is bool
         require(isinstance(value, bool) == switch, f"{key} cannot be {json.dumps(value)}.")
         text = ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
-        option = f"--{key.replace('_', '-')}"
         if not switch or value:
-            found.append(option if switch else f"{option}={text}")
+            found.append(option(key) if switch else f"{option(key)}={text}")
     return found
 
 

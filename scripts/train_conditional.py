@@ -21,17 +21,14 @@ from dataclasses import dataclass
 
 import training
 from estimators import create
-from minigrad import Rng, no_grad
-from minigrad.backend import BACKENDS, get_backend
+from minigrad import no_grad
 from minigrad.optim import SGD
 from models.conditional import BetaNoise, ConditionalNetwork, Controller, DenseGate
-from models.data import DATASETS, load_images
 from pictures import gate_curves
-from run_folder import RunFolder, default_folder, flag, report_errors, require, user_errors
+from run_folder import RunFolder, at_least, default_folder, flag, report_errors, require
 
 import numpy as np
 
-DTYPES = ("float32", "float64")
 CLASSES = 10
 EVALUATION_BATCH = 1000
 MAX_COLUMN_NORM = 2.1  # as published, for W₀, W₁ and W₂
@@ -67,9 +64,7 @@ SCORE_FUNCTION = Settings("bit", sparsity=1.0, gater_lr=0.01)
 
 
 @dataclass(frozen=True)
-class Config:
-    data: str = flag("digits", f"data set: {', '.join(DATASETS)}")
-    data_dir: str = flag("", "a folder with one folder per data set; else MINIGRAD_DATA, else a download")
+class Config(training.ImageConfig):
     gate: str = flag(
         "st",
         "noisy-rectifier, sts, st, st-identity, reinforce-minvar or another estimator for bits, with options as in "
@@ -80,6 +75,7 @@ class Config:
     gater: int = flag(50, "G, the tanh units of the gater; published: 400")
     target: float = flag(0.1, "s, the fraction of gates to be on")
     sparsity: float | None = flag(None, "λ, the weight of the sparsity cost; else what suits the gate", type=float)
+    beta: float | None = flag(None, "β of the noise in the gates' logits, 0 for none; else 40.1 for sts", type=float)
     epochs: int = flag(200, "passes over the training images")
     batch: int = flag(32, "images in a batch")
     lr: float = flag(0.1, "learning rate")
@@ -87,26 +83,18 @@ class Config:
     gater_lr: float | None = flag(
         None, "the gater's learning rate in terms of --lr; else 0.01 for score functions, 1 for the others", type=float
     )
-    beta: float | None = flag(None, "β of the noise in the gates' logits, 0 for none; else 40.1 for sts", type=float)
-    seed: int = flag(0, "fixes the initial weights, the order of the images and all noise")
-    backend: str = flag("numpy", f"one of {', '.join(BACKENDS)}")
-    dtype: str = flag("float32", f"one of {', '.join(DTYPES)}")
 
     def check(self) -> None:
-        """UserError, one sentence, for the first value out of range; names are checked where they are looked up."""
-        for name in ("experts", "gater", "epochs", "batch"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"--{name} must be at least 1, got {value}.")
+        super().check()
+        at_least(1, self, "experts", "gater")
+        at_least(0, self, "sparsity", "gater_lr")
         require(0.0 < self.target < 1.0, f"--target must lie between 0 and 1, got {self.target}.")
-        for name, value in (("sparsity", self.sparsity), ("gater-lr", self.gater_lr)):
-            require(value is None or 0.0 <= value < math.inf, f"--{name} must be at least 0 and finite, got {value}.")
         beta = self.beta
         require(not beta or 1.0 < beta < math.inf, f"--beta must be 0, or above 1 and finite, got {beta}.")
-        require(self.dtype in DTYPES, f"unknown dtype {self.dtype!r}; the known ones are {', '.join(DTYPES)}.")
         if self.gate in BASELINES:
-            require(self.tau is None, f"the baseline {self.gate} has no temperature: leave --tau out.")
-            require(self.sparsity is None, f"the baseline {self.gate} has no sparsity cost: leave --sparsity out.")
-            require(self.beta is None, f"the baseline {self.gate} has no Beta noise: leave --beta out.")
+            for name, what in (("tau", "temperature"), ("sparsity", "sparsity cost"), ("beta", "Beta noise")):
+                given = getattr(self, name) is not None
+                require(not given, f"the baseline {self.gate} has no {what}: leave --{name} out.")
 
 
 def settings_for(config: Config, estimator) -> Settings:
@@ -116,65 +104,50 @@ def settings_for(config: Config, estimator) -> Settings:
     return GATES.get(config.gate.partition(":")[0], usual)
 
 
-class Training(training.Training):
+class Training(training.ImageTraining):
     """One run: the images and labels on the device, the network, its gates, the controller of λ if there is one."""
 
     loss_parts = 2  # Σ −log p(label), and the fraction of gates that are on
     progress_key = "test_error"
 
-    def __init__(self, config: Config):
-        super().__init__(config)
-        c = config
-        with user_errors():
-            c.check()
-            self.backend = get_backend(c.backend)
-            self.baseline = c.gate in BASELINES
-            if not self.baseline:
-                self.estimator = create(c.gate, c.tau, "bernoulli")
-            usual = settings_for(c, self.estimator)
-            choose = lambda name: getattr(usual if getattr(c, name) is None else c, name)
-            self.gate = DenseGate(usual.unit, usual.noise) if self.baseline else self.estimator
-            experts = c.experts or (max(1, round(400 * c.target)) if self.baseline else 400)
-            if self.estimator is not None:
-                self.estimator.check_size(experts, 2)
-            self._load(c)
-            self.rng = Rng(c.seed)
-            beta = choose("beta")
-            noise = BetaNoise(c.target, beta) if beta else None
-            sizes = {"experts": experts, "gater": c.gater, "unit": usual.unit, "noise": noise}
-            pixels, options = self.train.shape[1], {"rng": self.rng.site("weights"), "dtype": np.dtype(c.dtype)}
-            self.model = ConditionalNetwork(pixels, CLASSES, **sizes, **options)
-            self.model.to(self.backend)
-            self.optimizer = SGD(self.model.parameters(), c.lr, choose("momentum"))
-            self.weight, self.gater_lr = choose("sparsity"), choose("gater_lr")
-            self.controller = None
-            if usual.unit == "rectifier" and not self.baseline:
-                self.controller = Controller(c.target, self.weight, self.model.experts.weight.data)
-        self.steps_per_epoch = math.ceil(len(self.train) / c.batch)
+    def build(self, c: Config) -> None:
+        self.baseline = c.gate in BASELINES
+        if not self.baseline:
+            self.estimator = create(c.gate, c.tau, "bernoulli")
+        usual = settings_for(c, self.estimator)
+        choose = lambda name: getattr(usual if getattr(c, name) is None else c, name)
+        self.gate = DenseGate(usual.unit, usual.noise) if self.baseline else self.estimator
+        experts = c.experts or (max(1, round(400 * c.target)) if self.baseline else 400)
+        if self.estimator is not None:
+            self.estimator.check_size(experts, 2)
+        self.load()
+        noise = BetaNoise(c.target, choose("beta")) if choose("beta") else None
+        sizes = {"experts": experts, "gater": c.gater, "unit": usual.unit, "noise": noise}
+        rng, pixels = self.rng.site("weights"), self.train.shape[1]
+        self.model = ConditionalNetwork(pixels, CLASSES, **sizes, rng=rng, dtype=self.dtype).to(self.backend)
+        self.optimizer = SGD(self.model.parameters(), c.lr, choose("momentum"))
+        self.weight, self.gater_lr = choose("sparsity"), choose("gater_lr")
+        self.controller = None
+        if usual.unit == "rectifier" and not self.baseline:
+            self.controller = Controller(c.target, self.weight, self.model.experts.weight.data)
 
-    def _load(self, c: Config) -> None:
+    def load(self) -> None:
         """The last sixth of the training images is for validation: 10,000 of MNIST's, as usual."""
-        images = load_images(c.data, c.data_dir or None, dtype=np.dtype(c.dtype))
-        cut = len(images.train) - len(images.train) // 6
-        self.host_test = images.test, images.test_labels.astype(np.int64)
-        to_device = self.backend.to_device
-        self.train, self.valid, self.test = map(to_device, (images.train[:cut], images.train[cut:], images.test))
-        labels = (images.train_labels[:cut], images.train_labels[cut:], images.test_labels)
-        self.train_labels, self.valid_labels, self.test_labels = (to_device(y, np.int64) for y in labels)
+        super().load()
+        cut = len(self.train) - len(self.train) // 6
+        labels = (self.images.train_labels[:cut], self.images.train_labels[cut:], self.images.test_labels)
+        self.train_labels, self.valid_labels, self.test_labels = (self.backend.to_device(y, np.int64) for y in labels)
+        self.valid = self.binarised(self.train[cut:], self.rng.site("validation pixels"))
+        self.train = self.train[:cut]
 
     # -- one step
 
-    def epoch_steps(self):
-        """The images of each step, integer arrays on the device."""
-        order = self.rng.site("order").at(self.epoch).permutation(len(self.train))
-        order, size = self.backend.to_device(order), self.config.batch
-        return [order[start : start + size] for start in range(0, len(order), size)]
-
     def step(self, index) -> None:
         """Update the parameters on the images `index` (an integer array on the device)."""
-        rng = self.rng.at(self.epoch * self.steps_per_epoch + self.step_in_epoch)
+        rng = self.rng.at(self.steps)
+        x = self.binarised(self.train[index], rng.site("pixels"))
         self.optimizer.zero_grad()
-        cost, a, h = self.model.cost(self.train[index], self.train_labels[index], self.gate, rng.site("gates"))
+        cost, a, h = self.model.cost(x, self.train_labels[index], self.gate, rng.site("gates"))
         loss = cost.mean()
         if not self.baseline:
             weight = self.controller.weight if self.controller else self.weight
@@ -246,7 +219,7 @@ class Training(training.Training):
         """The test error when only the experts that are on are computed, and what that saves: multiply-adds counted,
         and microseconds for an image, one image at a time and in a batch."""
         threshold = self.threshold()
-        predict, (x, labels) = self.model.predictor(threshold), self.host_test
+        predict, x, labels = self.model.predictor(threshold), self.backend.to_host(self.test), self.images.test_labels
         logits, on = predict(x)
         count = self.model.multiply_adds(float(on.mean()))
         contenders = {

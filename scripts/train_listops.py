@@ -20,13 +20,12 @@ import training
 from estimators import ESTIMATORS, create
 from estimators.base import CANNOT_CHOOSE
 from minigrad import Rng, checkpoint
-from minigrad.backend import BACKENDS, get_backend
 from minigrad.optim import OPTIMIZERS, Plateau, clip_grad_norm
 from models import trees
 from models.data import listops
 from models.tree_lstm import LEAVES, TreeLSTM
 from pictures import forest, learning_curves
-from run_folder import RunFolder, default_folder, flag, report_errors, require, user_errors
+from run_folder import RunFolder, at_least, default_folder, flag, one_of, report_errors, require
 
 import numpy as np
 
@@ -34,7 +33,6 @@ log = logging.getLogger(__name__)
 
 BRANCHING = {"left": trees.left_branching, "right": trees.right_branching, "balanced": trees.balanced}
 ENCODERS = ("latent", "lstm", *BRANCHING, "gold")
-DTYPES = ("float32", "float64")
 EVALUATION_BATCH, EVALUATION_TOKENS = 64, 64 * 100
 BEST = "best.safetensors"
 MOST = 2_000_000  # sequences that fit into a few gigabytes of memory
@@ -44,7 +42,7 @@ DRAWN = 8  # trees that are drawn at the end
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(training.Config):
     data_dir: str = flag("", "a folder with listops/{train,valid,test}.tsv, else MINIGRAD_DATA; missing ones are made")
     generate: int = flag(
         20000, "N training sequences are generated, N/10 for validation, at most 1,000, and N/9 for test"
@@ -67,21 +65,16 @@ class Config:
     optimizer: str = flag("adam", f"one of {', '.join(OPTIMIZERS)}")
     clip: float = flag(5.0, "the largest norm of the gradient")
     seed: int = flag(0, "fixes the generated data, the initial weights, the order of the sequences and all noise")
-    backend: str = flag("numpy", f"one of {', '.join(BACKENDS)}")
-    dtype: str = flag("float32", f"one of {', '.join(DTYPES)}")
 
     def check(self) -> None:
-        """UserError, one sentence, for the first value out of range; names are checked where they are looked up."""
-        for name in ("generate", "dim", "hidden", "epochs", "batch"):
-            require(getattr(self, name) >= 1, f"--{name} must be at least 1, got {getattr(self, name)}.")
+        super().check()
+        at_least(1, self, "generate", "dim", "hidden")
+        at_least(SHORTEST, self, "max_length")
+        at_least(0, self, "patience")
+        one_of(self, encoder=ENCODERS, optimizer=OPTIMIZERS, leaves=LEAVES)
         require(self.generate <= MOST, f"--generate must be at most {MOST:,}, got {self.generate}.")
-        require(self.max_length >= SHORTEST, f"--max-length must be at least {SHORTEST}, got {self.max_length}.")
-        require(self.patience >= 0, f"--patience must be at least 0, got {self.patience}.")
         require(0.0 <= self.dropout < 1.0, f"--dropout must be at least 0 and below 1, got {self.dropout}.")
         require(self.clip > 0.0, f"--clip must be positive, got {self.clip}.")
-        for name, known in (("encoder", ENCODERS), ("optimizer", OPTIMIZERS), ("dtype", DTYPES), ("leaves", LEAVES)):
-            value = getattr(self, name)
-            require(value in known, f"unknown {name} {value!r}; the known ones are {', '.join(known)}.")
 
 
 def make_model(config: Config, tokenizer, rng: Rng) -> TreeLSTM:
@@ -179,33 +172,26 @@ class Training(training.Training):
     reports_per_epoch = 2
     progress_key = "valid_accuracy"
 
-    def __init__(self, config: Config):
-        super().__init__(config)
-        c = config
-        with user_errors():
-            c.check()
-            self.backend = get_backend(c.backend)
-            if c.encoder == "latent":
-                self.estimator = create(c.estimator, c.tau, "categorical")
-                require(self.estimator.episodes, f"{self.estimator.title} {CANNOT_CHOOSE}")
-            found = listops.files(c.data_dir or None)
-            require(
-                found or not c.data_dir,
-                f"{c.data_dir} has no listops/train.tsv, valid.tsv or test.tsv: give another --data-dir, or none.",
-            )
-            counts = (c.generate, max(10, min(1000, c.generate // 10)), max(10, c.generate // 9))
-            self.tokenizer = listops.Tokenizer(c.split)
-            splits = listops.load(c.data_dir or None, counts, c.seed)
-            self.sequences = {
-                name: short_enough(name, found, self.tokenizer, c.max_length) for name, found in splits.items()
-            }
-            self.fingerprint = hashlib.blake2b(repr(splits).encode(), digest_size=8).hexdigest()
-            self.rng = Rng(c.seed)
-            self.model = make_model(c, self.tokenizer, self.rng.site("weights"))
-            self.model.to(self.backend)
-            self.optimizer = OPTIMIZERS[c.optimizer](self.model.parameters(), c.lr)
-            self.schedule = Plateau(self.optimizer, patience=c.patience)
+    def build(self, c: Config) -> None:
+        if c.encoder == "latent":
+            self.estimator = create(c.estimator, c.tau, "categorical")
+            require(self.estimator.episodes, f"{self.estimator.title} {CANNOT_CHOOSE}")
+        found = listops.files(c.data_dir or None)
+        require(
+            found or not c.data_dir,
+            f"{c.data_dir} has no listops/train.tsv, valid.tsv or test.tsv: give another --data-dir, or none.",
+        )
+        counts = (c.generate, max(10, min(1000, c.generate // 10)), max(10, c.generate // 9))
+        self.tokenizer = listops.Tokenizer(c.split)
+        splits = listops.load(c.data_dir or None, counts, c.seed)
+        self.sequences = {
+            name: short_enough(name, found, self.tokenizer, c.max_length) for name, found in splits.items()
+        }
         self.steps_per_epoch = -(-len(self.sequences["train"]) // c.batch)
+        self.fingerprint = hashlib.blake2b(repr(splits).encode(), digest_size=8).hexdigest()
+        self.model = make_model(c, self.tokenizer, self.rng.site("weights")).to(self.backend)
+        self.optimizer = OPTIMIZERS[c.optimizer](self.model.parameters(), c.lr)
+        self.schedule = Plateau(self.optimizer, patience=c.patience)
         self.best, self.is_best = -1.0, False  # validation accuracy
 
     # -- one step
@@ -217,7 +203,7 @@ class Training(training.Training):
     def step(self, batch) -> None:
         """Update the parameters on one batch."""
         c, to_device = self.config, self.backend.to_device
-        rng = self.rng.site("step").at(self.epoch * self.steps_per_epoch + self.step_in_epoch)
+        rng = self.rng.site("step").at(self.steps)
         given = known_trees(c.encoder, self.sequences["train"], batch, c.split)
         self.optimizer.zero_grad()
         ids, labels = to_device(batch.ids), to_device(batch.labels)
@@ -245,7 +231,7 @@ class Training(training.Training):
         self.is_best, self.best = right.mean() > self.best, max(self.best, float(right.mean()))
         return {
             "epoch": self.epoch + self.step_in_epoch / self.steps_per_epoch,
-            "step": self.epoch * self.steps_per_epoch + self.step_in_epoch,
+            "step": self.steps,
             "train_loss": total / count,
             "valid_loss": loss.mean(),
             "valid_accuracy": right.mean(),
@@ -258,6 +244,10 @@ class Training(training.Training):
             arrays, info = self.state()
             arrays = {k: v for k, v in arrays.items() if k.startswith("model.")}
             checkpoint.save(folder.path / BEST, arrays, info)
+
+    def check_folder(self, folder: RunFolder) -> None:
+        if self.best >= 0.0:
+            checkpoint.load(folder.path / BEST)
 
     # -- the state
 

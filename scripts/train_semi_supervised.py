@@ -11,8 +11,6 @@ All flags are listed by --help.
 
 from __future__ import annotations
 
-import logging
-import math
 import sys
 import time
 from dataclasses import dataclass
@@ -20,27 +18,20 @@ from dataclasses import dataclass
 import training
 from estimators import ESTIMATORS, create
 from minigrad import Rng, Tensor
-from minigrad.backend import BACKENDS, get_backend
-from minigrad.optim import OPTIMIZERS
-from models.data import DATASETS, PIXELS, binarise, load_images
+from models.data import PIXELS
 from models.semi_supervised import NO_BOUND_OF_SEVERAL, SemiSupervisedVAE
 from pictures import learning_curves, page
-from run_folder import RunFolder, default_folder, flag, report_errors, require, sizes, user_errors
+from run_folder import RunFolder, at_least, default_folder, flag, one_of, report_errors, require, sizes
 
 import numpy as np
 
-log = logging.getLogger(__name__)
-
-DTYPES = ("float32", "float64")
 METHODS = ("marginal", "sample")
 EVALUATION_BATCH = 200  # images; each is decoded once for every class
 DRAWN = 10  # test images whose analogies are drawn
 
 
 @dataclass(frozen=True)
-class Config:
-    data: str = flag("digits", f"data set: {', '.join(DATASETS)}")
-    data_dir: str = flag("", "a folder with one folder per data set; else MINIGRAD_DATA, else a download")
+class Config(training.Annealing, training.Optimizing, training.ImageConfig):
     pixels: str = flag("dynamic", f"{', '.join(PIXELS)}: gray values, binarised anew for every batch, or once")
     images: int = flag(0, "use so many training images, drawn by the seed; 0: all of them; published for MNIST: 50000")
     labels: int = flag(100, "how many of them keep their labels, equally many of each class")
@@ -49,35 +40,21 @@ class Config:
     estimator: str = flag(
         "gumbel-softmax", f"for --method sample: one of {', '.join(ESTIMATORS)}; options as in rloo:samples=4"
     )
-    tau: float | None = flag(None, "temperature at first, for estimators that have one", type=float)
-    anneal: float = flag(0.0, "r: the temperature is τ e^(−r·step), at least --tau-least; 0: fixed; published: 3e-5")
-    anneal_every: int = flag(2000, "steps after which the temperature changes")
-    tau_least: float = flag(0.5, "where an annealed temperature stays")
+    anneal_every: int = flag(2000, "steps between two changes of the temperature")
     alpha: float = flag(1.0, "weight of −log q(label|x) for the images with labels")
     latent: int = flag(5, "M, the size of z; published for MNIST: 50")
     hidden: tuple = flag((128,), "widths of the hidden layers of all three networks; published: 500", type=sizes)
     epochs: int = flag(200, "passes over the images without labels")
     batch: int = flag(100, "images without labels in a batch, and at most so many with labels beside them")
     lr: float = flag(2e-3, "learning rate")
-    optimizer: str = flag("adam", f"one of {', '.join(OPTIMIZERS)}")
     seed: int = flag(0, "fixes the choice of labels, the initial weights, the order of the images and all noise")
-    backend: str = flag("numpy", f"one of {', '.join(BACKENDS)}")
-    dtype: str = flag("float32", f"one of {', '.join(DTYPES)}")
 
     def check(self) -> None:
-        """UserError, one sentence, for the first value out of range; names are checked where they are looked up."""
-        for name in ("labels", "latent", "epochs", "batch", "anneal_every"):
-            value = getattr(self, name)
-            require(value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}.")
-        require(self.images >= 0, f"--images must be at least 0, got {self.images}.")
-        require(min(self.hidden) >= 1, f"--hidden needs widths of at least 1, got {self.hidden}.")
-        for name in ("alpha", "anneal"):
-            value = getattr(self, name)
-            require(0.0 <= value < math.inf, f"--{name} must be at least 0 and finite, got {value}.")
-        require(0.0 < self.tau_least < math.inf, f"--tau-least must be positive and finite, got {self.tau_least}.")
-        for name, known in (("method", METHODS), ("optimizer", OPTIMIZERS), ("dtype", DTYPES)):
-            value = getattr(self, name)
-            require(value in known, f"unknown {name} {value!r}; the known ones are {', '.join(known)}.")
+        super().check()
+        at_least(1, self, "labels", "latent")
+        at_least(0, self, "images", "alpha")
+        one_of(self, method=METHODS)
+        require(min(self.hidden, default=0) >= 1, f"--hidden needs widths of at least 1, got {self.hidden or 'none'}.")
 
 
 def with_labels(labels, n: int, classes: int, rng: Rng):
@@ -93,58 +70,39 @@ def with_labels(labels, n: int, classes: int, rng: Rng):
     return np.flatnonzero(chosen), np.flatnonzero(~chosen)
 
 
-class Training(training.Training):
-    """One run: the two sets of images on the device, the model, the estimator of the class if there is one."""
+class Training(training.ImageTraining):
+    """One run: the two sets of images on the device, the model, the estimator of the class if there is one.
+
+    train: the images without labels, which an epoch passes over once;   labelled, labels: the others
+    """
 
     loss_parts = 2  # the two terms of J, each the mean over the batch
     progress_key = "test_accuracy"
 
-    def __init__(self, config: Config):
-        super().__init__(config)
-        c = config
-        with user_errors():
-            c.check()
-            self.backend, self.rng = get_backend(c.backend), Rng(c.seed)
-            self.images = load_images(c.data, c.data_dir or None, c.pixels, np.dtype(c.dtype))
-            classes = int(self.images.train_labels.max()) + 1
-            if c.method == "sample":
-                self.estimator = self._estimator(classes)
-            self._to_device(classes)
-            sizes, rng = (self.images.train.shape[1], classes, c.latent, c.hidden), self.rng.site("weights")
-            self.model = SemiSupervisedVAE(*sizes, rng=rng, dtype=np.dtype(c.dtype)).to(self.backend)
-            self.optimizer = OPTIMIZERS[c.optimizer](self.model.parameters(), c.lr)
-        self.steps_per_epoch = math.ceil(len(self.unlabelled) / c.batch)
+    def build(self, c: Config) -> None:
+        self.load()
+        classes = int(self.images.train_labels.max()) + 1
+        if c.method == "sample":
+            self.estimator = create(c.estimator, c.tau, "categorical")
+            require(not self.estimator.multi_sample, f"{self.estimator.title} {NO_BOUND_OF_SEVERAL}")
+            self.estimator.check_size(1, classes)
+            self.warn(self.estimator)
+            self.first_tau = c.first_tau(self.estimator)
+        self.keep_labels(classes)
+        sizes, rng = (self.images.train.shape[1], classes, c.latent, c.hidden), self.rng.site("weights")
+        self.model = SemiSupervisedVAE(*sizes, rng=rng, dtype=self.dtype).to(self.backend)
+        self.optimizer = c.optimizer_for(self.model)
 
-    def _estimator(self, classes: int):
-        c = self.config
-        estimator = create(c.estimator, c.tau, "categorical")
-        require(not estimator.multi_sample, f"{estimator.title} {NO_BOUND_OF_SEVERAL}")
-        estimator.check_size(1, classes)
-        if estimator.caution:
-            log.warning("%s may not train the model: %s.", c.estimator, estimator.caution)
-        if c.anneal:
-            self.tau = training.first_temperature(estimator, c.estimator)
-            require(
-                c.tau_least <= self.tau,
-                f"--tau-least must be at most the first temperature {self.tau}, got {c.tau_least}.",
-            )
-        return estimator
-
-    def _to_device(self, classes: int) -> None:
+    def keep_labels(self, classes: int) -> None:
         c, images, to_device = self.config, self.images, self.backend.to_device
         available = len(images.train)
         require(c.images <= available, f"--images must be at most {available}, got {c.images}.")
         used = self.rng.site("images").permutation(available)[: c.images or available]
-        x, labels = images.train[used], images.train_labels[used].astype(np.int64)
+        labels = images.train_labels[used].astype(np.int64)
         known, unknown = with_labels(labels, c.labels, classes, self.rng.site("labels"))
         require(len(unknown) > 0, f"all {len(labels)} training images have labels: take fewer --labels.")
-        self.labelled, self.labels, self.unlabelled = (
-            to_device(x[known]),
-            to_device(labels[known]),
-            to_device(x[unknown]),
-        )
-        self.test = to_device(images.test)  # binarised once, where the training images are at every step
-        self.test = self._pixels(self.test, self.rng.site("test pixels"))
+        self.labels = to_device(labels[known])
+        self.labelled, self.train = self.train[to_device(used[known])], self.train[to_device(used[unknown])]
 
     @property
     def sharpness(self) -> float:
@@ -152,26 +110,19 @@ class Training(training.Training):
 
     # -- one step
 
-    def epoch_steps(self):
-        """The images without labels of each step, integer arrays on the device."""
-        order = self.backend.to_device(self.rng.site("order").at(self.epoch).permutation(len(self.unlabelled)))
-        size = self.config.batch
-        return [order[start : start + size] for start in range(0, len(order), size)]
-
     def step(self, index) -> None:
         """Update the parameters on the images `index` without labels, and as many, or all, of those with labels."""
-        c, number = self.config, self.epoch * self.steps_per_epoch + self.step_in_epoch
-        rng = self.rng.site("step").at(number)
-        if self.estimator is not None and c.anneal:
-            self.estimator.tau = training.annealed(number, self.tau, c.anneal, c.tau_least, c.anneal_every)
+        c, rng = self.config, self.rng.site("step").at(self.steps)
+        if self.estimator is not None and self.first_tau:
+            self.estimator.tau = c.tau_at(self.steps, self.first_tau)
         known = self.backend.to_device(rng.site("known").permutation(len(self.labelled))[: c.batch])
-        x, labels = self._pixels(self.labelled[known], rng.site("labelled pixels")), self.labels[known]
+        x, labels = self.binarised(self.labelled[known], rng.site("labelled pixels")), self.labels[known]
         self.optimizer.zero_grad()
         labelled = self.model.labelled(x, labels, rng.site("labelled"), c.alpha, self.sharpness).mean()
         if c.labelled_only:
             objective, unlabelled = labelled, Tensor(0.0 * labelled.data)
         else:
-            x = self._pixels(self.unlabelled[index], rng.site("unlabelled pixels"))
+            x = self.binarised(self.train[index], rng.site("unlabelled pixels"))
             unlabelled = self.model.unlabelled(x, rng.site("unlabelled"), self.estimator).mean()
             objective = labelled + unlabelled
         objective.backward()
@@ -180,9 +131,6 @@ class Training(training.Training):
             self.estimator.update()
         self.losses.append((labelled.data, unlabelled.data))
         self.step_in_epoch += 1
-
-    def _pixels(self, x, rng: Rng):
-        return binarise(x, rng) if self.config.pixels == "dynamic" else x
 
     # -- evaluation
 

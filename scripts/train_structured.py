@@ -11,31 +11,22 @@ All flags are listed by --help.
 
 from __future__ import annotations
 
-import logging
-import math
 import sys
 import time
 from dataclasses import dataclass
 
 import training
 from estimators import ESTIMATORS, create
-from estimators.base import TemperedSampler
 from minigrad import Rng, no_grad
-from minigrad.backend import BACKENDS, get_backend
 from minigrad.fused import bce_with_logits
 from minigrad.ops import stable_sigmoid
-from minigrad.optim import OPTIMIZERS
-from models.data import DATASETS, PIXELS, binarise, load_images
+from models.data import PIXELS
 from models.structured import StochasticNetwork
 from pictures import curves, page
-from run_folder import RunFolder, default_folder, flag, report_errors, require, user_errors
-from training import annealed
+from run_folder import RunFolder, at_least, default_folder, flag, one_of, report_errors, require
 
 import numpy as np
 
-log = logging.getLogger(__name__)
-
-DTYPES = ("float32", "float64")
 CODES = ("bernoulli", "categorical")
 NONE = "none"
 EVALUATION_BATCH = 100  # images, each with up to 100 samples at a time
@@ -45,9 +36,7 @@ COMPLETED, COMPLETIONS, AVERAGED = 10, 8, 1000
 
 
 @dataclass(frozen=True)
-class Config:
-    data: str = flag("digits", f"data set: {', '.join(DATASETS)}")
-    data_dir: str = flag("", "a folder with one folder per data set; else MINIGRAD_DATA, else a download")
+class Config(training.Annealing, training.Optimizing, training.ImageConfig):
     pixels: str = flag("fixed", f"{', '.join(PIXELS)}: gray values, binarised anew for every batch, or once")
     code: str = flag("bernoulli", f"{' or '.join(CODES)}: the kind of variables in the stochastic layers")
     variables: int | None = flag(None, "L, variables in a layer; else 200 bits or 20 categorical ones", type=int)
@@ -58,43 +47,19 @@ class Config:
         f"one of {', '.join(ESTIMATORS)}, options as in rloo:samples=4, for each layer; or {NONE}: a deterministic "
         "network that passes probabilities on",
     )
-    tau: float | None = flag(None, "temperature, at first, for estimators that have one", type=float)
-    anneal: float = flag(0.0, "rate r: the temperature of step t is max(tau-least, tau · exp(-r t)); 0 keeps it")
-    anneal_every: int = flag(500, "steps between two changes of the temperature")
-    tau_least: float = flag(0.5, "the lowest temperature, if it is annealed")
     epochs: int = flag(200, "passes over the training images")
-    batch: int = flag(100, "images in a batch")
     lr: float = flag(3e-3, "learning rate")
-    optimizer: str = flag("adam", f"one of {', '.join(OPTIMIZERS)}; published: sgd")
-    momentum: float = flag(0.9, "momentum of sgd")
-    seed: int = flag(0, "fixes the initial weights, the order of the images and all noise")
     train_samples: int = flag(1, "M > 1: train −log of the mean of p(y|d) over M samples; for samples with a rule")
     samples: int = flag(1000, "M, hard samples of each test image for the negative log-likelihood at the end")
-    backend: str = flag("numpy", f"one of {', '.join(BACKENDS)}")
-    dtype: str = flag("float32", f"one of {', '.join(DTYPES)}")
 
     def check(self) -> None:
-        """UserError, one sentence, for the first value out of range; names are checked where they are looked up."""
-        for name in (
-            "variables",
-            "categories",
-            "layers",
-            "epochs",
-            "batch",
-            "train_samples",
-            "samples",
-            "anneal_every",
-        ):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}.")
-        require(math.isfinite(self.anneal) and self.anneal >= 0.0, f"--anneal must be at least 0, got {self.anneal}.")
-        require(
-            math.isfinite(self.tau_least) and self.tau_least > 0.0,
-            f"--tau-least must be positive, got {self.tau_least}.",
-        )
-        for name, known in (("code", CODES), ("optimizer", OPTIMIZERS), ("dtype", DTYPES)):
-            value = getattr(self, name)
-            require(value in known, f"unknown {name} {value!r}; the known ones are {', '.join(known)}.")
+        super().check()
+        at_least(1, self, "variables", "categories", "layers", "train_samples", "samples")
+        one_of(self, code=CODES)
+        if self.estimator == NONE:
+            without = "a network without an estimator has no"
+            require(self.tau is None and not self.anneal, f"{without} temperature: leave out --tau and --anneal.")
+            require(self.train_samples == 1, f"{without} samples: leave out --train-samples.")
 
 
 class Estimators(list):
@@ -117,74 +82,44 @@ class Estimators(list):
             estimator.load_state_dict({k[len(own) :]: v for k, v in state.items() if k.startswith(own)})
 
 
-class Training(training.Training):
+class Training(training.ImageTraining):
     """One run: the data on the device, the network, an estimator for each of its layers (None: no samples at all)."""
 
     progress_key = "test"
 
-    def __init__(self, config: Config):
-        super().__init__(config)
-        c = config
-        with user_errors():
-            c.check()
-            self.backend = get_backend(c.backend)
-            bits = c.code == "bernoulli"
-            variables, categories = c.variables or (200 if bits else 20), None if bits else c.categories
-            if c.estimator != NONE:
-                self.estimator = Estimators(create(c.estimator, c.tau, c.code) for _ in range(c.layers))
-                if self.estimator[0].caution:
-                    log.warning("%s may not train the network: %s.", c.estimator, self.estimator[0].caution)
-                self.estimator[0].check_size(variables, 2 if bits else categories)
-                self.tau = getattr(self.estimator[0], "tau", None)
-            else:
-                require(c.tau is None, "a network without an estimator has no temperature: leave out --tau.")
-                require(
-                    c.train_samples == 1, "a network without an estimator has no samples: leave out --train-samples."
-                )
-            require(
-                c.anneal == 0.0 or (self.estimator is not None and isinstance(self.estimator[0], TemperedSampler)),
-                f"the estimator {c.estimator} has no temperature that could be annealed: leave out --anneal.",
-            )
-            self.images = load_images(c.data, c.data_dir or None, c.pixels, np.dtype(c.dtype))
-            self.rng = Rng(c.seed)
-            self.train, self.test = (self.backend.to_device(x) for x in (self.images.train, self.images.test))
-            if c.pixels == "dynamic":  # the test images are binarised once, the training images at every step
-                self.test = binarise(self.test, self.rng.site("test pixels"))
-            height, width = self.images.shape
-            self.seen = height // 2 * width  # pixels of the upper half, which come first
-            sizes = (self.seen, height * width - self.seen, variables, categories, c.layers)
-            self.model = StochasticNetwork(*sizes, rng=self.rng.site("weights"), dtype=np.dtype(c.dtype))
-            if self.estimator is not None:
-                self.model.check(self.estimator, c.train_samples)
-            self.model.to(self.backend)
-            options = {"momentum": c.momentum} if c.optimizer == "sgd" else {}
-            self.optimizer = OPTIMIZERS[c.optimizer](self.model.parameters(), c.lr, **options)
-        self.steps_per_epoch = math.ceil(len(self.train) / c.batch)
+    def build(self, c: Config) -> None:
+        bits = c.code == "bernoulli"
+        variables, categories = c.variables or (200 if bits else 20), None if bits else c.categories
+        self.first_tau = None
+        if c.estimator != NONE:
+            self.estimator = Estimators(create(c.estimator, c.tau, c.code) for _ in range(c.layers))
+            self.warn(self.estimator[0])
+            self.estimator[0].check_size(variables, 2 if bits else categories)
+            self.first_tau = c.first_tau(self.estimator[0])
+        self.load()
+        height, width = self.images.shape
+        self.seen = height // 2 * width  # pixels of the upper half, which come first
+        sizes = (self.seen, height * width - self.seen, variables, categories, c.layers)
+        self.model = StochasticNetwork(*sizes, rng=self.rng.site("weights"), dtype=self.dtype)
+        if self.estimator is not None:
+            self.model.check(self.estimator, c.train_samples)
+        self.model.to(self.backend)
+        self.optimizer = c.optimizer_for(self.model)
 
     # -- one step
 
-    def epoch_steps(self):
-        """The images of each step, integer arrays on the device."""
-        order = self.rng.site("order").at(self.epoch).permutation(len(self.train))
-        order, size = self.backend.to_device(order), self.config.batch
-        return [order[start : start + size] for start in range(0, len(order), size)]
-
     def step(self, index) -> None:
         """Update the parameters on the images `index` (an integer array on the device)."""
-        c, step = self.config, self.epoch * self.steps_per_epoch + self.step_in_epoch
-        rng, images = self.rng.at(step), self.train[index]
-        if c.pixels == "dynamic":
-            images = binarise(images, rng.site("pixels"))
-        x, y = self.halves(images)
+        rng = self.rng.at(self.steps)
+        x, y = self.halves(self.binarised(self.train[index], rng.site("pixels")))
         self.optimizer.zero_grad()
         if self.estimator is None:
             cost = bce_with_logits(self.model.mean_field(x), y)
         else:
-            if c.anneal:
-                tau = annealed(step, self.tau, c.anneal, c.tau_least, c.anneal_every)
+            if self.first_tau:
                 for estimator in self.estimator:
-                    estimator.tau = tau
-            cost = self.model.cost(x, y, self.estimator, rng.site("network"), c.train_samples)
+                    estimator.tau = self.config.tau_at(self.steps, self.first_tau)
+            cost = self.model.cost(x, y, self.estimator, rng.site("network"), self.config.train_samples)
         cost.mean().backward()
         self.optimizer.step()
         if self.estimator is not None:

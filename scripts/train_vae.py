@@ -9,53 +9,28 @@ All flags are listed by --help.
 
 from __future__ import annotations
 
-import logging
-import math
 import sys
 import time
 from dataclasses import dataclass
 
 import training
 from estimators import ESTIMATORS, create
-from estimators.base import check_tau
 from minigrad import Rng, grad
-from minigrad.backend import BACKENDS, get_backend
-from minigrad.optim import OPTIMIZERS
-from models.data import DATASETS, PIXELS, binarise, load_images
 from models.vae import BernoulliVAE, CategoricalVAE
 from pictures import curves, page
-from run_folder import (
-    RunFolder,
-    default_folder,
-    flag,
-    report_errors,
-    require,
-    sizes,
-    user_errors,
-)
-from training import annealed, first_temperature
+from run_folder import RunFolder, at_least, default_folder, flag, one_of, report_errors, require, sizes
 
 import numpy as np
 
-log = logging.getLogger(__name__)
-
-DTYPES = ("float32", "float64")
-CODES = ("categorical", "bernoulli")
+CODES = ("", "categorical", "bernoulli")
 PRIORS = ("uniform", "learned")
 EVALUATION_BATCH = 1000
 
 
 @dataclass(frozen=True)
-class Config:
-    data: str = flag("digits", f"data set: {', '.join(DATASETS)}")
-    data_dir: str = flag("", "a folder with one folder per data set; else MINIGRAD_DATA, else a download")
-    pixels: str = flag("gray", f"{', '.join(PIXELS)}: gray values, binarised anew for every batch, or once")
+class Config(training.Annealing, training.Optimizing, training.ImageConfig):
     estimator: str = flag("reinmax", f"one of {', '.join(ESTIMATORS)}; options as in rloo:samples=4")
-    tau: float | None = flag(None, "temperature, for estimators that have one", type=float)
-    anneal: float = flag(0.0, "r > 0: the temperature falls as tau·exp(−r·step)")
-    anneal_every: int = flag(500, "steps between two changes of the temperature")
-    tau_least: float = flag(0.5, "the temperature does not fall below this")
-    code: str = flag("", f"{' or '.join(CODES)}: the kind of variables; else the first that the estimator handles")
+    code: str = flag("", f"{' or '.join(CODES[1:])}: the kind of variables; else the first that the estimator handles")
     variables: int | None = flag(None, "L, the number of variables; else 8 categorical ones or 24 bits", type=int)
     categories: int = flag(8, "K, the number of categories of each categorical variable")
     hidden: tuple = flag(
@@ -64,87 +39,46 @@ class Config:
     slope: float = flag(0.0, "of leaky ReLUs below 0; 0 for plain ReLUs")
     prior: str = flag("uniform", f"{' or '.join(PRIORS)}: of the code")
     epochs: int = flag(120, "passes over the training images")
-    batch: int = flag(100, "images in a batch")
-    lr: float = flag(1e-3, "learning rate")
-    optimizer: str = flag("adam", f"one of {', '.join(OPTIMIZERS)}")
-    momentum: float = flag(0.9, "momentum of sgd")
-    seed: int = flag(0, "fixes the initial weights, the order of the images and all noise")
-    backend: str = flag("numpy", f"one of {', '.join(BACKENDS)}")
-    dtype: str = flag("float32", f"one of {', '.join(DTYPES)}")
     gradient_draws: int = flag(0, "N > 1: report the variance of the encoder's gradient over N draws at the end")
     bound_samples: int = flag(0, "M > 0: report the importance-weighted bound with M samples at the end")
 
     def check(self) -> None:
-        """UserError, one sentence, for the first value out of range; names are checked where they are looked up."""
-        for name in ("variables", "categories", "epochs", "batch"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"--{name} must be at least 1, got {value}.")
-        require(self.code in ("", *CODES), f"unknown code {self.code!r}; the known ones are {', '.join(CODES)}.")
+        super().check()
+        at_least(1, self, "variables", "categories")
+        at_least(0, self, "gradient_draws", "bound_samples")
+        one_of(self, code=CODES, prior=PRIORS)
         require(min(self.hidden, default=1) >= 1, f"--hidden needs widths of at least 1, got {self.hidden}.")
-        require(self.prior in PRIORS, f"unknown prior {self.prior!r}; the known ones are {', '.join(PRIORS)}.")
         require(0.0 <= self.slope < 1.0, f"--slope must be at least 0 and below 1, got {self.slope}.")
-        for name in ("anneal", "gradient_draws"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"--{name.replace('_', '-')} must be at least 0, got {value}.")
-        require(self.anneal_every >= 1, f"--anneal-every must be at least 1, got {self.anneal_every}.")
-        require(self.bound_samples >= 0, f"--bound-samples must be at least 0, got {self.bound_samples}.")
-        require(self.dtype in DTYPES, f"unknown dtype {self.dtype!r}; the known ones are {', '.join(DTYPES)}.")
-        known = ", ".join(OPTIMIZERS)
-        require(self.optimizer in OPTIMIZERS, f"unknown optimizer {self.optimizer!r}; the known ones are {known}.")
 
 
-class Training(training.Training):
+class Training(training.ImageTraining):
     """One run: the data on the device, the model, its estimator."""
 
     loss_parts = 2  # Σ reconstruction and Σ KL over the batch
     progress_key = "test"
 
-    def __init__(self, config: Config):
-        super().__init__(config)
-        c = config
-        with user_errors():
-            c.check()
-            self.backend = get_backend(c.backend)
-            self.estimator = create(c.estimator, c.tau, c.code or None)
-            if c.anneal:
-                self.start = first_temperature(self.estimator, c.estimator)
-                check_tau(c.tau_least)
-            if self.estimator.caution:
-                log.warning("%s may not train the model: %s.", c.estimator, self.estimator.caution)
-            bits = self.estimator.code.name == "bernoulli"
-            variables = c.variables or (24 if bits else 8)
-            self.estimator.check_size(variables, 2 if bits else c.categories)
-            self.images = load_images(c.data, c.data_dir or None, c.pixels, np.dtype(c.dtype))
-            self.rng = Rng(c.seed)
-            self.train, self.test = (self.backend.to_device(x) for x in (self.images.train, self.images.test))
-            if c.pixels == "dynamic":  # the test images are binarised once, the training images at every step
-                self.test = binarise(self.test, self.rng.site("test pixels"))
-            sizes = (self.train.shape[1], variables) if bits else (self.train.shape[1], variables, c.categories)
-            settings = {"hidden": c.hidden, "rng": self.rng.site("weights"), "dtype": np.dtype(c.dtype)}
-            settings |= {"slope": c.slope, "learned_prior": c.prior == "learned"}
-            self.model = (BernoulliVAE if bits else CategoricalVAE)(*sizes, **settings)
-            self.model.to(self.backend)
-            options = {"momentum": c.momentum} if c.optimizer == "sgd" else {}
-            self.optimizer = OPTIMIZERS[c.optimizer](self.model.parameters(), c.lr, **options)
-        self.steps_per_epoch = math.ceil(len(self.train) / c.batch)
+    def build(self, c: Config) -> None:
+        self.estimator = create(c.estimator, c.tau, c.code or None)
+        self.first_tau = c.first_tau(self.estimator)
+        self.warn(self.estimator)
+        bits = self.estimator.code.name == "bernoulli"
+        variables = c.variables or (24 if bits else 8)
+        self.estimator.check_size(variables, 2 if bits else c.categories)
+        self.load()
+        sizes = (self.train.shape[1], variables) if bits else (self.train.shape[1], variables, c.categories)
+        settings = {"hidden": c.hidden, "rng": self.rng.site("weights"), "dtype": self.dtype}
+        settings |= {"slope": c.slope, "learned_prior": c.prior == "learned"}
+        self.model = (BernoulliVAE if bits else CategoricalVAE)(*sizes, **settings).to(self.backend)
+        self.optimizer = c.optimizer_for(self.model)
 
     # -- one step
 
-    def epoch_steps(self):
-        """The images of each step, integer arrays on the device."""
-        order = self.rng.site("order").at(self.epoch).permutation(len(self.train))
-        order, size = self.backend.to_device(order), self.config.batch
-        return [order[start : start + size] for start in range(0, len(order), size)]
-
     def step(self, index) -> None:
         """Update the parameters on the images `index` (an integer array on the device)."""
-        c, step = self.config, self.epoch * self.steps_per_epoch + self.step_in_epoch
-        rng = self.rng.at(step)
-        if c.anneal:
-            self.estimator.tau = annealed(step, self.start, c.anneal, c.tau_least, c.anneal_every)
-        x = self.train[index]
-        if self.config.pixels == "dynamic":
-            x = binarise(x, rng.site("pixels"))
+        rng = self.rng.at(self.steps)
+        if self.first_tau:
+            self.estimator.tau = self.config.tau_at(self.steps, self.first_tau)
+        x = self.binarised(self.train[index], rng.site("pixels"))
         self.optimizer.zero_grad()
         reconstruction, kl = self.model.negative_elbo(x, self.estimator, rng.site("code"))
         (reconstruction + kl).mean().backward()

@@ -1,25 +1,125 @@
 """A training run that can stop after any step and go on elsewhere: what the training scripts have in common.
 
-A script derives from `Training`, says what a step and a report are, and hands both classes to `run_script`.
+A script derives its flags from `Config` and its run from `Training`, or from `ImageConfig` and `ImageTraining` if it
+learns from images, says what a step and a report are, and hands both classes to `run_script`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import shlex
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from estimators.base import TemperedSampler
+from minigrad import Rng
+from minigrad.backend import BACKENDS, get_backend
 from minigrad.blas import keep_freed_memory
-from run_folder import Interrupt, RunFolder, UserError, parse_flags, require, user_errors
+from minigrad.optim import OPTIMIZERS
+from models.data import DATASETS, PIXELS, binarise, load_images
+from run_folder import (
+    DTYPES,
+    Interrupt,
+    RunFolder,
+    UserError,
+    at_least,
+    flag,
+    one_of,
+    option,
+    parse_flags,
+    require,
+    user_errors,
+)
 
 import numpy as np
 from tqdm import tqdm
 
+log = logging.getLogger(__name__)
+
 CHECK_EVERY = 100  # steps between two looks at the losses; each look waits for the device
+
+
+# ---- flags
+
+
+@dataclass(frozen=True)
+class Config:
+    """The flags of every training script, which may give them other defaults."""
+
+    data_dir: str = flag("", "a folder with one folder per data set; else MINIGRAD_DATA, else a download")
+    epochs: int = flag(1, "passes over the training examples")
+    batch: int = flag(100, "examples in a batch")
+    lr: float = flag(1e-3, "learning rate")
+    seed: int = flag(0, "fixes the initial weights, the order of the examples and all noise")
+    backend: str = flag("numpy", f"one of {', '.join(BACKENDS)}")
+    dtype: str = flag("float32", f"one of {', '.join(DTYPES)}")
+
+    def check(self) -> None:
+        """UserError, one sentence, for the first value out of range; a script adds its own. Names are checked where
+        they are looked up."""
+        at_least(1, self, "epochs", "batch")
+        one_of(self, dtype=DTYPES)
+
+
+@dataclass(frozen=True)
+class ImageConfig(Config):
+    """The flags of a script that learns from images."""
+
+    data: str = flag("digits", f"data set: {', '.join(DATASETS)}")
+    pixels: str = flag("gray", f"{', '.join(PIXELS)}: gray values, binarised anew for every batch, or once")
+
+
+@dataclass(frozen=True)
+class Optimizing:
+    """The flags of a script that leaves the choice of the optimizer."""
+
+    optimizer: str = flag("adam", f"one of {', '.join(OPTIMIZERS)}")
+    momentum: float = flag(0.9, "momentum of sgd")
+
+    def check(self) -> None:
+        super().check()
+        one_of(self, optimizer=OPTIMIZERS)
+
+    def optimizer_for(self, model):
+        options = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
+        return OPTIMIZERS[self.optimizer](model.parameters(), self.lr, **options)
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """The flags of a script whose estimator can have a falling temperature."""
+
+    tau: float | None = flag(None, "temperature, at first, for estimators that have one", type=float)
+    anneal: float = flag(0.0, "rate r: the temperature of step t is max(tau-least, tau · exp(−r t)); 0 keeps it")
+    anneal_every: int = flag(500, "steps between two changes of the temperature")
+    tau_least: float = flag(0.5, "the lowest temperature, if it is annealed")
+
+    def check(self) -> None:
+        super().check()
+        at_least(0, self, "anneal")
+        at_least(1, self, "anneal_every")
+        require(0.0 < self.tau_least < math.inf, f"--tau-least must be positive and finite, got {self.tau_least}.")
+
+    def first_tau(self, estimator) -> float | None:
+        """Where the temperature of the estimator (or None) begins to fall; None if it does not. UserError for one whose
+        temperature is not a setting, or begins below the lowest one."""
+        if not self.anneal:
+            return None
+        learns = "learns its temperature" if hasattr(estimator, "tau") else "has no temperature"
+        require(isinstance(estimator, TemperedSampler), f"{self.estimator} {learns}: leave --anneal out.")
+        first, least = estimator.tau, self.tau_least
+        require(least <= first, f"--tau-least must be at most the first temperature {first}, got {least}.")
+        return first
+
+    def tau_at(self, step: int, first: float) -> float:
+        return annealed(step, first, self.anneal, self.tau_least, self.anneal_every)
+
+
+# ---- the temperature
 
 
 def annealed(step: int, start: float, rate: float, least: float, every: int) -> float:
@@ -33,15 +133,11 @@ def annealed(step: int, start: float, rate: float, least: float, every: int) -> 
     return max(least, start * math.exp(-rate * (step // every * every)))
 
 
-def first_temperature(estimator, spec: str) -> float:
-    """Where the temperature of an estimator begins to fall. UserError for one whose temperature is not a setting."""
-    learns = "learns its temperature" if hasattr(estimator, "tau") else "has no temperature"
-    require(isinstance(estimator, TemperedSampler), f"{spec} {learns}: leave --anneal out.")
-    return estimator.tau
+# ---- the run
 
 
 class Training:
-    """Base class. A subclass sets backend, model, optimizer, estimator and steps_per_epoch, and defines
+    """Base class. A subclass sets model, optimizer, estimator and steps_per_epoch in `build`, and defines
 
     epoch_steps()          the arguments of this epoch's steps, something to index by the step
     step(argument)         one update; appends to `losses` a tuple of sums on the device, and counts step_in_epoch
@@ -58,6 +154,19 @@ class Training:
         self.estimator = None
         self.epoch = self.step_in_epoch = 0
         self.losses: list[tuple] = []  # one entry for each step since the latest report
+        with user_errors():
+            config.check()
+            self.backend, self.rng, self.dtype = get_backend(config.backend), Rng(config.seed), np.dtype(config.dtype)
+            self.build(config)
+
+    @property
+    def steps(self) -> int:
+        """How many steps there have been."""
+        return self.epoch * self.steps_per_epoch + self.step_in_epoch
+
+    def warn(self, estimator) -> None:
+        if estimator.caution:
+            log.warning("%s may not train the model: %s.", self.config.estimator, estimator.caution)
 
     def report_after(self) -> set[int]:
         """After which steps of an epoch there is a report; the last one is among them."""
@@ -79,8 +188,9 @@ class Training:
 
     def fail(self, what: str, step_in_epoch: int):
         step = self.epoch * self.steps_per_epoch + step_in_epoch
+        epoch = max(0, step - 1) // self.steps_per_epoch + 1
         raise UserError(
-            f"{what} at step {step} (epoch {self.epoch + 1}): training stopped, the last good checkpoint is kept; "
+            f"{what} at step {step} (epoch {epoch}): training stopped, the last good checkpoint is kept; "
             "try a smaller --lr, or another temperature if there is one, in a new run."
         )
 
@@ -117,7 +227,7 @@ class Training:
         """Train to the last epoch. False if the user interrupted; the checkpoint then holds the last step."""
         c = self.config
         total = c.epochs * self.steps_per_epoch
-        done = self.epoch * self.steps_per_epoch + self.step_in_epoch
+        done = self.steps
         progress = tqdm(total=total, initial=done, unit="step", disable=quiet, dynamic_ncols=True, smoothing=0.05)
         # losses and parameters are looked at explicitly; NumPy's own warnings would only blur the message
         with progress, Interrupt() as interrupt, np.errstate(all="ignore"):
@@ -153,11 +263,42 @@ class Training:
     def before_saving(self, folder: RunFolder) -> None:
         """Called when a report was logged, before the checkpoint: what the checkpoint relies on is written first."""
 
+    def check_folder(self, folder: RunFolder) -> None:
+        """Called when a run was restored: an error if the folder lacks what the run needs beside its checkpoint."""
+
     def checked(self, line: dict) -> dict:
         """The metrics with plain numbers; UserError if one is not finite."""
         if not all(map(math.isfinite, line.values())):
             self.fail("the evaluation became infinite or NaN", self.step_in_epoch)
         return {k: float(v) if not isinstance(v, int) else v for k, v in line.items()}
+
+
+class ImageTraining(Training):
+    """A run on images. `load` is for `build`.
+
+    images: on the host;   train, test (N, pixels): on the device.   Those for tests are binarised once where those for
+    training are binarised anew for every batch.
+    """
+
+    def load(self) -> None:
+        c = self.config
+        self.images = load_images(c.data, c.data_dir or None, c.pixels, self.dtype)
+        self.train, self.test = (self.backend.to_device(x) for x in (self.images.train, self.images.test))
+        self.test = self.binarised(self.test, self.rng.site("test pixels"))
+
+    def binarised(self, x, rng: Rng):
+        """The images as --pixels wants them for a step."""
+        return binarise(x, rng) if self.config.pixels == "dynamic" else x
+
+    def epoch_steps(self):
+        """Which training images each step has, integer arrays on the device."""
+        order = self.rng.site("order").at(self.epoch).permutation(len(self.train))
+        order, size = self.backend.to_device(order), self.config.batch
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.train) / self.config.batch)
 
 
 def run_script(config_class, training_class, description, argv, may_change, folder_for, finish) -> int:
@@ -166,7 +307,7 @@ def run_script(config_class, training_class, description, argv, may_change, fold
     may_change: the flags that a resumed run may change.  folder_for(config): where a run goes without --out.
     """
     keep_freed_memory()
-    names = [f"--{name.replace('_', '-')}" for name in may_change]
+    names = [option(name) for name in may_change]
     extra = (
         ("--out", {"help": "the run folder to make (default: a new one below runs/)"}),
         ("--resume", {"help": f"a run folder to go on with; only {', '.join(names[:-1])} and {names[-1]} may change"}),
@@ -218,4 +359,5 @@ def _restore(training: Training, folder: RunFolder, may_change) -> None:
     saved = {k: tuple(v) if isinstance(v, list) else v for k, v in info["config"].items()}
     changed = [k for k, v in dataclasses.asdict(config).items() if v != saved[k] and k not in may_change]
     require(not changed, f"{folder.path} has a checkpoint of another configuration ({', '.join(changed)} differ).")
+    training.check_folder(folder)
     folder.rewind_metrics(info)

@@ -382,7 +382,7 @@ def test_an_executor_that_is_not_installed_is_a_sentence(tmp_path, capsys, monke
 
 BAD = {
     'script = "train_vae"\ncolour = 1': "unknown key 'colour' in the specification; the known ones are script",
-    'script = "train_vae"\n[grid]\nlrr = [1]': "unknown key 'lrr'; the flags of train_vae are data, data_dir",
+    'script = "train_vae"\n[grid]\nlrr = [1]': "unknown key 'lrr'; the flags of train_vae are data_dir, epochs",
     'script = "train_vae"\n[grid]\nestimator = ["magic"]': "unknown estimator 'magic'; the known ones are exact",
     'script = "train_vae"\n[grid]\nestimator = ["rloo"]\ntau = [1.0]': "rloo has no option 'tau'",
     'script = "train_vae"\n[grid]\nestimator = ["gst:gap=-1"]': "gap must be a number of at least 0",

@@ -1,23 +1,15 @@
 """The script for conditional computation as a user meets it: results, resume, and every way to get it wrong."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import run_folder
 import train_conditional
-from devsim import DevsimBackend, forbid
 from minigrad import Rng
-from minigrad.backend import Backend
 from models.conditional import BetaNoise
 from models.data import load_images
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--epochs", "2", "--experts", "20", "--gater", "8", "--batch", "100", "--quiet"]
@@ -36,18 +28,6 @@ def training(**flags):
 @pytest.fixture(autouse=True)
 def short_timing(monkeypatch):
     monkeypatch.setattr(train_conditional, "SECONDS", 0.0)
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """For tests that look elsewhere: a picture takes longer than such a run."""
-    monkeypatch.setattr(train_conditional, "gate_curves", lambda *arguments: None)
-
-
-def metrics(folder):
-    """The lines without what a clock said."""
-    timed = ("images_per_second", "microseconds")
-    return [{k: v for k, v in m.items() if k not in timed} for m in run_folder.RunFolder(folder).metrics()]
 
 
 @pytest.mark.parametrize("gate", [*GATES, "sigmoid", "rectifier"])
@@ -79,65 +59,6 @@ def test_a_run_leaves_its_results_and_ends_with_the_promised_line(tmp_path, caps
     elif not gate.startswith("noisy-rectifier"):  # whose gates are on for fewer images without their noise
         assert 0.05 < last["test_active"] < 0.15
         assert 0.0 < last["threshold"] < 1.0
-
-
-@pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("gate", [*GATES, "nvil", "sigmoid-noise"])
-def test_resume_continues_bit_for_bit_after_ctrl_c(tmp_path, capsys, monkeypatch, gate):
-    flags = ["--gate", gate, "--momentum", "0.5"]
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert run("--out", whole, *flags) == 0
-
-    step, count = train_conditional.Training.step, iter(range(100))
-
-    def interrupted_step(self, index):
-        step(self, index)
-        if next(count) in (5, 15):  # in the middle of each epoch
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train_conditional.Training, "step", interrupted_step)
-        assert run("--out", stopped, *flags) == 130
-        assert f"--resume {stopped}" in capsys.readouterr().err
-        assert train_conditional.main(["--resume", str(stopped), "--quiet"]) == 130
-    assert train_conditional.main(["--resume", str(stopped), "--quiet"]) == 0
-
-    a, b = (load_file(folder / "checkpoint.safetensors") for folder in (whole, stopped))
-    assert a.keys() == b.keys()
-    assert ("controller.weight" in a) == gate.startswith("noisy-rectifier")
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-    assert metrics(whole) == metrics(stopped)
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_a_finished_run_can_be_continued_to_more_epochs(tmp_path):
-    assert run("--out", tmp_path / "long", "--epochs", 3) == 0
-    assert run("--out", tmp_path / "short") == 0
-    assert train_conditional.main(["--resume", str(tmp_path / "short"), "--epochs", "3", "--quiet"]) == 0
-    long, short = metrics(tmp_path / "long"), metrics(tmp_path / "short")
-    assert long == [m for m in short if "train_loss" in m] + short[-1:]
-
-
-@pytest.mark.parametrize("gate", [*GATES, "sigmoid-noise", "rectifier"])
-def test_the_script_s_own_step_stays_on_the_device(monkeypatch, gate):
-    """The stand-in device refuses any wait and any copy to the host; its losses and weights are NumPy's to the bit."""
-    results = []
-    for backend in (Backend(), DevsimBackend()):
-        monkeypatch.setattr(train_conditional, "get_backend", lambda _, backend=backend: backend)
-        run = training(gate=gate)
-        steps = run.epoch_steps()
-        with forbid("sync", "d2h"):
-            for index in steps[:4]:
-                run.step(index)
-        state, info = run.state()
-        run.restore(state, info)
-        run.step(steps[4])
-        line = run.checked(run.report(0, 0.0))
-        results.append((run.state()[0], line | {"images_per_second": 0.0}))
-    assert results[0][1] == results[1][1]
-    for name in results[0][0]:
-        np.testing.assert_array_equal(results[0][0][name], results[1][0][name], err_msg=name)
 
 
 def test_the_last_sixth_of_the_training_images_is_for_validation():
@@ -246,96 +167,6 @@ def test_the_sparsity_cost_brings_the_gates_near_the_target(gate, sparsity):
 
 
 # ---- bad input: one sentence on standard error, exit code 2, no traceback, nothing lost
-
-BAD_FLAGS = [
-    (["--gate", "door"], "unknown estimator 'door'; the known ones are exact"),
-    (["--gate", "gst-1.0"], "is for categorical variables, not 'bernoulli'"),
-    (["--gate", "exact", "--experts", "400"], "outcomes: at most 16384 are allowed"),
-    (["--gate", "sigmoid", "--tau", "1"], "the baseline sigmoid has no temperature: leave --tau out"),
-    (["--gate", "rectifier", "--sparsity", "1"], "the baseline rectifier has no sparsity cost: leave --sparsity out"),
-    (["--gate", "rectifier", "--beta", "2"], "the baseline rectifier has no Beta noise: leave --beta out"),
-    (["--beta", "1"], "--beta must be 0, or above 1 and finite, got 1.0"),
-    (["--beta", "nan"], "--beta must be 0, or above 1 and finite, got nan"),
-    (["--gate", "noisy-rectifier:noise=pink"], "noise must be logistic or normal, got 'pink'"),
-    (["--tau", "0"], "tau must be positive and finite, got 0"),
-    (["--data", "cifar"], "unknown data set 'cifar'; the known ones are digits, mnist"),
-    (["--data", "mnist", "--data-dir", "/nonexistent"], "has neither train-images-idx3-ubyte nor"),
-    (["--backend", "tpu"], "unknown backend 'tpu'"),
-    (["--dtype", "float16"], "unknown dtype 'float16'; the known ones are float32, float64"),
-    (["--experts", "0"], "--experts must be at least 1, got 0"),
-    (["--gater", "0"], "--gater must be at least 1"),
-    (["--batch", "0"], "--batch must be at least 1"),
-    (["--epochs", "0"], "--epochs must be at least 1"),
-    (["--target", "0"], "--target must lie between 0 and 1, got 0.0"),
-    (["--target", "nan"], "--target must lie between 0 and 1"),
-    (["--sparsity", "-1"], "--sparsity must be at least 0 and finite"),
-    (["--gater-lr", "inf"], "--gater-lr must be at least 0 and finite"),
-    (["--lr", "0"], "learning rate must be positive"),
-    (["--momentum", "1"], "momentum must be at least 0 and below 1"),
-    (["--seed", "-1"], "seed must be an integer from 0"),
-    (["--experts", "1000000000000"], "does not fit into memory"),
-    (["--resume", "/nonexistent/run"], "there is no run folder /nonexistent/run"),
-]
-
-
-@pytest.mark.parametrize(("flags", "message"), BAD_FLAGS, ids=[" ".join(f) for f, _ in BAD_FLAGS])
-def test_a_bad_flag_is_one_sentence_and_exit_code_2(tmp_path, capsys, flags, message):
-    out = [] if "--resume" in flags else ["--out", tmp_path / "run"]
-    assert run(*out, *flags) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert message in captured.err
-    assert captured.err.count("\n") == 1
-    assert captured.err.endswith((".\n", "help.\n"))
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_a_resume_folder_of_another_configuration_is_refused(tmp_path, capsys):
-    out = tmp_path / "run"
-    assert run("--out", out, "--gate", "noisy-rectifier") == 0
-    before = {p.name: p.read_bytes() for p in out.iterdir()}
-    for flags, message in (
-        (["--gate", "st"], "another configuration (--gate noisy-rectifier, not st)"),
-        (["--epochs", "1"], "--epochs must not be less"),
-    ):
-        assert train_conditional.main(["--resume", str(out), "--quiet", *flags]) == 2
-        err = capsys.readouterr().err
-        assert message in err
-        assert err.count("\n") == 1
-    about = json.loads((out / "config.json").read_text())
-    about["config"]["gate"] = "st"
-    (out / "config.json").write_text(json.dumps(about))
-    assert train_conditional.main(["--resume", str(out), "--quiet"]) == 2
-    assert "checkpoint of another configuration (gate differ)" in capsys.readouterr().err
-    assert before["checkpoint.safetensors"] == (out / "checkpoint.safetensors").read_bytes()
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, capsys, monkeypatch):
-    step, count = train_conditional.Training.step, iter(range(100))
-
-    def spoiled_step(self, index):
-        step(self, index)
-        if next(count) == 14:
-            self.model.experts.weight.data[0] = np.inf
-
-    monkeypatch.setattr(train_conditional.Training, "step", spoiled_step)
-    assert run("--out", tmp_path / "run") == 2
-    err = capsys.readouterr().err
-    assert "the last good checkpoint is kept" in err
-    assert "(epoch 2)" in err
-    assert err.count("\n") == 1
-    monkeypatch.undo()
-    assert train_conditional.main(["--resume", str(tmp_path / "run"), "--quiet"]) == 0
-
-
-def test_the_script_itself_exits_with_2_without_a_traceback(tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "train_conditional.py"), "--gate", "door"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert result.returncode == 2
-    assert result.stderr.startswith("train_conditional.py: error: unknown estimator 'door'")
-    assert result.stdout == ""
 
 
 @pytest.mark.slow

@@ -1,11 +1,6 @@
 """Training on ListOps as a user meets it: results, every encoder, resume, Ctrl-C, and every way to get it wrong."""
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import run_folder
@@ -244,65 +239,12 @@ def test_agreement_is_the_mean_f1_of_the_trees():
 # ---- resume
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--estimator", "gst-1.0"],
-        ["--estimator", "gumbel-softmax"],
-        ["--estimator", "reinforce-mean"],
-        ["--estimator", "rloo"],
-        ["--encoder", "gold"],
-        ["--encoder", "lstm", "--split"],
-    ],
-    ids=" ".join,
-)
-def test_resume_continues_bit_for_bit_after_ctrl_c(tmp_path, capsys, monkeypatch, flags):
-    flags = [*flags, "--patience", "0", "--lr", "3e-3"]
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert run("--out", whole, *flags) == 0
-    rates = {line["lr"] for line in metrics(whole)[:-1]}
-    assert len(rates) > 1  # what the schedule remembers matters
-
-    step, count = train_listops.Training.step, iter(range(100))
-
-    def interrupted_step(self, batch):
-        step(self, batch)
-        if next(count) in (1, 4, 6, 8):  # within a half of an epoch, at the end of the epoch, within both halves
-            os.kill(os.getpid(), signal.SIGINT)
-
-    resume = lambda: train_listops.main(["--resume", str(stopped), "--quiet"])
-    with monkeypatch.context() as patch:
-        patch.setattr(train_listops.Training, "step", interrupted_step)
-        assert run("--out", stopped, *flags) == 130
-        err = capsys.readouterr().err
-        assert "stopped at epoch 1, step 2; go on with: " in err
-        assert f"--resume {stopped}" in err
-        assert [resume(), resume(), resume()] == [130, 130, 130]
-    assert resume() == 0
-    assert next(count) == 9
-    assert_same_run(whole, stopped)
-
-
 def test_an_estimator_s_state_is_in_the_checkpoint(tmp_path):
     assert run("--out", tmp_path / "run", "--estimator", "reinforce-mean", "--epochs", 1) == 0
     arrays = load_file(tmp_path / "run" / "checkpoint.safetensors")
     state = [value for name, value in arrays.items() if name.startswith("estimator.")]
     assert state
     assert all(np.any(value != 0.0) for value in state)
-
-
-def test_a_finished_run_can_be_continued_to_more_epochs(tmp_path, capsys):
-    assert run("--out", tmp_path / "long", "--epochs", 3) == 0
-    assert run("--out", tmp_path / "short", "--epochs", 1) == 0
-    with open(tmp_path / "short" / "metrics.jsonl", "a") as file:
-        file.write('{"epoch": 3, "train_loss": 1e9')  # as if the program had been killed while it wrote
-    capsys.readouterr()
-    assert train_listops.main(["--resume", str(tmp_path / "short"), "--epochs", "3", "--quiet"]) == 0
-    line = capsys.readouterr().out
-    assert_same_run(tmp_path / "long", tmp_path / "short")
-    assert train_listops.main(["--resume", str(tmp_path / "short"), "--quiet"]) == 0  # the folder knows its epochs
-    assert capsys.readouterr().out == line
-    assert_same_run(tmp_path / "long", tmp_path / "short")
 
 
 def write_data(folder, seed):
@@ -332,126 +274,7 @@ def test_a_run_can_be_resumed_where_its_data_went_but_not_on_other_data(tmp_path
     assert len(metrics(out)) == 5
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    out = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MINIGRAD_DATA", raising=False)
-        for name in PICTURES:
-            patch.setattr(train_listops, name, lambda path, *_: None)
-        assert run("--out", out) == 0
-    return out
-
-
-def truncate(path, fraction):
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * fraction)])
-
-
-def edit_config(folder, **changes):
-    about = json.loads((folder / "config.json").read_text())
-    about["config"] |= changes
-    (folder / "config.json").write_text(json.dumps(about))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "flags", "message"),
-    [
-        (lambda f: None, ["--estimator", "st"], "another configuration (--estimator gst-1.0, not st)"),
-        (lambda f: None, ["--dim", "9"], "another configuration (--dim 8, not 9)"),
-        (lambda f: None, ["--encoder", "gold"], "another configuration (--encoder latent, not gold)"),
-        (lambda f: None, ["--split"], "another configuration (--split False, not True)"),
-        (lambda f: None, ["--lr", "0.1"], "another configuration (--lr 0.003, not 0.1)"),
-        (lambda f: None, ["--seed", "1"], "another configuration (--seed 0, not 1)"),
-        (lambda f: None, ["--epochs", "1"], "--epochs must not be less"),
-        (lambda f: None, ["--out", "elsewhere"], "--out and --resume exclude each other"),
-        (lambda f: (f / "checkpoint.safetensors").unlink(), [], "there is no checkpoint"),
-        (lambda f: truncate(f / "checkpoint.safetensors", 0.6), [], "truncated or not a checkpoint"),
-        (lambda f: truncate(f / "config.json", 0.5), [], "config.json is missing or damaged"),
-        (lambda f: (f / "metrics.jsonl").unlink(), [], "metrics.jsonl is shorter than when the checkpoint was made"),
-        (lambda f: (f / "best.safetensors").unlink(), [], "there is no checkpoint"),
-        (lambda f: edit_config(f, dim=9), [], "belongs to another model"),
-        (lambda f: edit_config(f, encoder="gold"), [], "belongs to another model"),
-        (lambda f: edit_config(f, optimizer="sgd"), [], "belongs to another optimizer"),
-        (lambda f: edit_config(f, estimator="reinforce-mean"), [], "belongs to another estimator"),
-        (lambda f: edit_config(f, seed=1), [], "the sequences are not those that the run began with"),
-        (lambda f: edit_config(f, lr=0.5), [], "checkpoint of another configuration (lr differ)"),
-        (lambda f: edit_config(f, patience="four"), [], "config.json is missing or damaged (patience is 'four')"),
-    ],
-)
-def test_a_resume_folder_that_does_not_fit(tmp_path, capsys, finished, spoil, flags, message):
-    folder = tmp_path / "run"
-    shutil.copytree(finished, folder)
-    spoil(folder)
-    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix == ".safetensors"}
-    assert train_listops.main(["--resume", str(folder), "--quiet", *flags]) == 2
-    err = capsys.readouterr().err
-    assert message in err
-    assert err.count("\n") == 1
-    assert before == {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix == ".safetensors"}
-
-
 # ---- bad input: one sentence on standard error, exit code 2, no traceback, nothing left behind
-
-BAD_FLAGS = [
-    (["--generate", "0"], "--generate must be at least 1, got 0"),
-    (["--generate", "1000000000000"], "--generate must be at most 2,000,000, got 1000000000000"),
-    (["--data-dir", "/nonexistent"], "/nonexistent has no listops/train.tsv, valid.tsv or test.tsv"),
-    (["--dim", "0"], "--dim must be at least 1, got 0"),
-    (["--hidden", "-1"], "--hidden must be at least 1, got -1"),
-    (["--epochs", "0"], "--epochs must be at least 1, got 0"),
-    (["--batch", "0"], "--batch must be at least 1, got 0"),
-    (["--max-length", "4"], "--max-length must be at least 5, got 4"),
-    (["--patience", "-1"], "--patience must be at least 0, got -1"),
-    (["--dropout", "1"], "--dropout must be at least 0 and below 1, got 1.0"),
-    (["--dropout", "-0.1"], "--dropout must be at least 0 and below 1, got -0.1"),
-    (["--dropout", "nan"], "--dropout must be at least 0 and below 1, got nan"),
-    (["--clip", "0"], "--clip must be positive, got 0.0"),
-    (["--clip", "nan"], "--clip must be positive, got nan"),
-    (["--encoder", "tree"], "unknown encoder 'tree'; the known ones are latent, lstm, left, right, balanced, gold"),
-    (["--leaves", "gru"], "unknown leaves 'gru'; the known ones are lstm, affine"),
-    (["--encoder", "lstm", "--leaves", "affine"], "it cannot have affine leaves"),
-    (["--optimizer", "lion"], "unknown optimizer 'lion'; the known ones are sgd, adam, radam"),
-    (["--dtype", "float16"], "unknown dtype 'float16'; the known ones are float32, float64"),
-    (["--backend", "tpu"], "unknown backend 'tpu'; the known ones are auto, cupy, numpy"),
-    (["--estimator", "magic"], "unknown estimator 'magic'; the known ones are exact"),
-    (["--estimator", "rloo:samples=1"], "samples"),
-    (["--estimator", "disarm-sb"], "Stick-breaking coupled DisARM needs all choices and their costs in one call"),
-    (["--estimator", "rebar"], "REBAR needs all choices and their costs in one call"),
-    (["--estimator", "exact"], "and cannot choose step by step: take an estimator that is a sample with a rule"),
-    (["--estimator", "st-identity"], "Straight-through, identity is for bernoulli variables, not 'categorical'"),
-    (["--estimator", "rloo", "--tau", "1"], "rloo has no option 'tau'"),
-    (["--tau", "0"], "tau must be positive and finite, got 0"),
-    (["--tau", "hot"], "argument --tau: invalid float value: 'hot'"),
-    (["--lr", "0"], "learning rate must be positive"),
-    (["--lr", "nan"], "learning rate must be positive"),
-    (["--seed", "-1"], "seed must be an integer from 0"),
-    (["--dim", "1000000000000"], "does not fit into memory"),
-    (["--generate", "1", "--max-length", "5"], ": no sequence has 2 to 5 tokens: raise --max-length."),
-    (["--out", "x" * 300], "File name too long"),
-    (["--learning-rate", "1"], "unrecognized arguments: --learning-rate"),
-    (["--resume", "/nonexistent/run"], "there is no run folder /nonexistent/run"),
-]
-
-
-@pytest.mark.parametrize(("flags", "message"), BAD_FLAGS, ids=[" ".join(f)[:60] for f, _ in BAD_FLAGS])
-def test_a_bad_flag_is_one_sentence_and_exit_code_2(tmp_path, capsys, flags, message):
-    out = [] if "--resume" in flags else ["--out", tmp_path / "run"]
-    assert run(*out, *flags) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert message in captured.err
-    assert captured.err.count("\n") == 1
-    assert captured.err.endswith((".\n", "help.\n"))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_output_folder_that_exists(tmp_path, capsys):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "keep.txt").write_text("mine")
-    assert run("--out", tmp_path / "run") == 2
-    assert "exists already" in capsys.readouterr().err
-    assert [p.name for p in (tmp_path / "run").iterdir()] == ["keep.txt"]
 
 
 @pytest.mark.parametrize("part", listops.SPLITS)
@@ -465,37 +288,6 @@ def test_a_broken_file_is_named_with_its_line(tmp_path, capsys, part):
     assert f"error: {path}, line 3: the operator [MIN is not closed by a ]." in err
     assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("at", "where"),
-    [
-        (0, "the loss became nan at step 2 (epoch 1)"),
-        (2, "the evaluation became infinite or NaN at step 3 (epoch 1)"),
-        (3, "the loss became nan at step 5 (epoch 1)"),
-        (6, "the loss became nan at step 8 (epoch 2)"),
-    ],
-)
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, capsys, monkeypatch, at, where):
-    whole, out = tmp_path / "whole", tmp_path / "run"
-    assert run("--out", whole) == 0
-    capsys.readouterr()
-    step, count = train_listops.Training.step, iter(range(100))
-
-    def spoiled_step(self, batch):
-        step(self, batch)
-        if next(count) == at:
-            self.model.output.weight.data[0] = np.nan
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train_listops.Training, "step", spoiled_step)
-        assert run("--out", out) == 2
-    err = capsys.readouterr().err
-    assert where in err
-    assert "the last good checkpoint is kept" in err
-    assert err.count("\n") == 1
-    assert train_listops.main(["--resume", str(out), "--quiet"]) == 0
-    assert_same_run(whole, out)  # which started again from the checkpoint, and the checkpoint was good
 
 
 def test_a_disk_that_is_full_when_the_best_model_is_written_leaves_a_run_that_can_go_on(tmp_path, capsys, monkeypatch):
@@ -515,15 +307,6 @@ def test_a_disk_that_is_full_when_the_best_model_is_written_leaves_a_run_that_ca
     assert "No space left on device" in capsys.readouterr().err
     assert run("--resume", tmp_path / "run") == 0
     assert (tmp_path / "run" / "best.safetensors").exists()
-
-
-def test_the_script_itself_exits_with_2_without_a_traceback(tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "train_listops.py"), "--estimator", "magic"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert result.returncode == 2
-    assert result.stderr.startswith("train_listops.py: error: unknown estimator 'magic'")
-    assert result.stdout == ""
-    assert list(tmp_path.iterdir()) == []
 
 
 # ---- the schedule

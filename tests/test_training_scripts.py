@@ -1,0 +1,626 @@
+"""What every training script promises: resume bit for bit, one step on the device, and one sentence for every error."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import train_conditional
+import train_listops
+import train_semi_supervised
+import train_structured
+import train_vae
+import training
+from devsim import DevsimBackend, forbid
+from minigrad import checkpoint
+from minigrad.backend import Backend, BackendUnavailable, get_backend
+from run_folder import RunFolder
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+TIMES = ("images_per_second", "sequences_per_second", "ms_per_step", "microseconds")  # metrics that no two runs share
+
+
+@dataclass(frozen=True)
+class Script:
+    """tiny: the flags of a run of less than a second with two epochs.   spoil: makes a parameter of a model useless
+    resumed: flags with which a run is interrupted and resumed, after the steps in `stops`
+    moved: settings whose steps are compared between devices;   misfits: folders that are not resumed;   bad: flags
+    """
+
+    module: object
+    tiny: str
+    spoil: Callable
+    resumed: tuple
+    stops: tuple
+    misfits: tuple
+    bad: tuple
+    moved: tuple = ()
+    sizes: dict = field(default_factory=dict)  # for `moved`
+
+    def main(self, *flags) -> int:
+        return self.module.main([*map(str, flags), "--quiet"])
+
+    def run(self, out, *flags) -> int:
+        return self.main(*self.tiny.split(), "--out", out, *flags)
+
+    def resume(self, folder, *flags) -> int:
+        return self.main("--resume", folder, *flags)
+
+
+def weights(array):
+    """Makes the weights behind it useless."""
+    array.data[0] = np.inf
+
+
+def edit(folder, **changes):
+    about = json.loads((folder / "config.json").read_text())
+    about["config"] |= changes
+    (folder / "config.json").write_text(json.dumps(about))
+
+
+def truncate(path, fraction):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * fraction)])
+
+
+def changed(**changes):
+    return lambda folder: edit(folder, **changes)
+
+
+# ---- what each script adds to the common tables below
+
+VAE = Script(
+    train_vae,
+    "--epochs 2 --hidden 16 --variables 2 --categories 4",
+    spoil=lambda model: weights(model.decoder.layers[0].weight),
+    resumed=(
+        "--estimator reinmax --pixels dynamic",
+        "--estimator reinforce-mean",
+        "--estimator gumbel-softmax --anneal 0.02 --anneal-every 4",
+        "--estimator rebar:tau_every=3 --pixels dynamic",
+        "--estimator nvil --pixels fixed --optimizer sgd",
+    ),
+    stops=(6, 20),  # in the middle of each epoch
+    misfits=(
+        (None, "--estimator st", "another configuration (--estimator reinmax, not st)"),
+        (None, "--hidden 8", "another configuration (--hidden 16, not 8)"),
+        (changed(variables=3), "", "belongs to another model"),
+        (changed(optimizer="sgd"), "", "belongs to another optimizer"),
+        (changed(tau="warm"), "", "config.json is missing or damaged (tau is 'warm')"),
+    ),
+    bad=(
+        ("--prior flat", "unknown prior 'flat'; the known ones are uniform, learned"),
+        ("--code ternary", "unknown code 'ternary'; the known ones are categorical, bernoulli"),
+        ("--slope 1", "--slope must be at least 0 and below 1, got 1.0"),
+        ("--gradient-draws -1", "--gradient-draws must be at least 0, got -1"),
+        ("--bound-samples -1", "--bound-samples must be at least 0, got -1"),
+        ("--estimator magic", "unknown estimator 'magic'; the known ones are exact"),
+        ("--estimator rloo --tau 1", "rloo has no option 'tau'"),
+        ("--variables 0", "--variables must be at least 1, got 0"),
+        ("--categories 0", "--categories must be at least 1"),
+        ("--hidden 0", "--hidden needs widths of at least 1"),
+        ("--hidden a,b", "not a list of whole numbers"),
+        ("--estimator exact --variables 30", "outcomes: at most 16384 are allowed"),
+        ("--variables 1000000000000", "does not fit into memory"),
+        ("--hidden 100000000000000000000", "does not fit into memory"),
+    ),
+    moved=({"pixels": "dynamic"}, {"pixels": "fixed", "optimizer": "sgd"}, {"optimizer": "radam", "anneal": 0.1}),
+    sizes={"hidden": (16,), "variables": 2, "categories": 3, "lr": 1e-2, "estimator": "st-gs"},
+)
+
+STRUCTURED = Script(
+    train_structured,
+    "--epochs 2 --variables 4 --categories 3 --samples 5 --estimator reinforce-mean",
+    spoil=lambda model: weights(model.layers[-1].weight),
+    resumed=(
+        "--estimator nvil",
+        "--estimator st-slope:rate=0.05 --optimizer sgd",
+        "--estimator gumbel-softmax --anneal 0.02 --anneal-every 4 --code categorical",
+        "--estimator st --train-samples 3 --pixels dynamic",
+        "--estimator rebar",
+    ),
+    stops=(6, 20),
+    misfits=(
+        (None, "--estimator st", "another configuration (--estimator reinforce-mean, not st)"),
+        (changed(variables=3), "", "belongs to another model"),
+        (changed(layers=3), "", "belongs to another model"),
+        (changed(estimator="nvil"), "", "belongs to another estimator"),
+        (changed(estimator="none"), "", "another configuration (estimator differ)"),
+        (changed(anneal="slow"), "", "config.json is missing or damaged (anneal is 'slow')"),
+    ),
+    bad=(
+        ("--estimator magic", "unknown estimator 'magic'; the known ones are exact"),
+        ("--code ternary", "unknown code 'ternary'; the known ones are bernoulli, categorical"),
+        ("--estimator gst-1.0", "Gapped straight-through is for categorical variables, not 'bernoulli'"),
+        ("--estimator darn --code categorical", "DARN(½) is for bernoulli variables, not 'categorical'"),
+        ("--estimator rloo --tau 1", "rloo has no option 'tau'"),
+        ("--estimator none --tau 1", "without an estimator has no temperature: leave out --tau and --anneal"),
+        ("--estimator none --anneal 0.1", "without an estimator has no temperature: leave out --tau and --anneal"),
+        ("--variables 0", "--variables must be at least 1, got 0"),
+        ("--categories 0", "--categories must be at least 1"),
+        ("--layers 0", "--layers must be at least 1"),
+        ("--samples 0", "--samples must be at least 1"),
+        ("--train-samples 0", "--train-samples must be at least 1"),
+        ("--estimator nvil --train-samples 2", "NVIL is no sample with a rule"),
+        ("--estimator none --train-samples 2", "a network without an estimator has no samples"),
+        ("--estimator vimco", "VIMCO is a bound of several samples"),
+        ("--estimator exact --variables 30", "outcomes: at most 16384 are allowed"),
+        ("--variables 1000000000000", "does not fit into memory"),
+    ),
+    moved=(
+        {"pixels": "dynamic", "estimator": "st"},
+        {"estimator": "none"},
+        {"train_samples": 2},
+        {"anneal": 0.1, "code": "categorical"},
+    ),
+    sizes={"variables": 3},
+)
+
+SEMI_SUPERVISED = Script(
+    train_semi_supervised,
+    "--epochs 2 --hidden 8 --latent 2 --images 300 --labels 20",
+    spoil=lambda model: weights(model.decoder.of_class),
+    resumed=(
+        "",
+        "--method sample --anneal 0.1 --anneal-every 2",
+        "--method sample --estimator reinforce-mean --pixels gray",
+        "--method sample --estimator nvil --labelled-only",
+        "--batch 15 --pixels fixed",  # fewer images in a batch than there are labels
+    ),
+    stops=(1, 4),
+    misfits=(
+        (None, "--alpha 2", "another configuration (--alpha 1.0, not 2.0)"),
+        (None, "--method sample", "another configuration (--method marginal, not sample)"),
+        (changed(latent=3), "", "belongs to another model"),
+    ),
+    bad=(
+        ("--labels 9", "--labels must be at least 10, one for each class, got 9"),
+        ("--labels 0", "--labels must be at least 1, got 0"),
+        ("--labels 301", "--labels must be at most 300, the number of training images, got 301"),
+        ("--labels 290", "class 0 has "),
+        ("--images 1438", "--images must be at most 1437, got 1438"),
+        ("--images -1", "--images must be at least 0"),
+        ("--images 10 --labels 10", "take fewer --labels"),
+        ("--alpha -0.1", "--alpha must be at least 0 and finite, got -0.1"),
+        ("--alpha nan", "--alpha must be at least 0 and finite, got nan"),
+        ("--alpha inf", "--alpha must be at least 0 and finite"),
+        ("--method magic", "unknown method 'magic'; the known ones are marginal, sample"),
+        ("--method sample --estimator magic", "unknown estimator 'magic'; the known ones are exact"),
+        ("--method sample --estimator vimco", "is a bound of several samples, which needs the density of each z"),
+        ("--method sample --estimator st-identity", "is for bernoulli variables, not 'categorical'"),
+        ("--method sample --estimator rloo --tau 1", "rloo has no option 'tau'"),
+        ("--latent 0", "--latent must be at least 1"),
+        ("--hidden 0", "--hidden needs widths of at least 1"),
+        ("--hidden none", "--hidden needs widths of at least 1, got none"),
+        ("--hidden a,b", "not a list of whole numbers"),
+        ("--latent 100000000000000000000", "does not fit into memory"),
+    ),
+    moved=tuple(
+        {"pixels": pixels} | chosen
+        for pixels in ("gray", "dynamic")
+        for chosen in ({}, {"method": "sample"}, {"method": "sample", "estimator": "rloo"})
+    ),
+    sizes={"hidden": (8,), "latent": 2, "images": 200, "labels": 20, "batch": 50},
+)
+
+CONDITIONAL = Script(
+    train_conditional,
+    "--epochs 2 --experts 20 --gater 8 --batch 100",
+    spoil=lambda model: weights(model.experts.weight),
+    resumed=(
+        "--gate noisy-rectifier:noise=normal --momentum 0.5",
+        "--gate sts --pixels dynamic",
+        "--gate st-identity --momentum 0.5",
+        "--gate reinforce-minvar",
+        "--gate nvil",
+        "--gate sigmoid-noise",
+    ),
+    stops=(5, 15),
+    misfits=(
+        (None, "--gate sts", "another configuration (--gate st, not sts)"),
+        (changed(gate="st-identity"), "", "checkpoint of another configuration (gate differ)"),
+        (changed(experts=30), "", "belongs to another model"),
+    ),
+    bad=(
+        ("--gate door", "unknown estimator 'door'; the known ones are exact"),
+        ("--gate gst-1.0", "is for categorical variables, not 'bernoulli'"),
+        ("--gate exact --experts 400", "outcomes: at most 16384 are allowed"),
+        ("--gate sigmoid --tau 1", "the baseline sigmoid has no temperature: leave --tau out"),
+        ("--gate rectifier --sparsity 1", "the baseline rectifier has no sparsity cost: leave --sparsity out"),
+        ("--gate rectifier --beta 2", "the baseline rectifier has no Beta noise: leave --beta out"),
+        ("--beta 1", "--beta must be 0, or above 1 and finite, got 1.0"),
+        ("--beta nan", "--beta must be 0, or above 1 and finite, got nan"),
+        ("--gate noisy-rectifier:noise=pink", "noise must be logistic or normal, got 'pink'"),
+        ("--tau 0", "tau must be positive and finite, got 0"),
+        ("--experts 0", "--experts must be at least 1, got 0"),
+        ("--gater 0", "--gater must be at least 1"),
+        ("--target 0", "--target must lie between 0 and 1, got 0.0"),
+        ("--target nan", "--target must lie between 0 and 1"),
+        ("--sparsity -1", "--sparsity must be at least 0 and finite"),
+        ("--gater-lr inf", "--gater-lr must be at least 0 and finite"),
+        ("--momentum 1", "momentum must be at least 0 and below 1"),
+        ("--experts 1000000000000", "does not fit into memory"),
+    ),
+    moved=(
+        *({"gate": gate} for gate in ("noisy-rectifier:noise=normal", "sts", "st-identity", "reinforce-minvar")),
+        {"gate": "sigmoid-noise", "pixels": "dynamic"},
+        {"gate": "rectifier"},
+    ),
+    sizes={"experts": 20, "gater": 8, "batch": 100},
+)
+
+LISTOPS = Script(
+    train_listops,  # 35 training sequences: 5 steps an epoch, reports after 3 and 5
+    "--epochs 2 --generate 60 --dim 8 --hidden 8 --max-length 15 --batch 8 --patience 0",
+    spoil=lambda model: weights(model.output.weight),
+    resumed=(
+        "--estimator gst-1.0",
+        "--estimator gumbel-softmax",
+        "--estimator reinforce-mean",
+        "--estimator rloo",
+        "--encoder gold",
+        "--encoder lstm --split",
+    ),
+    stops=(1, 4, 6, 8),  # within a half of an epoch, at the end of the epoch, within both halves
+    misfits=(
+        (None, "--estimator st", "another configuration (--estimator gst-1.0, not st)"),
+        (None, "--encoder gold", "another configuration (--encoder latent, not gold)"),
+        (None, "--split", "another configuration (--split False, not True)"),
+        (lambda f: (f / "best.safetensors").unlink(), "", "there is no checkpoint"),
+        (changed(dim=9), "", "belongs to another model"),
+        (changed(encoder="gold"), "", "belongs to another model"),
+        (changed(optimizer="sgd"), "", "belongs to another optimizer"),
+        (changed(estimator="reinforce-mean"), "", "belongs to another estimator"),
+        (changed(seed=1), "", "the sequences are not those that the run began with"),
+        (changed(patience="four"), "", "config.json is missing or damaged (patience is 'four')"),
+    ),
+    bad=(
+        ("--generate 0", "--generate must be at least 1, got 0"),
+        ("--generate 1000000000000", "--generate must be at most 2,000,000, got 1000000000000"),
+        ("--generate 1 --max-length 5", ": no sequence has 2 to 5 tokens: raise --max-length."),
+        ("--data-dir /nonexistent", "/nonexistent has no listops/train.tsv, valid.tsv or test.tsv"),
+        ("--dim 0", "--dim must be at least 1, got 0"),
+        ("--hidden -1", "--hidden must be at least 1, got -1"),
+        ("--max-length 4", "--max-length must be at least 5, got 4"),
+        ("--patience -1", "--patience must be at least 0, got -1"),
+        ("--dropout 1", "--dropout must be at least 0 and below 1, got 1.0"),
+        ("--dropout -0.1", "--dropout must be at least 0 and below 1, got -0.1"),
+        ("--dropout nan", "--dropout must be at least 0 and below 1, got nan"),
+        ("--clip 0", "--clip must be positive, got 0.0"),
+        ("--clip nan", "--clip must be positive, got nan"),
+        ("--encoder tree", "unknown encoder 'tree'; the known ones are latent, lstm, left, right, balanced, gold"),
+        ("--leaves gru", "unknown leaves 'gru'; the known ones are lstm, affine"),
+        ("--encoder lstm --leaves affine", "it cannot have affine leaves"),
+        ("--estimator magic", "unknown estimator 'magic'; the known ones are exact"),
+        ("--estimator rloo:samples=1", "samples"),
+        ("--estimator disarm-sb", "Stick-breaking coupled DisARM needs all choices and their costs in one call"),
+        ("--estimator rebar", "REBAR needs all choices and their costs in one call"),
+        ("--estimator exact", "and cannot choose step by step: take an estimator that is a sample with a rule"),
+        ("--estimator st-identity", "Straight-through, identity is for bernoulli variables, not 'categorical'"),
+        ("--estimator rloo --tau 1", "rloo has no option 'tau'"),
+        ("--dim 1000000000000", "does not fit into memory"),
+    ),
+)
+
+ALL = {s.module.__name__: s for s in (VAE, STRUCTURED, SEMI_SUPERVISED, CONDITIONAL, LISTOPS)}
+IMAGES = {name: s for name, s in ALL.items() if s is not LISTOPS}
+every_script = pytest.mark.parametrize("script", ALL.values(), ids=ALL)
+
+
+def cases(of_script, scripts=ALL):
+    """Parameters (script, case) for all cases of each script, named after the texts in them."""
+    found = [(name, script, case) for name, script in scripts.items() for case in of_script(script)]
+    parts = lambda case: [case] if isinstance(case, str) else case.values() if isinstance(case, dict) else case
+    text = lambda case: ", ".join(str(part)[:60] for part in parts(case) if part and not callable(part))
+    names = [f"{name}: {text(case)}" for name, _, case in found]
+    return pytest.mark.parametrize(("script", "case"), [(script, case) for _, script, case in found], ids=names)
+
+
+@pytest.fixture(autouse=True)
+def generated_data_and_no_pictures(monkeypatch):
+    """Drawing takes most of the time of a tiny run; the tests of each script draw."""
+    monkeypatch.delenv("MINIGRAD_DATA", raising=False)
+    for script in (train_vae, train_structured, train_semi_supervised):
+        monkeypatch.setattr(script.Training, "draw", lambda *_: None)
+    monkeypatch.setattr(train_conditional, "gate_curves", lambda *_: None)
+    monkeypatch.setattr(train_conditional, "SECONDS", 0.0)
+    for name in ("forest", "learning_curves"):
+        monkeypatch.setattr(train_listops, name, lambda *_: None)
+
+
+def metrics(folder):
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in RunFolder(folder).metrics()]
+
+
+def assert_same_run(a, b):
+    """The same metrics but for the times, and the same checkpoints to the bit."""
+    assert metrics(a) == metrics(b)
+    names = sorted(path.name for path in a.glob("*.safetensors"))
+    assert names == sorted(path.name for path in b.glob("*.safetensors"))
+    for name in names:
+        x, y = load_file(a / name), load_file(b / name)
+        assert x.keys() == y.keys()
+        for key in x:
+            np.testing.assert_array_equal(x[key], y[key], err_msg=f"{name} {key}")
+
+
+def one_sentence(capsys) -> str:
+    """What was said of an error, which is one sentence; nothing was printed as a result."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.endswith((".\n", "help.\n"))
+    return captured.err
+
+
+# ---- resume
+
+
+@cases(lambda script: script.resumed)
+def test_resume_continues_bit_for_bit_after_ctrl_c(tmp_path, capsys, monkeypatch, script, case):
+    flags, whole, stopped = case.split(), tmp_path / "whole", tmp_path / "stopped"
+    assert script.run(whole, *flags) == 0
+    step, count = script.module.Training.step, iter(range(1000))
+
+    def interrupted_step(self, argument):
+        step(self, argument)
+        if next(count) in script.stops:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script.module.Training, "step", interrupted_step)
+        assert script.run(stopped, *flags) == 130
+        err = capsys.readouterr().err
+        assert f"stopped at epoch 1, step {script.stops[0] + 1}; go on with: " in err
+        assert f"--resume {stopped}" in err
+        for _ in script.stops[1:]:
+            assert script.resume(stopped) == 130
+    assert script.resume(stopped) == 0
+    assert next(count) == script.stops[-1] + 1  # all of them happened
+    assert_same_run(whole, stopped)
+
+
+@every_script
+def test_a_finished_run_can_be_continued_to_more_epochs(tmp_path, capsys, script):
+    long, short = tmp_path / "long", tmp_path / "short"
+    assert script.run(long, "--epochs", 3) == 0
+    assert script.run(short, "--epochs", 1) == 0
+    with open(short / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 3, "train": 1e9')  # as if the program had been killed while it wrote
+    capsys.readouterr()
+    assert script.resume(short, "--epochs", 3) == 0
+    last = lambda folder: metrics(folder)[-1]
+    assert last(long) == last(short)
+    reports = lambda folder: {line.get("epoch"): line for line in metrics(folder)}
+    assert reports(long) == reports(short)
+    assert script.resume(short) == 0  # the folder knows its epochs
+    assert last(long) == last(short)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """folder_of(script): a finished run."""
+    made = {}
+
+    def folder_of(script):
+        if script.module not in made:
+            out = tmp_path_factory.mktemp("finished") / "run"
+            assert script.run(out) == 0
+            made[script.module] = out
+        return made[script.module]
+
+    return folder_of
+
+
+MISFITS = (
+    (lambda f: (f / "checkpoint.safetensors").unlink(), "", "there is no checkpoint"),
+    (lambda f: truncate(f / "checkpoint.safetensors", 0.6), "", "truncated or not a checkpoint"),
+    (lambda f: (f / "checkpoint.safetensors").write_bytes(b"PK"), "", "truncated or not a checkpoint"),
+    (lambda f: (f / "config.json").unlink(), "", "config.json is missing or damaged"),
+    (lambda f: truncate(f / "config.json", 0.5), "", "config.json is missing or damaged"),
+    (lambda f: (f / "metrics.jsonl").unlink(), "", "metrics.jsonl is shorter than when the checkpoint was made"),
+    (lambda f: truncate(f / "metrics.jsonl", 0.3), "", "metrics.jsonl is shorter than when the checkpoint was made"),
+    (changed(lr=0.5), "", "checkpoint of another configuration (lr differ)"),
+    (changed(epochs="ten"), "", "config.json is missing or damaged (epochs is 'ten')"),
+    (None, "--lr 0.7", "another configuration (--lr "),
+    (None, "--seed 1", "another configuration (--seed 0, not 1)"),
+    (None, "--epochs 1", "--epochs must not be less"),
+    (None, "--out elsewhere", "--out and --resume exclude each other"),
+)
+
+
+@cases(lambda script: [(spoil, flags, message) for spoil, flags, message in (*MISFITS, *script.misfits)])
+def test_a_resume_folder_that_does_not_fit_is_left_as_it_is(tmp_path, capsys, finished, script, case):
+    spoil, flags, message = case
+    folder = tmp_path / "run"
+    shutil.copytree(finished(script), folder)
+    if spoil:
+        spoil(folder)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    capsys.readouterr()
+    assert script.resume(folder, *flags.split()) == 2
+    assert message in one_sentence(capsys)
+    assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+# ---- the device
+
+
+@cases(lambda script: script.moved, IMAGES)
+def test_the_script_s_own_step_stays_on_the_device(monkeypatch, script, case):
+    """The stand-in device refuses any wait and any copy to the host; its losses and weights are NumPy's to the bit."""
+    results = []
+    for backend in (Backend(), DevsimBackend()):
+        monkeypatch.setattr(training, "get_backend", lambda _, backend=backend: backend)
+        run = script.module.Training(script.module.Config(**(script.sizes | case)))
+        steps = [index[:50] for index in run.epoch_steps()]
+        with forbid("sync", "d2h"):
+            for index in steps[:-1][:7]:  # with RAdam, before and after its rectification begins
+                run.step(index)
+        state, info = run.state()
+        run.restore(state, info)
+        run.step(steps[-1])
+        line = run.checked(run.report(0, 0.0))
+        results.append((run.state()[0], {k: v for k, v in line.items() if k not in TIMES}))
+    assert results[0][1] == results[1][1]
+    for name, array in results[0][0].items():
+        np.testing.assert_array_equal(array, results[1][0][name], err_msg=name)
+
+
+# ---- bad input: one sentence on standard error, exit code 2, no traceback, nothing lost
+
+BAD = (
+    ("--backend tpu", "unknown backend 'tpu'; the known ones are auto, cupy, numpy"),
+    ("--dtype float16", "unknown dtype 'float16'; the known ones are float32, float64"),
+    ("--batch 0", "--batch must be at least 1, got 0"),
+    ("--epochs -3", "--epochs must be at least 1, got -3"),
+    ("--lr 0", "learning rate must be positive"),
+    ("--lr nan", "learning rate must be positive"),
+    ("--lr fast", "argument --lr: invalid float value: 'fast'"),
+    ("--seed -1", "seed must be an integer from 0"),
+    ("--learning-rate 1", "unrecognized arguments: --learning-rate"),
+    ("--out " + "x" * 300, "File name too long"),
+    ("--resume " + "x" * 300, "File name too long"),
+    ("--resume /nonexistent/run", "there is no run folder /nonexistent/run"),
+)
+BAD_IMAGES = (
+    ("--data cifar", "unknown data set 'cifar'; the known ones are digits, mnist"),
+    ("--data mnist --data-dir /nonexistent", "has neither train-images-idx3-ubyte nor"),
+    ("--pixels red", "unknown pixels 'red'; the known ones are gray, dynamic, fixed"),
+)
+BAD_OPTIMIZER = (("--optimizer lion", "unknown optimizer 'lion'; the known ones are sgd, adam, radam"),)
+BAD_TAU = tuple((f"--tau {tau}", "tau must be positive and finite, got") for tau in ("0", "-1", "inf", "nan"))
+BAD_ANNEALING = (
+    ("--anneal -1", "--anneal must be at least 0 and finite, got -1.0"),
+    ("--anneal nan", "--anneal must be at least 0 and finite, got nan"),
+    ("--anneal-every 0", "--anneal-every must be at least 1, got 0"),
+    ("--tau-least 0", "--tau-least must be positive and finite, got 0.0"),
+    ("--anneal 0.1 --estimator rloo", "rloo has no temperature: leave --anneal out"),
+    ("--anneal 0.1 --estimator rebar", "rebar learns its temperature: leave --anneal out"),
+    ("--anneal 0.1 --estimator st --tau 0.3", "--tau-least must be at most the first temperature 0.3, got 0.5"),
+)
+
+
+def bad_flags(script):
+    fields = script.module.Config.__dataclass_fields__
+    found = [*BAD, *script.bad]
+    found += BAD_IMAGES if "pixels" in fields else ()
+    found += BAD_OPTIMIZER if "optimizer" in fields else ()
+    extra = [*(BAD_TAU if "estimator" in fields else ()), *(BAD_ANNEALING if "anneal" in fields else ())]
+    prefix = "--method sample " if script is SEMI_SUPERVISED else "--estimator st-gs " if script is STRUCTURED else ""
+    return found + [(prefix + flags, message) for flags, message in extra]
+
+
+@cases(bad_flags)
+def test_a_bad_flag_is_one_sentence_and_exit_code_2(tmp_path, capsys, script, case):
+    flags, message = case
+    if "--resume" in flags:
+        assert script.main(*flags.split()) == 2
+    else:
+        assert script.run(tmp_path / "run", *flags.split()) == 2
+    assert message in one_sentence(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@every_script
+def test_an_output_folder_that_exists_or_cannot_be_written(tmp_path, capsys, script):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "keep.txt").write_text("mine")
+    assert script.run(tmp_path / "run") == 2
+    assert "exists already" in one_sentence(capsys)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["keep.txt"]
+    (tmp_path / "file").write_text("")
+    assert script.run(tmp_path / "file" / "run") == 2
+    assert "cannot be written" in one_sentence(capsys)
+
+
+@every_script
+def test_cupy_without_a_usable_gpu(tmp_path, capsys, script):
+    try:
+        get_backend("cupy")
+    except BackendUnavailable:
+        assert script.run(tmp_path / "run", "--backend", "cupy") == 2
+        err = one_sentence(capsys)
+        assert "CuPy" in err
+        assert "--backend numpy" in err
+    else:
+        pytest.skip("this machine has a usable GPU")
+
+
+@pytest.mark.parametrize("at", ["the first step", "the last step of an epoch", "the second epoch"])
+@every_script
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    tmp_path, capsys, monkeypatch, caplog, script, at
+):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert script.run(whole) == 0
+    capsys.readouterr()
+    step, count = script.module.Training.step, iter(range(1000))
+    wanted = {
+        "the first step": lambda n: 0,
+        "the last step of an epoch": lambda n: n - 1,
+        "the second epoch": lambda n: n,
+    }
+
+    def spoiled_step(self, argument):
+        step(self, argument)
+        if next(count) == wanted[at](self.steps_per_epoch):
+            script.spoil(self.model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script.module.Training, "step", spoiled_step)
+        assert script.run(out) == 2
+    err = one_sentence(capsys)
+    assert ("(epoch 2)" if at == "the second epoch" else "(epoch 1)") in err
+    assert "training stopped, the last good checkpoint is kept" in err
+    assert script.resume(out) == 0
+    assert_same_run(whole, out)  # which started again from the checkpoint, and the checkpoint was good
+
+
+@every_script
+def test_a_full_disk_is_one_sentence_and_the_old_checkpoint_stays(tmp_path, capsys, monkeypatch, script):
+    out, write, count = tmp_path / "run", checkpoint.write_atomically, iter(range(100))
+
+    def full(path, data):
+        if next(count) == 3:  # after the configuration, the first checkpoint, and what the first report writes
+            raise OSError(28, "No space left on device", str(path))
+        write(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_atomically", full)
+        assert script.run(out) == 2
+    assert "No space left on device" in one_sentence(capsys)
+    assert script.resume(out) == 0
+
+
+@every_script
+def test_the_script_itself_exits_with_2_without_a_traceback(tmp_path, script):
+    name = f"{script.module.__name__}.py"
+    command = [sys.executable, str(SCRIPTS / name), "--epochs", "0"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == f"{name}: error: --epochs must be at least 1, got 0.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- the temperature
+
+
+def test_the_temperature_falls_in_steps_to_its_least_value():
+    """τ = max(least, start · e^(−rate·t)) with t rounded down to a multiple of `every`."""
+    tau = lambda step: training.annealed(step, 2.0, 0.1, 0.5, 5)
+    for step, t in ((0, 0), (4, 0), (5, 5), (9, 5), (10, 10), (14, 10)):
+        assert tau(step) == pytest.approx(2.0 / np.e ** (0.1 * t), rel=1e-12)
+    assert tau(15) == tau(10**9) == 0.5  # 2 e^−1.5 = 0.446 is below
+    assert training.annealed(10**9, start=0.3, rate=0.0, least=0.5, every=5) == 0.3  # fixed
+    published = lambda step: training.annealed(step, 1.0, 3e-5, 0.5, 2000)
+    assert [published(n) for n in (1999, 2000, 22_000, 24_000)] == [1.0, np.exp(-0.06), np.exp(-0.66), 0.5]
