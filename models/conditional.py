@@ -30,6 +30,7 @@ from minigrad.nn import Linear, Module, normal, xavier_uniform
 from minigrad.ops import exp, log, relu, sigmoid, softplus, stable_sigmoid, tanh
 
 import numpy as np
+from scipy.special import betaincinv
 
 EPSILON = 1e-6  # inside the logarithms of the sparsity cost
 NONZERO = 15  # weights into each rectifier gate that do not begin at 0
@@ -110,11 +111,7 @@ class BetaNoise:
         if not (0.0 < target < 1.0 and 1.0 < beta < math.inf):
             raise ValueError(f"Beta noise needs a target between 0 and 1 and a finite β > 1, got {target} and {beta}.")
         alpha, scale = (target * (beta - 2.0) + 1.0) / (1.0 - target), abs(math.log(target**-2 - 1.0))
-        n = self.QUANTILES
-        z = (np.arange(256 * n) + 0.5) / (256 * n)
-        log_density = (alpha - 1.0) * np.log(z) + (beta - 1.0) * np.log1p(-z)
-        cdf = np.cumsum(np.exp(log_density - log_density.max()))
-        z = np.interp((np.arange(n) + 0.5) / n, cdf / cdf[-1], z)
+        z = betaincinv(alpha, beta, (np.arange(self.QUANTILES) + 0.5) / self.QUANTILES)
         self.mean = scale * float(z.mean() - 0.5)
         self.table = scale * (z - 0.5) - self.mean
 

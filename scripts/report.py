@@ -27,6 +27,8 @@ from specification import describe, without_places
 from sweep import MANIFEST
 from sweep_run import read_result
 
+from scipy.special import stdtrit
+
 CONFIDENCE = 0.95
 RUNS = (("runs", {"help": "a folder with sweeps in or below it"}),)
 
@@ -37,27 +39,6 @@ class Flags:
 
 
 # ---- statistics
-
-
-def students_t(df: int, confidence: float = CONFIDENCE) -> float:
-    """t with P(|T| ≤ t) = confidence for Student's distribution with df ≥ 1 degrees of freedom.
-
-    With θ = atan(t/√df) the probability is a finite sum (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4), which is
-    increasing in θ and is solved for by bisection.
-    """
-
-    def probability(theta):
-        term, total = (math.cos(theta), 0.0) if df % 2 else (1.0, 0.0)
-        for k in range(df % 2 + 1, df, 2):  # 1 + c²/2 + 3c⁴/8 + …  or  c + 2c³/3 + 8c⁵/15 + …
-            total += term
-            term *= k / (k + 1) * math.cos(theta) ** 2
-        return (theta + math.sin(theta) * total) * 2.0 / math.pi if df % 2 else math.sin(theta) * total
-
-    low, high = 0.0, math.pi / 2
-    for _ in range(100):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if probability(middle) < confidence else (low, middle)
-    return math.sqrt(df) * math.tan(low)
 
 
 def mean_sd(values) -> tuple[float, float | None]:
@@ -71,7 +52,7 @@ def interval(differences) -> tuple[float, float, float] | None:
     if n < 2:
         return None
     mean, sd = mean_sd(differences)
-    half = students_t(n - 1) * sd / math.sqrt(n)
+    half = stdtrit(n - 1, 0.5 + 0.5 * CONFIDENCE) * sd / math.sqrt(n)
     return mean, mean - half, mean + half
 
 
