@@ -122,7 +122,7 @@ class StochasticNetwork(Module):
                     f"the layers have {self.code} variables, but layer {l} got {estimator.title} "
                     f"for {estimator.code.name} ones."
                 )
-            if samples > 1 and not hasattr(estimator, "sample"):
+            if samples > 1 and not (hasattr(estimator, "sample") and estimator.evaluations == "1"):
                 raise ValueError(
                     f"{estimator.title} is no sample with a rule: it estimates the gradient of a mean of costs, which "
                     f"the bound of {samples} samples is not; train with one."

@@ -151,6 +151,7 @@ STRUCTURED = Script(
         ("--samples 0", "--samples must be at least 1"),
         ("--train-samples 0", "--train-samples must be at least 1"),
         ("--estimator nvil --train-samples 2", "NVIL is no sample with a rule"),
+        ("--estimator darn:expand_at=half --train-samples 2", "DARN(½) is no sample with a rule"),
         ("--estimator none --train-samples 2", "a network without an estimator has no samples"),
         ("--estimator vimco", "VIMCO is a bound of several samples"),
         ("--estimator exact --variables 30", "outcomes: at most 16384 are allowed"),
