@@ -103,8 +103,3 @@ def test_the_temperature_of_a_run_is_annealed_in_every_layer(tmp_path):
 
 def test_vimco_trains_one_layer(tmp_path):
     assert run("--out", tmp_path / "run", "--estimator", "vimco", "--layers", "1") == 0
-
-
-def test_an_estimator_that_may_not_train_the_network_says_so(tmp_path, caplog):
-    assert run("--out", tmp_path / "run", "--estimator", "reinforce") == 0
-    assert "reinforce may not train the model: without a baseline" in caplog.text

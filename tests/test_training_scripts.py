@@ -19,6 +19,7 @@ import training
 from devsim import DevsimBackend, forbid
 from minigrad import checkpoint
 from minigrad.backend import Backend, BackendUnavailable, get_backend
+from models.data import binarise
 from run_folder import RunFolder
 
 import numpy as np
@@ -475,6 +476,40 @@ def test_the_script_s_own_step_stays_on_the_device(monkeypatch, script, case):
     assert results[0][1] == results[1][1]
     for name, array in results[0][0].items():
         np.testing.assert_array_equal(array, results[1][0][name], err_msg=name)
+
+
+# ---- images
+
+
+@pytest.mark.parametrize("script", IMAGES.values(), ids=IMAGES)
+def test_dynamic_pixels_are_drawn_once_for_tests_and_anew_for_every_step(monkeypatch, script):
+    seen = []
+    monkeypatch.setattr(training, "binarise", lambda x, rng: seen.append(binarise(x, rng)) or seen[-1])
+    settings = script.sizes | {"pixels": "dynamic"}
+    run = script.module.Training(script.module.Config(**settings))
+    for images in (run.test, getattr(run, "valid", run.test)):
+        assert set(np.unique(images)) == {0.0, 1.0}
+    assert len(np.unique(run.train)) > 2
+    seen.clear()
+    for _ in range(2):
+        run.step(np.arange(20))
+    first, second = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert first
+    for a, b in zip(first, second, strict=True):
+        assert a.shape == b.shape
+        assert (a != b).any()
+    seen.clear()
+    gray = script.module.Training(script.module.Config(**(settings | {"pixels": "gray"})))
+    gray.step(np.arange(20))
+    assert not seen
+
+
+@pytest.mark.parametrize("name", ["train_vae", "train_structured", "train_semi_supervised"])
+def test_an_estimator_that_may_not_train_the_model_says_so(caplog, name):
+    script = ALL[name]
+    settings = {"method": "sample"} if script is SEMI_SUPERVISED else {}
+    script.module.Training(script.module.Config(**(script.sizes | settings | {"estimator": "reinforce"})))
+    assert "reinforce may not train the model: without a baseline" in caplog.text
 
 
 # ---- bad input: one sentence on standard error, exit code 2, no traceback, nothing lost
