@@ -504,6 +504,18 @@ def test_dynamic_pixels_are_drawn_once_for_tests_and_anew_for_every_step(monkeyp
     assert not seen
 
 
+@pytest.mark.parametrize("script", IMAGES.values(), ids=IMAGES)
+def test_every_epoch_has_all_training_images_in_an_order_of_its_own(script):
+    run = script.module.Training(script.module.Config(**script.sizes))
+    orders = []
+    for run.epoch in (0, 1):
+        steps = run.epoch_steps()
+        assert len(steps) == run.steps_per_epoch
+        orders.append(np.concatenate(steps))
+        np.testing.assert_array_equal(np.sort(orders[-1]), np.arange(len(run.train)))
+    assert (orders[0] != orders[1]).any()
+
+
 @pytest.mark.parametrize("name", ["train_vae", "train_structured", "train_semi_supervised"])
 def test_an_estimator_that_may_not_train_the_model_says_so(caplog, name):
     script = ALL[name]
