@@ -84,9 +84,18 @@ class Panel:
     report: dict
     rows: list[Row]
 
-    @property
-    def scale(self) -> float:
-        return self.report["scale"]
+    def scale(self, metric: str) -> float:
+        return of_metric(self.report["scale"], metric, 1)
+
+    def unit(self, metric: str) -> str:
+        """In brackets, behind the name of the metric."""
+        unit = of_metric(self.report["unit"], metric, "")
+        return f" ({unit})" if unit else ""
+
+
+def of_metric(setting, metric: str, default):
+    """A setting of [report] that is one value for all metrics or a table of values."""
+    return setting.get(metric, default) if isinstance(setting, dict) else setting
 
 
 def read_sweeps(folder: Path, notes: list[str]) -> list[Panel]:
@@ -194,9 +203,10 @@ class Pair:
 def entries(panel: Panel) -> list[Entry]:
     found = []
     for row, metric in itertools.product(panel.rows, panel.report["metrics"]):
-        values = [panel.scale * v for v in row.values(metric).values()]
+        scale = panel.scale(metric)
+        values = [scale * v for v in row.values(metric).values()]
         if values:
-            published = [None if v is None else panel.scale * v for v in row.published.get(metric, (None, None))]
+            published = [None if v is None else scale * v for v in row.published.get(metric, (None, None))]
             names = (panel.sweep, panel.title, row.name, metric)
             found.append(Entry(*names, len(values), row.expected, *mean_sd(values), *published))
     return found
@@ -204,10 +214,10 @@ def entries(panel: Panel) -> list[Entry]:
 
 def pairs(panel: Panel) -> list[Pair]:
     metric = panel.report["metrics"][0]
-    found = []
+    found, scale = [], panel.scale(metric)
     for a, b in itertools.combinations(panel.rows, 2):
         first, second = a.values(metric), b.values(metric)
-        differences = [panel.scale * (first[seed] - second[seed]) for seed in first if seed in second]
+        differences = [scale * (first[seed] - second[seed]) for seed in first if seed in second]
         known = interval(differences)
         if known:
             found.append(Pair(panel.sweep, panel.title, metric, a.name, b.name, len(differences), *known))
@@ -230,14 +240,13 @@ def markdown_table(header, rows) -> str:
 def panel_markdown(panel: Panel) -> str:
     """A heading, what the runs share, the table, and the comparisons."""
     found, report = entries(panel), panel.report
-    unit = f" ({report['unit']})" if report["unit"] else ""
     lines = [f"## {panel.title}", "", f"`{panel.sweep}`: {panel.about}.", ""]
     if not found:
         return "\n".join([*lines, "No run is finished."])
     header, known = ["", "seeds"], {(e.row, e.metric): e for e in found}
     beside = {metric: any(e.published is not None for e in found if e.metric == metric) for metric in report["metrics"]}
     for metric, published in beside.items():
-        header += [metric + unit, *(["published", "difference"] if published else [])]
+        header += [metric + panel.unit(metric), *(["published", "difference"] if published else [])]
     rows = []
     for row in panel.rows:
         done = len(row.results)
@@ -259,7 +268,9 @@ def panel_markdown(panel: Panel) -> str:
             [p.first, p.second, p.seeds, signed(p.difference), f"{signed(p.low)} to {signed(p.high)}", verdict(p, sign)]
             for p in compared
         ]
-        lines += ["", f"Differences of `{compared[0].metric}`{unit}, seed by seed; {report['better']} is better.", ""]
+        metric = compared[0].metric
+        what = f"Differences of `{metric}`{panel.unit(metric)}, seed by seed; {report['better']} is better."
+        lines += ["", what, ""]
         lines.append(markdown_table(["", "minus", "seeds", "mean", "95 % interval", "better"], rows))
     return "\n".join(lines)
 
@@ -295,17 +306,17 @@ def as_csv(kind, found, *more: str) -> bytes:
 def picture_data(panels: list[Panel]):
     """What the pictures show: [(title, axis, [(row, curve, (mean, sd, published))])] of panels with finished runs."""
     for panel in panels:
-        metric, found = panel.report["metrics"][0], {(e.row, e.metric): e for e in entries(panel)}
+        metric, curve_metric = panel.report["metrics"][0], panel.report["curve"]
+        found, scale = {(e.row, e.metric): e for e in entries(panel)}, panel.scale(curve_metric)
         rows = []
         for row in panel.rows:
             entry = found.get((row.name, metric))
             if entry:
-                epochs, mean, sd = curve(row, panel.report["curve"])
-                scaled = (epochs, [panel.scale * v for v in mean], [panel.scale * v for v in sd])
+                epochs, mean, sd = curve(row, curve_metric)
+                scaled = (epochs, [scale * v for v in mean], [scale * v for v in sd])
                 rows.append((row.name, scaled, (entry.mean, entry.sd or 0.0, entry.published)))
-        unit = f" ({panel.report['unit']})" if panel.report["unit"] else ""
         if rows:
-            yield panel.title, panel.report["curve"] + unit, metric + unit, rows
+            yield panel.title, curve_metric + panel.unit(curve_metric), metric + panel.unit(metric), rows
 
 
 @report_errors

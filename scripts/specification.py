@@ -19,7 +19,7 @@
     curve = "train"                       # the metric of the learning curves (default: the first)
     panels = ["variables", "categories"]  # flags whose values get a table each: only what is in one table is compared
     scale = 1                             # what to multiply the metrics by, 100 for per cent
-    unit = "nats"
+    unit = "nats"                         # or { test = "nats", accuracy = "%" }, a table; scale, too
     source = "who published the numbers, and how they were measured"
     [small.fixed]                         # with --small, these and [small.grid] replace what is said above about their
     epochs = 2                            # flags; published numbers are then left out, since they are of other runs
@@ -167,6 +167,10 @@ class Specification:
         report = REPORT | report
         require(report["metrics"] and isinstance(report["metrics"], list), "[report] metrics must be a list of names.")
         require(report["better"] in ("lower", "higher"), '[report] better must be "lower" or "higher".')
+        for key, kinds in (("scale", (int, float)), ("unit", str)):
+            values = report[key].values() if isinstance(report[key], dict) else [report[key]]
+            good = all(isinstance(value, kinds) for value in values)
+            require(good, f"[report] {key} must be one value for all metrics or a table, got {report[key]!r}.")
         report["curve"] = report["curve"] or report["metrics"][0]
         title = ("Small version of: " if small else "") + found.get("title", name)
         if changes:

@@ -120,6 +120,20 @@ def test_higher_can_be_better_and_numbers_can_be_per_cent(tmp_path):
     assert against_c[3:] == ["-50.00", "-50.00 to -50.00", "C"]
 
 
+def test_metrics_can_have_scales_and_units_of_their_own(tmp_path):
+    units = {"scale": {"test": 100}, "unit": {"test": "%", "train": "nats"}}
+    out = make(tmp_path, published={"A": {"test": [2.5, None], "train": [1.0, None]}}, curve="train", **units)
+    assert report.main([str(out)]) == 0
+    (a, _, against_c), (header, *_) = rows_of(written(out), "A"), rows_of(written(out), "")
+    assert header == ["", "seeds", "test (%)", "published", "difference", "train (nats)", "published", "difference"]
+    assert a[2:] == ["200.00 ± 100.00", "250.00", "-50.00", "-2.00 ± 1.00", "1.00", "-3.00"]
+    assert against_c[3] == "-50.00"
+    ((_, curve_label, bar_label, rows),) = report.picture_data(report.read_sweeps(out, []))
+    assert (curve_label, bar_label) == ("train (nats)", "test (%)")
+    name, (_, mean, _), (final, *_) = rows[0]
+    assert (name, mean[-1], final) == ("A", -2.0, 200.0)
+
+
 def test_only_what_is_in_one_table_is_compared_and_all_sweeps_below_are_found(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()

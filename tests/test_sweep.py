@@ -402,6 +402,8 @@ BAD = {
     "[grid]\nseed = [1]": "there is no script",
     'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nmetric = 1': "unknown key 'metric' in [report]",
     'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nbetter = "up"': '[report] better must be "lower" or "higher"',
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nunit = 1': "[report] unit must be one value for all metrics",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report.scale]\ntest = "a"': "[report] scale must be one value for all",
     'script = "train_vae"\n[grid': "is not TOML",
     'script = "train_vae"\ngrid = 1': "grid must be a table",
 }
