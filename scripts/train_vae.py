@@ -105,7 +105,8 @@ class Training(training.ImageTraining):
     def gradient_noise(self) -> dict[str, float]:
         """Of the encoder's gradient over the draws of the estimator, on one batch of (at most) 1,000 training images:
         the variance summed over the parameters, and the squared norm of the mean (as Fan et al. 2022 measure it)."""
-        x, parameters = self.train[:EVALUATION_BATCH], self.model.encoder.parameters()
+        x = self.binarised(self.train[:EVALUATION_BATCH], self.rng.site("gradient pixels"))
+        parameters = self.model.encoder.parameters()
         mean, squares, n = 0.0, 0.0, self.config.gradient_draws
         for draw in range(n):
             reconstruction, kl = self.model.negative_elbo(x, self.estimator, self.rng.site("gradient").at(draw))
@@ -132,7 +133,8 @@ class Training(training.ImageTraining):
         line = {"epoch": self.epoch + 1}
         if self.estimator.support == "soft" or self.estimator.multi_sample:  # another objective than −ELBO was trained
             line["train_relaxed" if self.estimator.support == "soft" else "train_bound"] = reconstruction + kl
-            reconstruction, kl = self.evaluate(self.train, self.rng.site("train, hard").at(self.epoch + 1))
+            rng = self.rng.site("train, hard").at(self.epoch + 1)
+            reconstruction, kl = self.evaluate(self.binarised(self.train, rng.site("pixels")), rng)
         line |= {"train": reconstruction + kl, "train_reconstruction": reconstruction, "train_kl": kl}
         test_reconstruction, test_kl = self.evaluate(self.test, self.rng.site("test").at(self.epoch + 1))
         line["test"] = test_reconstruction + test_kl

@@ -287,7 +287,7 @@ class ImageTraining(Training):
         self.test = self.binarised(self.test, self.rng.site("test pixels"))
 
     def binarised(self, x, rng: Rng):
-        """The images as --pixels wants them for a step."""
+        """The images as --pixels wants them for a step, or for a measurement on training images."""
         return binarise(x, rng) if self.config.pixels == "dynamic" else x
 
     def epoch_steps(self):

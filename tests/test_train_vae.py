@@ -48,6 +48,25 @@ def test_soft_samples_are_evaluated_with_hard_ones(tmp_path):
     assert last["train_relaxed"] != last["train"]
 
 
+def test_a_model_of_binary_pixels_is_measured_on_binary_pixels(monkeypatch):
+    """Training images that are binarised for every batch are binarised for −ELBO and the gradient's variance, too."""
+    config = train_vae.Config(
+        estimator="gumbel-softmax", pixels="dynamic", hidden=(4,), variables=2, gradient_draws=2, batch=1000
+    )
+    training = train_vae.Training(config)
+    for index in training.epoch_steps():
+        training.step(index)
+    seen = []
+    for name in ("evaluate", "negative_elbo"):
+        method = getattr(training.model, name)
+        watched = lambda x, *args, method=method: seen.append(x) or method(x, *args)
+        monkeypatch.setattr(training.model, name, watched)
+    training.report(0, 0.0)
+    assert sum(map(len, seen)) == len(training.train) + len(training.test)
+    training.gradient_noise()
+    assert all(set(np.unique(x)) == {0.0, 1.0} for x in seen)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "radam"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_other_settings_train(tmp_path, capsys, optimizer, dtype):
