@@ -120,6 +120,17 @@ def test_higher_can_be_better_and_numbers_can_be_per_cent(tmp_path):
     assert against_c[3:] == ["-50.00", "-50.00 to -50.00", "C"]
 
 
+def test_small_numbers_keep_three_digits(tmp_path):
+    """An accuracy of 0.924 beside one of 0.926, and the variance of a gradient, would be equal with two decimals."""
+    finals = {"A": [0.0926, 0.0924], "B": [0.0921, 0.0919]}
+    out = make(tmp_path, finals, published={"A": {"test": [0.0925, None], "train": [-1.0, None]}})
+    assert report.main([str(out)]) == 0
+    a, pair = rows_of(written(out), "A")
+    assert a[2:6] == ["0.0925 ± 0.0001", "0.0925", "+0.0000", "-0.0925 ± 0.0001"]
+    assert pair[3:5] == ["+0.0005", "+0.0005 to +0.0005"]
+    assert [report.decimals(x) for x in ([], [0.0], [1.0, 0.001], [0.92], [-7.1e-6])] == [2, 2, 2, 3, 8]
+
+
 def test_only_what_is_in_one_table_is_compared_and_all_sweeps_below_are_found(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
