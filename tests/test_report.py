@@ -131,6 +131,15 @@ def test_small_numbers_keep_three_digits(tmp_path):
     assert [report.decimals(x) for x in ([], [0.0], [1.0, 0.001], [0.92], [-7.1e-6])] == [2, 2, 2, 3, 8]
 
 
+def test_the_pictures_have_room_for_the_rows_of_the_largest_specifications(tmp_path):
+    """Seven estimators at six learning rates; what does not fit would be a warning, which is an error."""
+    few, many = make(tmp_path / "few"), make(tmp_path / "many", {f"{n}, lr 0.0001": [1.0 * n] for n in range(42)})
+    assert report.main([str(few)]) == report.main([str(many)]) == 0
+    for picture in ("curves.png", "bars.png"):
+        heights = [int.from_bytes((out / picture).read_bytes()[20:24], "big") for out in (few, many)]
+        assert 2 * heights[0] < heights[1]
+
+
 def test_only_what_is_in_one_table_is_compared_and_all_sweeps_below_are_found(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
