@@ -19,7 +19,7 @@
     curve = "train"                       # the metric of the learning curves (default: the first)
     panels = ["variables", "categories"]  # flags whose values get a table each: only what is in one table is compared
     scale = 1                             # what to multiply the metrics by, 100 for per cent
-    unit = "nats"
+    unit = "nats"                         # of all the metrics
     source = "who published the numbers, and how they were measured"
     [small.fixed]                         # with --small, these and [small.grid] replace what is said above about their
     epochs = 2                            # flags; published numbers are then left out, since they are of other runs
@@ -139,13 +139,17 @@ class Specification:
         known(found, TOP, "the specification")
         for key, kind in tables.items():
             require(isinstance(found.get(key, kind()), kind), f"{key} must be a table.")
+        require(isinstance(found.get("title", ""), str), f"title must be a text, got {found.get('title')!r}.")
         script = found.get("script")
         require(isinstance(script, str), 'there is no script, as in script = "train_vae".')
         fixed, grid, cases = found.get("fixed", {}), found.get("grid", {}), found.get("cases", [])
         require(all(isinstance(case, dict) for case in cases), "[[cases]] must be tables.")
-        known(found.get("small", {}), SMALL, "[small]")
+        replaced = found.get("small", {})
+        known(replaced, SMALL, "[small]")
+        require(
+            all(isinstance(table, dict) for table in replaced.values()), "[small.fixed] and [small.grid] are tables."
+        )
         if small:
-            replaced = found.get("small", {})
             require(replaced, "there is no [small.fixed] or [small.grid], so there is no small version.")
             fixed, grid, cases = replace(fixed, grid, cases, **replaced)
             cases = [{k: v for k, v in case.items() if k != "published"} for case in cases]
@@ -162,12 +166,9 @@ class Specification:
             flags = [*fixed, *(flag for key in grid for flag in key.split(",")), *case]
             twice = sorted({key for key in flags if flags.count(key) > 1})
             require(not twice, f"{', '.join(twice)} is said twice: in two of [fixed], [grid] and [[cases]].")
-        report = found.get("report", {})
-        known(report, REPORT, "[report]")
-        report = REPORT | report
-        require(report["metrics"] and isinstance(report["metrics"], list), "[report] metrics must be a list of names.")
-        require(report["better"] in ("lower", "higher"), '[report] better must be "lower" or "higher".')
-        report["curve"] = report["curve"] or report["metrics"][0]
+        report = check_report(found.get("report", {}))
+        for case in cases:
+            check_published(case.get("published", {}), report["metrics"])
         title = ("Small version of: " if small else "") + found.get("title", name)
         if changes:
             title += f", with {', '.join(changes)}"
@@ -179,6 +180,7 @@ class Specification:
         UserError for an unknown script, flag or estimator, or a value out of range."""
         module = load_script(self.script)
         panels, found, places = self.report["panels"], {}, {}
+        known(panels, [f.name for f in dataclasses.fields(module.Config)], "[report] panels")
         points = [(key.split(","), values) for key, values in self.grid.items()]
         shown = [k for keys, values in points for k in keys if len(values) > 1 and k != "seed" and k not in panels]
         for case in self.cases or [{}]:
@@ -188,7 +190,7 @@ class Specification:
                 for (keys, _), value in zip(points, point, strict=True):
                     flags = flags | dict(zip(keys, value if len(keys) > 1 else [value], strict=True))
                 config = configuration(module, flags | override)
-                panel = describe({k: config[k] for k in panels if k in config})
+                panel = describe({k: config[k] for k in panels})
                 row = ", ".join(filter(None, (case_name(case), describe({k: config[k] for k in shown}))))
                 run = Run(self.script, flags | override, config, panel, row or module.__name__, published)
                 group = {k: v for k, v in config.items() if k != "seed"}
@@ -221,8 +223,37 @@ def parse_changes(changes) -> dict[str, dict]:
     return found
 
 
-def known(table: dict, names, where: str) -> None:
-    for key in table:
+def check_report(found: dict) -> dict:
+    """[report] with its defaults. UserError, one sentence, for a key or a value that it cannot have."""
+    known(found, REPORT, "[report]")
+    report, is_text = REPORT | found, lambda x: isinstance(x, str)
+    for key in ("metrics", "panels"):
+        names = report[key]
+        require(isinstance(names, list) and all(map(is_text, names)), f"[report] {key} must be a list of names.")
+    require(report["metrics"], "[report] metrics is empty: give it at least one name.")
+    for key in ("curve", "unit", "source"):
+        require(is_text(report[key]), f"[report] {key} must be a text, got {report[key]!r}.")
+    require(is_number(report["scale"]), f"[report] scale must be a number, got {report['scale']!r}.")
+    require(report["better"] in ("lower", "higher"), '[report] better must be "lower" or "higher".')
+    return report | {"curve": report["curve"] or report["metrics"][0]}
+
+
+def check_published(found, metrics: list) -> None:
+    """UserError, one sentence, if these are no numbers for metrics of the report."""
+    require(isinstance(found, dict), f"published must be a table, as in {{ {metrics[0]} = 1.0 }}, got {found!r}.")
+    known(found, metrics, "published, which is for [report] metrics")
+    for key, value in found.items():
+        pair = isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+        sentence = f"published {key} must be a mean, or a mean and its standard deviation, got {value!r}."
+        require(pair or is_number(value), sentence)
+
+
+def is_number(x) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool)
+
+
+def known(names_given, names, where: str) -> None:
+    for key in names_given:
         require(key in names, f"unknown key {key!r} in {where}; the known ones are {', '.join(names)}.")
 
 
@@ -252,7 +283,7 @@ def arguments(module, flags: dict) -> list[str]:
     for key, value in flags.items():
         require(key in fields, f"unknown key {key!r}; the flags of {module.__name__} are {', '.join(fields)}.")
         switch = type(fields[key].default) is bool
-        require(isinstance(value, bool) == switch, f"{key} cannot be {json.dumps(value)}.")
+        require(isinstance(value, bool) == switch, f"{key} cannot be {json.dumps(value, default=str)}.")
         text = ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
         if not switch or value:
             found.append(option(key) if switch else f"{option(key)}={text}")

@@ -402,6 +402,19 @@ BAD = {
     "[grid]\nseed = [1]": "there is no script",
     'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nmetric = 1': "unknown key 'metric' in [report]",
     'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nbetter = "up"': '[report] better must be "lower" or "higher"',
+    'script = "train_vae"\ntitle = 3\n[grid]\nseed = [1]': "title must be a text, got 3",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\npanels = ["taau"]': "unknown key 'taau' in [report] panels",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\npanels = "tau"': "[report] panels must be a list of names",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nmetrics = [1]': "[report] metrics must be a list of names",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nmetrics = []': "[report] metrics is empty",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\ncurve = 3': "[report] curve must be a text, got 3",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nscale = "x"': "[report] scale must be a number, got 'x'",
+    'script = "train_vae"\n[[cases]]\npublished = 3': "published must be a table, as in { test = 1.0 }, got 3",
+    'script = "train_vae"\n[[cases]]\npublished = { tset = 3 }': "unknown key 'tset' in published",
+    'script = "train_vae"\n[[cases]]\npublished = { test = "a" }': "published test must be a mean, or a mean and its",
+    'script = "train_vae"\n[[cases]]\npublished = { test = [1.0] }': "standard deviation, got [1.0]",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[small]\nfixed = 3': "[small.fixed] and [small.grid] are tables",
+    'script = "train_listops"\n[grid]\nsplit = [2020-01-01]': 'split cannot be "2020-01-01"',
     'script = "train_vae"\n[grid': "is not TOML",
     'script = "train_vae"\ngrid = 1': "grid must be a table",
 }
@@ -481,7 +494,7 @@ def test_runs_are_the_product_of_cases_and_grid():
             {"estimator": "rloo"},
         ],
         "grid": {"variables,categories": [[2, 3], [4, 5]], "batch": [10, 20], "seed": [0, 1]},
-        "report": {"panels": ["variables"]},
+        "report": {"panels": ["variables"], "metrics": ["test", "train"]},
         "small": {"fixed": {"epochs": 1, "tau": 2.0}, "grid": {"seed": [5]}},
     }
     spec = Specification.of("x", found, small=False)
