@@ -43,7 +43,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from estimators import create
 from minigrad.backend import BACKENDS
 from run_folder import UserError, option, parse_flags, require, user_errors
 
@@ -297,7 +296,6 @@ def configuration(module, flags: dict) -> dict:
     config.check()
     backend = getattr(config, "backend", "numpy")  # it need not be usable here
     require(backend in BACKENDS, f"unknown backend {backend!r}; the known ones are {', '.join(BACKENDS)}.")
-    if hasattr(config, "estimator"):
-        with user_errors():
-            create(config.estimator, getattr(config, "tau", None), getattr(config, "code", "") or None)
+    with user_errors():
+        config.create_estimator()
     return json.loads(json.dumps(dataclasses.asdict(config)))

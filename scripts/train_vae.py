@@ -50,6 +50,9 @@ class Config(training.Annealing, training.Optimizing, training.ImageConfig):
         require(min(self.hidden, default=1) >= 1, f"--hidden needs widths of at least 1, got {self.hidden}.")
         require(0.0 <= self.slope < 1.0, f"--slope must be at least 0 and below 1, got {self.slope}.")
 
+    def create_estimator(self):
+        return create(self.estimator, self.tau, self.code or None)
+
 
 class Training(training.ImageTraining):
     """One run: the data on the device, the model, its estimator."""
@@ -58,7 +61,7 @@ class Training(training.ImageTraining):
     progress_key = "test"
 
     def build(self, c: Config) -> None:
-        self.estimator = create(c.estimator, c.tau, c.code or None)
+        self.estimator = c.create_estimator()
         self.first_tau = c.first_tau(self.estimator)
         self.warn(self.estimator)
         bits = self.estimator.code.name == "bernoulli"
@@ -97,10 +100,8 @@ class Training(training.ImageTraining):
             reconstruction, kl = self.model.evaluate(x, rng.site(start), sharpness)
             parts.append((reconstruction.sum(), kl.sum()))
         xp = self.backend.xp
-        totals = self.backend.to_host(xp.stack([xp.stack(p) for p in parts])).astype(np.float64).sum(axis=0) / len(
-            images
-        )
-        return float(totals[0]), float(totals[1])
+        totals = self.backend.to_host(xp.stack([xp.stack(p) for p in parts])).sum(axis=0, dtype=np.float64)
+        return float(totals[0]) / len(images), float(totals[1]) / len(images)
 
     def gradient_noise(self) -> dict[str, float]:
         """Of the encoder's gradient over the draws of the estimator, on one batch of (at most) 1,000 training images:

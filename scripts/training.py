@@ -64,6 +64,11 @@ class Config:
         at_least(1, self, "epochs", "batch")
         one_of(self, dtype=DTYPES)
 
+    def create_estimator(self):
+        """A new estimator as the flags want it, None if they want none. ValueError or UserError, one sentence, for one
+        that is unknown or cannot train the model."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class ImageConfig(Config):

@@ -386,6 +386,10 @@ BAD = {
     'script = "train_vae"\n[grid]\nestimator = ["magic"]': "unknown estimator 'magic'; the known ones are exact",
     'script = "train_vae"\n[grid]\nestimator = ["rloo"]\ntau = [1.0]': "rloo has no option 'tau'",
     'script = "train_vae"\n[grid]\nestimator = ["gst:gap=-1"]': "gap must be a number of at least 0",
+    'script = "train_conditional"\n[grid]\ngate = ["magic"]': "unknown estimator 'magic'; the known ones are exact",
+    'script = "train_listops"\n[grid]\nestimator = ["rebar"]': "REBAR needs all choices and their costs in one call",
+    'script = "train_semi_supervised"\n[fixed]\nmethod = "sample"\n[grid]\nestimator = ["vimco"]': "several samples",
+    'script = "train_semi_supervised"\n[fixed]\nmethod = "sample"\n[grid]\nestimator = ["darn"]': "not 'categorical'",
     'script = "train_vae"\n[grid]\nseed = []': "[grid] seed is empty",
     'script = "train_vae"\n[fixed]\nseed = 1': "the grid is empty",
     'script = "train_vae"\n[grid]\nseed = 1': "[grid] seed must be a list of values, got 1",
@@ -511,6 +515,20 @@ def test_runs_are_the_product_of_cases_and_grid():
     assert [(r.config["seed"], r.config["tau"], r.config["epochs"], r.published) for r in small] == [
         (5, 2.0, 1, {})
     ] * 4
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        ("train_structured", {"estimator": "none"}),
+        ("train_semi_supervised", {"method": "marginal"}),
+        ("train_conditional", {"gate": "sigmoid"}),
+        ("train_listops", {"encoder": "gold"}),
+    ],
+)
+def test_runs_without_an_estimator_can_be_specified(script, flags):
+    (run,) = Specification.of("x", {"script": script, "cases": [flags]}, small=False).runs()
+    assert flags.items() <= run.config.items()
 
 
 def test_set_replaces_what_is_said_about_a_flag_wherever_it_is_said(tmp_path, capsys):

@@ -194,6 +194,8 @@ SEMI_SUPERVISED = Script(
         ("--alpha nan", "--alpha must be at least 0 and finite, got nan"),
         ("--alpha inf", "--alpha must be at least 0 and finite"),
         ("--method magic", "unknown method 'magic'; the known ones are marginal, sample"),
+        ("--tau 1", "the sum over the class has no temperature: leave out --tau and --anneal, or take --method sample"),
+        ("--anneal 0.1", "the sum over the class has no temperature"),
         ("--method sample --estimator magic", "unknown estimator 'magic'; the known ones are exact"),
         ("--method sample --estimator vimco", "is a bound of several samples, which needs the density of each z"),
         ("--method sample --estimator st-identity", "is for bernoulli variables, not 'categorical'"),
