@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import sweep
@@ -179,6 +179,29 @@ def test_a_sweep_that_was_interrupted_and_one_that_was_killed_end_like_one_that_
     assert "its process was lost (Killed); submitted again" in capsys.readouterr().err
     assert results(out) == results(whole)
     assert json.loads(next(out.glob("*/result.json")).read_text())["resumed"]
+
+
+def test_a_sweep_that_ends_at_once_asks_its_runs_to_stop(tmp_path, monkeypatch):
+    """After a second Ctrl-C, or when the terminal has gone: a pool of threads waits for all that was submitted."""
+    asked = []
+
+    def start(command):
+        time.sleep(0.1)
+        asked.append(Path(json.loads(command[-1])["stop"]).exists())
+        return subprocess.CompletedProcess(command, 2, "", "")
+
+    @contextlib.contextmanager
+    def one_at_a_time(flags, backends):
+        with ThreadPoolExecutor(1) as pool:
+            yield sweep.Place("here", pool, start)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sweep.PLACES_TO_RUN, "processes", one_at_a_time)
+    monkeypatch.setattr(sweep.Overview, "show", interrupt)
+    assert run(write(tmp_path, seeds=range(3)), tmp_path / "runs") == 130
+    assert asked == [False, True, True]
 
 
 def test_a_process_stops_when_whoever_started_it_is_gone(monkeypatch, tmp_path):
