@@ -46,6 +46,7 @@ class Config(training.Annealing, training.Optimizing, training.ImageConfig):
         super().check()
         at_least(1, self, "variables", "categories")
         at_least(0, self, "gradient_draws", "bound_samples")
+        require(self.gradient_draws != 1, "--gradient-draws must be 0 or at least 2, got 1.")
         one_of(self, code=CODES, prior=PRIORS)
         require(min(self.hidden, default=1) >= 1, f"--hidden needs widths of at least 1, got {self.hidden}.")
         require(0.0 <= self.slope < 1.0, f"--slope must be at least 0 and below 1, got {self.slope}.")
@@ -166,7 +167,7 @@ def finish(run: Training, folder: RunFolder, quiet: bool) -> None:
     extra = {}
     if run.config.bound_samples:
         extra |= {"test_bound": run.importance_bound(), "bound_samples": run.config.bound_samples}
-    if run.config.gradient_draws > 1:
+    if run.config.gradient_draws:
         extra |= run.gradient_noise() | {"gradient_draws": run.config.gradient_draws}
     if extra:
         text = folder.log({"epoch": run.epoch} | extra)

@@ -102,6 +102,7 @@ VAE = Script(
         ("--code ternary", "unknown code 'ternary'; the known ones are categorical, bernoulli"),
         ("--slope 1", "--slope must be at least 0 and below 1, got 1.0"),
         ("--gradient-draws -1", "--gradient-draws must be at least 0, got -1"),
+        ("--gradient-draws 1", "--gradient-draws must be 0 or at least 2, got 1"),
         ("--bound-samples -1", "--bound-samples must be at least 0, got -1"),
         ("--estimator magic", "unknown estimator 'magic'; the known ones are exact"),
         ("--estimator rloo --tau 1", "rloo has no option 'tau'"),
