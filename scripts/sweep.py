@@ -19,6 +19,7 @@ and have the same Python; which GPU they use is up to them.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import json
@@ -137,13 +138,19 @@ def visible_gpus() -> list[str]:
 @contextlib.contextmanager
 def dask(flags: Flags, backends: set[str]):
     try:
-        from distributed import Client
+        from distributed import Client, rpc
     except ImportError as error:
         raise UserError(f"Dask is not installed ({error}): pip install 'minigrad-estimators[cluster]'.") from error
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is said below, in a sentence
+
+    async def ask():  # first, since a Client that finds no scheduler fails once more when it is collected
+        async with rpc(flags.scheduler) as scheduler:
+            await asyncio.wait_for(scheduler.identity(), flags.timeout)
+
     try:
+        asyncio.run(ask())
         client = Client(flags.scheduler, timeout=flags.timeout, set_as_default=False)
-    except (OSError, ValueError) as error:  # a time-out is an OSError
+    except Exception as error:  # whatever comes from a place where nothing listens, or something else
         raise UserError(f"the scheduler {flags.scheduler} does not answer: is it running, and reachable?") from error
     with client:
         n = len(client.scheduler_info(n_workers=-1)["workers"])

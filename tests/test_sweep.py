@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -371,15 +372,27 @@ def test_without_retries_a_lost_run_has_failed(tmp_path, capsys, here):
     assert "2 of 2 runs failed, 0 of 2 runs are finished" in capsys.readouterr().err
 
 
-def test_a_scheduler_that_does_not_answer_is_a_sentence(tmp_path):
+@pytest.mark.parametrize("there", ["nothing", "no address", "a web server"])
+def test_a_scheduler_that_does_not_answer_is_a_sentence(tmp_path, there):
     pytest.importorskip("distributed", reason="DASK NOT RUN: distributed is not installed")
-    flags = ["--executor", "dask", "--scheduler", "tcp://127.0.0.1:9", "--timeout", "0.5"]
-    script = [sys.executable, str(ROOT / "scripts" / "sweep.py"), str(write(tmp_path)), "--out", str(tmp_path / "runs")]
-    result = subprocess.run([*script, *flags], capture_output=True, text=True, check=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=refuse, args=(server,), daemon=True).start()
+        port = server.getsockname()[1] if there == "a web server" else 9
+        address = "nonsense" if there == "no address" else f"tcp://127.0.0.1:{port}"
+        flags = ["--executor", "dask", "--scheduler", address, "--timeout", "0.5", "--out", str(tmp_path / "runs")]
+        script = [sys.executable, str(ROOT / "scripts" / "sweep.py"), str(write(tmp_path))]
+        result = subprocess.run([*script, *flags], capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr == (
-        "sweep.py: error: the scheduler tcp://127.0.0.1:9 does not answer: is it running, and reachable?\n"
-    )
+    assert result.stderr == f"sweep.py: error: the scheduler {address} does not answer: is it running, and reachable?\n"
+
+
+def refuse(server):
+    """What a web server says to who does not speak its language."""
+    with contextlib.suppress(OSError):  # until the server is closed
+        while True:
+            connection, _ = server.accept()
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\n\r\n")
+            connection.close()
 
 
 def test_a_scheduler_that_goes_away_is_a_sentence(tmp_path, capsys, monkeypatch):
