@@ -214,18 +214,21 @@ def pairs(panel: Panel) -> list[Pair]:
     return found
 
 
-def decimals(means) -> int:
-    """How many a column gets: two, or, where all its numbers are below 1, three digits of the largest one."""
-    largest = max(map(abs, means), default=0.0)
-    return 2 - math.floor(math.log10(largest)) if 0.0 < largest < 1.0 else 2
+def decimals(x: float) -> int:
+    """How many a number of this size gets: two, or those of its first three digits, so that none is lost."""
+    return 2 - math.floor(math.log10(abs(x))) if 0.0 < abs(x) < 1.0 else 2
+
+
+def fixed(x: float, digits: int, sign: str = "") -> str:
+    return f"{x:{sign}.{digits}f}" if digits <= 6 else f"{x:{sign}.2e}"
 
 
 def spread(mean, sd, digits: int) -> str:
-    return "" if mean is None else f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
+    return "" if mean is None else fixed(mean, digits) + ("" if sd is None else f" ± {fixed(sd, digits)}")
 
 
 def signed(x: float, digits: int) -> str:
-    return f"{round(x, digits) + 0.0:+.{digits}f}"  # never −0.00
+    return fixed(round(x, digits) + 0.0, digits, "+")  # never −0.00
 
 
 def markdown_table(header, rows) -> str:
@@ -242,7 +245,6 @@ def panel_markdown(panel: Panel) -> str:
         return "\n".join([*lines, "No run is finished."])
     header, known = ["", "seeds"], {(e.row, e.metric): e for e in found}
     beside = {metric: any(e.published is not None for e in found if e.metric == metric) for metric in report["metrics"]}
-    digits = {metric: decimals([e.mean for e in found if e.metric == metric]) for metric in report["metrics"]}
     for metric, published in beside.items():
         header += [metric + unit, *(["published", "difference"] if published else [])]
     rows = []
@@ -251,10 +253,11 @@ def panel_markdown(panel: Panel) -> str:
         cells = [row.name, str(done) if done == row.expected else f"{done} of {row.expected}"]
         for metric, published in beside.items():
             e = known.get((row.name, metric))
-            cells.append(spread(e.mean, e.sd, digits[metric]) if e else "")
+            digits = decimals(e.mean) if e else 0
+            cells.append(spread(e.mean, e.sd, digits) if e else "")
             if published:
-                cells.append(spread(e.published, e.published_sd, digits[metric]) if e else "")
-                cells.append(signed(e.difference, digits[metric]) if e and e.published is not None else "")
+                cells.append(spread(e.published, e.published_sd, digits) if e else "")
+                cells.append(signed(e.difference, digits) if e and e.published is not None else "")
         rows.append(cells)
     lines.append(markdown_table(header, rows))
     if any(beside.values()) and report["source"]:
@@ -262,8 +265,9 @@ def panel_markdown(panel: Panel) -> str:
     compared = pairs(panel)
     if compared:
         sign, rows = 1 if report["better"] == "higher" else -1, []
+        digits = decimals(max(abs(e.mean) for e in found if e.metric == compared[0].metric))
         for p in compared:
-            mean, low, high = (signed(x, digits[p.metric]) for x in (p.difference, p.low, p.high))
+            mean, low, high = (signed(x, digits) for x in (p.difference, p.low, p.high))
             rows.append([p.first, p.second, p.seeds, mean, f"{low} to {high}", verdict(p, sign)])
         lines += ["", f"Differences of `{compared[0].metric}`{unit}, seed by seed; {report['better']} is better.", ""]
         lines.append(markdown_table(["", "minus", "seeds", "mean", "95 % interval", "better"], rows))

@@ -128,7 +128,9 @@ def test_small_numbers_keep_three_digits(tmp_path):
     a, pair = rows_of(written(out), "A")
     assert a[2:6] == ["0.0925 ± 0.0001", "0.0925", "+0.0000", "-0.0925 ± 0.0001"]
     assert pair[3:5] == ["+0.0005", "+0.0005 to +0.0005"]
-    assert [report.decimals(x) for x in ([], [0.0], [1.0, 0.001], [0.92], [-7.1e-6])] == [2, 2, 2, 3, 8]
+    assert [report.decimals(x) for x in (0.0, 1.0, -31.5, 0.92, -7.1e-6)] == [2, 2, 2, 3, 8]
+    assert report.spread(7.12345e-6, 3.2e-8, 8) == "7.12e-06 ± 3.20e-08"
+    assert report.signed(-1e-12, 8) == "+0.00e+00"
 
 
 def test_the_pictures_have_room_for_the_rows_of_the_largest_specifications(tmp_path):
