@@ -131,14 +131,16 @@ def comparison_curves(path, panels) -> None:
     panels: [(title, label of the axis, [(name, (epochs, mean, standard deviation), …), …]), …]
     """
     for axes, (_, label, rows) in _grid(path, panels):
-        for name, (epochs, mean, sd), *_ in rows:
+        for n, (name, (epochs, mean, sd), *_) in enumerate(rows):
             mean, sd = np.asarray(mean), np.asarray(sd)
-            (line,) = axes.plot(epochs, mean, label=name, marker="o" if len(epochs) < 5 else None, markersize=3)
+            style = {"linestyle": ("-", "--", ":", "-.")[n // 10 % 4]}  # there are ten colours
+            style |= {"marker": "o" if len(epochs) < 5 else None, "markersize": 3}
+            (line,) = axes.plot(epochs, mean, label=name, **style)
             axes.fill_between(epochs, mean - sd, mean + sd, color=line.get_color(), alpha=0.2, linewidth=0)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(rows) > 10 else {}))
 
 
 def comparison_bars(path, panels) -> None:
@@ -163,10 +165,11 @@ def comparison_bars(path, panels) -> None:
 
 
 def _grid(path, panels, columns: int = 2):
-    """Axes for each panel, with its title; the picture is saved at the end."""
+    """Axes for each panel, with its title, high enough for a line of text for each row of the longest one; the picture
+    is saved at the end."""
     columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(6.5 * columns, 4 * rows), layout="constrained")
+    rows, height = -(-len(panels) // columns), max(4.0, 1.0 + 0.18 * max(len(panel[-1]) for panel in panels))
+    figure = Figure(figsize=(6.5 * columns, height * rows), layout="constrained")
     grid = np.ravel(figure.subplots(rows, columns, squeeze=False))
     for axes, panel in zip(grid, panels, strict=False):
         axes.set_title(panel[0], fontsize=9)

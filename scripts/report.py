@@ -224,12 +224,21 @@ def pairs(panel: Panel) -> list[Pair]:
     return found
 
 
-def spread(mean, sd, digits: int = 2) -> str:
-    return "" if mean is None else f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
+def decimals(x: float) -> int:
+    """How many a number of this size gets: two, or those of its first three digits, so that none is lost."""
+    return 2 - math.floor(math.log10(abs(x))) if 0.0 < abs(x) < 1.0 else 2
 
 
-def signed(x: float) -> str:
-    return f"{round(x, 2) + 0.0:+.2f}"  # never −0.00
+def fixed(x: float, digits: int, sign: str = "") -> str:
+    return f"{x:{sign}.{digits}f}" if digits <= 6 else f"{x:{sign}.2e}"
+
+
+def spread(mean, sd, digits: int) -> str:
+    return "" if mean is None else fixed(mean, digits) + ("" if sd is None else f" ± {fixed(sd, digits)}")
+
+
+def signed(x: float, digits: int) -> str:
+    return fixed(round(x, digits) + 0.0, digits, "+")  # never −0.00
 
 
 def markdown_table(header, rows) -> str:
@@ -253,22 +262,23 @@ def panel_markdown(panel: Panel) -> str:
         cells = [row.name, str(done) if done == row.expected else f"{done} of {row.expected}"]
         for metric, published in beside.items():
             e = known.get((row.name, metric))
-            cells.append(spread(e.mean, e.sd) if e else "")
+            digits = decimals(e.mean) if e else 0
+            cells.append(spread(e.mean, e.sd, digits) if e else "")
             if published:
-                cells.append(spread(e.published, e.published_sd) if e else "")
-                cells.append(signed(e.difference) if e and e.published is not None else "")
+                cells.append(spread(e.published, e.published_sd, digits) if e else "")
+                cells.append(signed(e.difference, digits) if e and e.published is not None else "")
         rows.append(cells)
     lines.append(markdown_table(header, rows))
     if any(beside.values()) and report["source"]:
         lines += ["", f"Published: {report['source']}."]
     compared = pairs(panel)
     if compared:
-        sign = 1 if report["better"] == "higher" else -1
-        rows = [
-            [p.first, p.second, p.seeds, signed(p.difference), f"{signed(p.low)} to {signed(p.high)}", verdict(p, sign)]
-            for p in compared
-        ]
         metric = compared[0].metric
+        sign, rows = 1 if report["better"] == "higher" else -1, []
+        digits = decimals(max(abs(e.mean) for e in found if e.metric == metric))
+        for p in compared:
+            mean, low, high = (signed(x, digits) for x in (p.difference, p.low, p.high))
+            rows.append([p.first, p.second, p.seeds, mean, f"{low} to {high}", verdict(p, sign)])
         what = f"Differences of `{metric}`{panel.unit(metric)}, seed by seed; {report['better']} is better."
         lines += ["", what, ""]
         lines.append(markdown_table(["", "minus", "seeds", "mean", "95 % interval", "better"], rows))

@@ -43,7 +43,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from estimators import create
 from minigrad.backend import BACKENDS
 from run_folder import UserError, option, parse_flags, require, user_errors
 
@@ -139,13 +138,17 @@ class Specification:
         known(found, TOP, "the specification")
         for key, kind in tables.items():
             require(isinstance(found.get(key, kind()), kind), f"{key} must be a table.")
+        require(isinstance(found.get("title", ""), str), f"title must be a text, got {found.get('title')!r}.")
         script = found.get("script")
         require(isinstance(script, str), 'there is no script, as in script = "train_vae".')
         fixed, grid, cases = found.get("fixed", {}), found.get("grid", {}), found.get("cases", [])
         require(all(isinstance(case, dict) for case in cases), "[[cases]] must be tables.")
-        known(found.get("small", {}), SMALL, "[small]")
+        replaced = found.get("small", {})
+        known(replaced, SMALL, "[small]")
+        require(
+            all(isinstance(table, dict) for table in replaced.values()), "[small.fixed] and [small.grid] are tables."
+        )
         if small:
-            replaced = found.get("small", {})
             require(replaced, "there is no [small.fixed] or [small.grid], so there is no small version.")
             fixed, grid, cases = replace(fixed, grid, cases, **replaced)
             cases = [{k: v for k, v in case.items() if k != "published"} for case in cases]
@@ -162,16 +165,9 @@ class Specification:
             flags = [*fixed, *(flag for key in grid for flag in key.split(",")), *case]
             twice = sorted({key for key in flags if flags.count(key) > 1})
             require(not twice, f"{', '.join(twice)} is said twice: in two of [fixed], [grid] and [[cases]].")
-        report = found.get("report", {})
-        known(report, REPORT, "[report]")
-        report = REPORT | report
-        require(report["metrics"] and isinstance(report["metrics"], list), "[report] metrics must be a list of names.")
-        require(report["better"] in ("lower", "higher"), '[report] better must be "lower" or "higher".')
-        for key, kinds in (("scale", (int, float)), ("unit", str)):
-            values = report[key].values() if isinstance(report[key], dict) else [report[key]]
-            good = all(isinstance(value, kinds) for value in values)
-            require(good, f"[report] {key} must be one value for all metrics or a table, got {report[key]!r}.")
-        report["curve"] = report["curve"] or report["metrics"][0]
+        report = check_report(found.get("report", {}))
+        for case in cases:
+            check_published(case.get("published", {}), report["metrics"])
         title = ("Small version of: " if small else "") + found.get("title", name)
         if changes:
             title += f", with {', '.join(changes)}"
@@ -183,6 +179,7 @@ class Specification:
         UserError for an unknown script, flag or estimator, or a value out of range."""
         module = load_script(self.script)
         panels, found, places = self.report["panels"], {}, {}
+        known(panels, [f.name for f in dataclasses.fields(module.Config)], "[report] panels")
         points = [(key.split(","), values) for key, values in self.grid.items()]
         shown = [k for keys, values in points for k in keys if len(values) > 1 and k != "seed" and k not in panels]
         for case in self.cases or [{}]:
@@ -192,7 +189,7 @@ class Specification:
                 for (keys, _), value in zip(points, point, strict=True):
                     flags = flags | dict(zip(keys, value if len(keys) > 1 else [value], strict=True))
                 config = configuration(module, flags | override)
-                panel = describe({k: config[k] for k in panels if k in config})
+                panel = describe({k: config[k] for k in panels})
                 row = ", ".join(filter(None, (case_name(case), describe({k: config[k] for k in shown}))))
                 run = Run(self.script, flags | override, config, panel, row or module.__name__, published)
                 group = {k: v for k, v in config.items() if k != "seed"}
@@ -225,8 +222,39 @@ def parse_changes(changes) -> dict[str, dict]:
     return found
 
 
-def known(table: dict, names, where: str) -> None:
-    for key in table:
+def check_report(found: dict) -> dict:
+    """[report] with its defaults. UserError, one sentence, for a key or a value that it cannot have."""
+    known(found, REPORT, "[report]")
+    report, is_text = REPORT | found, lambda x: isinstance(x, str)
+    for key in ("metrics", "panels"):
+        names = report[key]
+        require(isinstance(names, list) and all(map(is_text, names)), f"[report] {key} must be a list of names.")
+    require(report["metrics"], "[report] metrics is empty: give it at least one name.")
+    for key in ("curve", "source"):
+        require(is_text(report[key]), f"[report] {key} must be a text, got {report[key]!r}.")
+    for key, fits in (("scale", is_number), ("unit", is_text)):
+        values = report[key].values() if isinstance(report[key], dict) else [report[key]]
+        require(all(map(fits, values)), f"[report] {key} must be one value or a table of them, got {report[key]!r}.")
+    require(report["better"] in ("lower", "higher"), '[report] better must be "lower" or "higher".')
+    return report | {"curve": report["curve"] or report["metrics"][0]}
+
+
+def check_published(found, metrics: list) -> None:
+    """UserError, one sentence, if these are no numbers for metrics of the report."""
+    require(isinstance(found, dict), f"published must be a table, as in {{ {metrics[0]} = 1.0 }}, got {found!r}.")
+    known(found, metrics, "published, which is for [report] metrics")
+    for key, value in found.items():
+        pair = isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+        sentence = f"published {key} must be a mean, or a mean and its standard deviation, got {value!r}."
+        require(pair or is_number(value), sentence)
+
+
+def is_number(x) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool)
+
+
+def known(names_given, names, where: str) -> None:
+    for key in names_given:
         require(key in names, f"unknown key {key!r} in {where}; the known ones are {', '.join(names)}.")
 
 
@@ -256,7 +284,7 @@ def arguments(module, flags: dict) -> list[str]:
     for key, value in flags.items():
         require(key in fields, f"unknown key {key!r}; the flags of {module.__name__} are {', '.join(fields)}.")
         switch = type(fields[key].default) is bool
-        require(isinstance(value, bool) == switch, f"{key} cannot be {json.dumps(value)}.")
+        require(isinstance(value, bool) == switch, f"{key} cannot be {json.dumps(value, default=str)}.")
         text = ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
         if not switch or value:
             found.append(option(key) if switch else f"{option(key)}={text}")
@@ -270,7 +298,6 @@ def configuration(module, flags: dict) -> dict:
     config.check()
     backend = getattr(config, "backend", "numpy")  # it need not be usable here
     require(backend in BACKENDS, f"unknown backend {backend!r}; the known ones are {', '.join(BACKENDS)}.")
-    if hasattr(config, "estimator"):
-        with user_errors():
-            create(config.estimator, getattr(config, "tau", None), getattr(config, "code", "") or None)
+    with user_errors():
+        config.create_estimator()
     return json.loads(json.dumps(dataclasses.asdict(config)))

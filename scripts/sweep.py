@@ -19,6 +19,7 @@ and have the same Python; which GPU they use is up to them.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import json
@@ -137,13 +138,19 @@ def visible_gpus() -> list[str]:
 @contextlib.contextmanager
 def dask(flags: Flags, backends: set[str]):
     try:
-        from distributed import Client
+        from distributed import Client, rpc
     except ImportError as error:
         raise UserError(f"Dask is not installed ({error}): pip install 'minigrad-estimators[cluster]'.") from error
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is said below, in a sentence
+
+    async def ask():  # first, since a Client that finds no scheduler fails once more when it is collected
+        async with rpc(flags.scheduler) as scheduler:
+            await asyncio.wait_for(scheduler.identity(), flags.timeout)
+
     try:
+        asyncio.run(ask())
         client = Client(flags.scheduler, timeout=flags.timeout, set_as_default=False)
-    except (OSError, ValueError) as error:  # a time-out is an OSError
+    except Exception as error:  # whatever comes from a place where nothing listens, or something else
         raise UserError(f"the scheduler {flags.scheduler} does not answer: is it running, and reachable?") from error
     with client:
         n = len(client.scheduler_info(n_workers=-1)["workers"])
@@ -209,7 +216,7 @@ class Sweep:
         """Do what is left. False if the user interrupted."""
         submit = lambda run: place.executor.submit(place.start, self.command(run))
         left = [run for key, run in self.runs.items() if key not in self.finished]
-        with Interrupt() as interrupt:
+        with Interrupt() as interrupt, self.asked_to_stop_by_errors():
             futures = {submit(run): run for run in left}
             while futures:
                 done, _ = wait(futures, timeout=0.25, return_when=FIRST_COMPLETED)
@@ -220,8 +227,7 @@ class Sweep:
                     )
                 if interrupt.requested and not self.stop.exists():
                     overview.say("stopping: the runs at work save their checkpoints")
-                    with contextlib.suppress(OSError):  # the runs then notice that this process has gone
-                        self.stop.touch()
+                    self.ask_to_stop()
                 for future in done:
                     run = futures.pop(future)
                     if self.judge(run, future, overview, interrupt.requested):
@@ -229,6 +235,20 @@ class Sweep:
                 overview.show(self)
         self.stop.unlink(missing_ok=True)
         return not interrupt.requested
+
+    def ask_to_stop(self) -> None:
+        """Those at work save and end, those that wait end when their turn comes."""
+        with contextlib.suppress(OSError):  # the runs then notice that this process has gone
+            self.stop.touch()
+
+    @contextlib.contextmanager
+    def asked_to_stop_by_errors(self):
+        """Whatever ends the sweep ends its runs: without this, a pool would do all that was submitted to it first."""
+        try:
+            yield
+        except BaseException:
+            self.ask_to_stop()
+            raise
 
     def judge(self, run: Run, future, overview, stopping: bool) -> bool:
         """Note what has become of a run. -> is it to be submitted again?"""

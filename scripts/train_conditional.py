@@ -96,6 +96,9 @@ class Config(training.ImageConfig):
                 given = getattr(self, name) is not None
                 require(not given, f"the baseline {self.gate} has no {what}: leave --{name} out.")
 
+    def create_estimator(self):
+        return None if self.gate in BASELINES else create(self.gate, self.tau, "bernoulli")
+
 
 def settings_for(config: Config, estimator) -> Settings:
     if estimator is None:
@@ -112,8 +115,7 @@ class Training(training.ImageTraining):
 
     def build(self, c: Config) -> None:
         self.baseline = c.gate in BASELINES
-        if not self.baseline:
-            self.estimator = create(c.gate, c.tau, "bernoulli")
+        self.estimator = c.create_estimator()
         usual = settings_for(c, self.estimator)
         choose = lambda name: getattr(usual if getattr(c, name) is None else c, name)
         self.gate = DenseGate(usual.unit, usual.noise) if self.baseline else self.estimator

@@ -76,6 +76,13 @@ class Config(training.Config):
         require(0.0 <= self.dropout < 1.0, f"--dropout must be at least 0 and below 1, got {self.dropout}.")
         require(self.clip > 0.0, f"--clip must be positive, got {self.clip}.")
 
+    def create_estimator(self):
+        if self.encoder != "latent":
+            return None
+        estimator = create(self.estimator, self.tau, "categorical")
+        require(estimator.episodes, f"{estimator.title} {CANNOT_CHOOSE}")
+        return estimator
+
 
 def make_model(config: Config, tokenizer, rng: Rng) -> TreeLSTM:
     encoder = config.encoder if config.encoder in ("latent", "lstm") else "tree"
@@ -173,9 +180,7 @@ class Training(training.Training):
     progress_key = "valid_accuracy"
 
     def build(self, c: Config) -> None:
-        if c.encoder == "latent":
-            self.estimator = create(c.estimator, c.tau, "categorical")
-            require(self.estimator.episodes, f"{self.estimator.title} {CANNOT_CHOOSE}")
+        self.estimator = c.create_estimator()
         found = listops.files(c.data_dir or None)
         require(
             found or not c.data_dir,

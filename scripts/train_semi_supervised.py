@@ -55,6 +55,18 @@ class Config(training.Annealing, training.Optimizing, training.ImageConfig):
         at_least(0, self, "images", "alpha")
         one_of(self, method=METHODS)
         require(min(self.hidden, default=0) >= 1, f"--hidden needs widths of at least 1, got {self.hidden or 'none'}.")
+        tempered = self.tau is not None or self.anneal
+        require(
+            self.method == "sample" or not tempered,
+            "the sum over the class has no temperature: leave out --tau and --anneal, or take --method sample.",
+        )
+
+    def create_estimator(self):
+        if self.method != "sample":
+            return None
+        estimator = create(self.estimator, self.tau, "categorical")
+        require(not estimator.multi_sample, f"{estimator.title} {NO_BOUND_OF_SEVERAL}")
+        return estimator
 
 
 def with_labels(labels, n: int, classes: int, rng: Rng):
@@ -82,9 +94,8 @@ class Training(training.ImageTraining):
     def build(self, c: Config) -> None:
         self.load()
         classes = int(self.images.train_labels.max()) + 1
-        if c.method == "sample":
-            self.estimator = create(c.estimator, c.tau, "categorical")
-            require(not self.estimator.multi_sample, f"{self.estimator.title} {NO_BOUND_OF_SEVERAL}")
+        self.estimator = c.create_estimator()
+        if self.estimator is not None:
             self.estimator.check_size(1, classes)
             self.warn(self.estimator)
             self.first_tau = c.first_tau(self.estimator)

@@ -61,6 +61,10 @@ class Config(training.Annealing, training.Optimizing, training.ImageConfig):
             require(self.tau is None and not self.anneal, f"{without} temperature: leave out --tau and --anneal.")
             require(self.train_samples == 1, f"{without} samples: leave out --train-samples.")
 
+    def create_estimator(self):
+        """For one layer."""
+        return None if self.estimator == NONE else create(self.estimator, self.tau, self.code)
+
 
 class Estimators(list):
     """One estimator for each stochastic layer, all of one kind, as one: their updates and their states."""
@@ -92,7 +96,7 @@ class Training(training.ImageTraining):
         variables, categories = c.variables or (200 if bits else 20), None if bits else c.categories
         self.first_tau = None
         if c.estimator != NONE:
-            self.estimator = Estimators(create(c.estimator, c.tau, c.code) for _ in range(c.layers))
+            self.estimator = Estimators(c.create_estimator() for _ in range(c.layers))
             self.warn(self.estimator[0])
             self.estimator[0].check_size(variables, 2 if bits else categories)
             self.first_tau = c.first_tau(self.estimator[0])

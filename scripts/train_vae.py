@@ -46,9 +46,13 @@ class Config(training.Annealing, training.Optimizing, training.ImageConfig):
         super().check()
         at_least(1, self, "variables", "categories")
         at_least(0, self, "gradient_draws", "bound_samples")
+        require(self.gradient_draws != 1, "--gradient-draws must be 0 or at least 2, got 1.")
         one_of(self, code=CODES, prior=PRIORS)
         require(min(self.hidden, default=1) >= 1, f"--hidden needs widths of at least 1, got {self.hidden}.")
         require(0.0 <= self.slope < 1.0, f"--slope must be at least 0 and below 1, got {self.slope}.")
+
+    def create_estimator(self):
+        return create(self.estimator, self.tau, self.code or None)
 
 
 class Training(training.ImageTraining):
@@ -58,7 +62,7 @@ class Training(training.ImageTraining):
     progress_key = "test"
 
     def build(self, c: Config) -> None:
-        self.estimator = create(c.estimator, c.tau, c.code or None)
+        self.estimator = c.create_estimator()
         self.first_tau = c.first_tau(self.estimator)
         self.warn(self.estimator)
         bits = self.estimator.code.name == "bernoulli"
@@ -97,15 +101,14 @@ class Training(training.ImageTraining):
             reconstruction, kl = self.model.evaluate(x, rng.site(start), sharpness)
             parts.append((reconstruction.sum(), kl.sum()))
         xp = self.backend.xp
-        totals = self.backend.to_host(xp.stack([xp.stack(p) for p in parts])).astype(np.float64).sum(axis=0) / len(
-            images
-        )
-        return float(totals[0]), float(totals[1])
+        totals = self.backend.to_host(xp.stack([xp.stack(p) for p in parts])).sum(axis=0, dtype=np.float64)
+        return float(totals[0]) / len(images), float(totals[1]) / len(images)
 
     def gradient_noise(self) -> dict[str, float]:
         """Of the encoder's gradient over the draws of the estimator, on one batch of (at most) 1,000 training images:
         the variance summed over the parameters, and the squared norm of the mean (as Fan et al. 2022 measure it)."""
-        x, parameters = self.train[:EVALUATION_BATCH], self.model.encoder.parameters()
+        x = self.binarised(self.train[:EVALUATION_BATCH], self.rng.site("gradient pixels"))
+        parameters = self.model.encoder.parameters()
         mean, squares, n = 0.0, 0.0, self.config.gradient_draws
         for draw in range(n):
             reconstruction, kl = self.model.negative_elbo(x, self.estimator, self.rng.site("gradient").at(draw))
@@ -132,7 +135,8 @@ class Training(training.ImageTraining):
         line = {"epoch": self.epoch + 1}
         if self.estimator.support == "soft" or self.estimator.multi_sample:  # another objective than −ELBO was trained
             line["train_relaxed" if self.estimator.support == "soft" else "train_bound"] = reconstruction + kl
-            reconstruction, kl = self.evaluate(self.train, self.rng.site("train, hard").at(self.epoch + 1))
+            rng = self.rng.site("train, hard").at(self.epoch + 1)
+            reconstruction, kl = self.evaluate(self.binarised(self.train, rng.site("pixels")), rng)
         line |= {"train": reconstruction + kl, "train_reconstruction": reconstruction, "train_kl": kl}
         test_reconstruction, test_kl = self.evaluate(self.test, self.rng.site("test").at(self.epoch + 1))
         line["test"] = test_reconstruction + test_kl
@@ -163,7 +167,7 @@ def finish(run: Training, folder: RunFolder, quiet: bool) -> None:
     extra = {}
     if run.config.bound_samples:
         extra |= {"test_bound": run.importance_bound(), "bound_samples": run.config.bound_samples}
-    if run.config.gradient_draws > 1:
+    if run.config.gradient_draws:
         extra |= run.gradient_noise() | {"gradient_draws": run.config.gradient_draws}
     if extra:
         text = folder.log({"epoch": run.epoch} | extra)

@@ -64,6 +64,11 @@ class Config:
         at_least(1, self, "epochs", "batch")
         one_of(self, dtype=DTYPES)
 
+    def create_estimator(self):
+        """A new estimator as the flags want it, None if they want none. ValueError or UserError, one sentence, for one
+        that is unknown or cannot train the model."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class ImageConfig(Config):
@@ -287,7 +292,7 @@ class ImageTraining(Training):
         self.test = self.binarised(self.test, self.rng.site("test pixels"))
 
     def binarised(self, x, rng: Rng):
-        """The images as --pixels wants them for a step."""
+        """The images as --pixels wants them for a step, or for a measurement on training images."""
         return binarise(x, rng) if self.config.pixels == "dynamic" else x
 
     def epoch_steps(self):

@@ -134,6 +134,28 @@ def test_metrics_can_have_scales_and_units_of_their_own(tmp_path):
     assert (name, mean[-1], final) == ("A", -2.0, 200.0)
 
 
+def test_small_numbers_keep_three_digits(tmp_path):
+    """An accuracy of 0.924 beside one of 0.926, and the variance of a gradient, would be equal with two decimals."""
+    finals = {"A": [0.0926, 0.0924], "B": [0.0921, 0.0919]}
+    out = make(tmp_path, finals, published={"A": {"test": [0.0925, None], "train": [-1.0, None]}})
+    assert report.main([str(out)]) == 0
+    a, pair = rows_of(written(out), "A")
+    assert a[2:6] == ["0.0925 ± 0.0001", "0.0925", "+0.0000", "-0.0925 ± 0.0001"]
+    assert pair[3:5] == ["+0.0005", "+0.0005 to +0.0005"]
+    assert [report.decimals(x) for x in (0.0, 1.0, -31.5, 0.92, -7.1e-6)] == [2, 2, 2, 3, 8]
+    assert report.spread(7.12345e-6, 3.2e-8, 8) == "7.12e-06 ± 3.20e-08"
+    assert report.signed(-1e-12, 8) == "+0.00e+00"
+
+
+def test_the_pictures_have_room_for_the_rows_of_the_largest_specifications(tmp_path):
+    """Seven estimators at six learning rates; what does not fit would be a warning, which is an error."""
+    few, many = make(tmp_path / "few"), make(tmp_path / "many", {f"{n}, lr 0.0001": [1.0 * n] for n in range(42)})
+    assert report.main([str(few)]) == report.main([str(many)]) == 0
+    for picture in ("curves.png", "bars.png"):
+        heights = [int.from_bytes((out / picture).read_bytes()[20:24], "big") for out in (few, many)]
+        assert 2 * heights[0] < heights[1]
+
+
 def test_only_what_is_in_one_table_is_compared_and_all_sweeps_below_are_found(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()

@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import sweep
@@ -181,6 +182,29 @@ def test_a_sweep_that_was_interrupted_and_one_that_was_killed_end_like_one_that_
     assert json.loads(next(out.glob("*/result.json")).read_text())["resumed"]
 
 
+def test_a_sweep_that_ends_at_once_asks_its_runs_to_stop(tmp_path, monkeypatch):
+    """After a second Ctrl-C, or when the terminal has gone: a pool of threads waits for all that was submitted."""
+    asked = []
+
+    def start(command):
+        time.sleep(0.1)
+        asked.append(Path(json.loads(command[-1])["stop"]).exists())
+        return subprocess.CompletedProcess(command, 2, "", "")
+
+    @contextlib.contextmanager
+    def one_at_a_time(flags, backends):
+        with ThreadPoolExecutor(1) as pool:
+            yield sweep.Place("here", pool, start)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sweep.PLACES_TO_RUN, "processes", one_at_a_time)
+    monkeypatch.setattr(sweep.Overview, "show", interrupt)
+    assert run(write(tmp_path, seeds=range(3)), tmp_path / "runs") == 130
+    assert asked == [False, True, True]
+
+
 def test_a_process_stops_when_whoever_started_it_is_gone(monkeypatch, tmp_path):
     sent = []
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
@@ -348,15 +372,27 @@ def test_without_retries_a_lost_run_has_failed(tmp_path, capsys, here):
     assert "2 of 2 runs failed, 0 of 2 runs are finished" in capsys.readouterr().err
 
 
-def test_a_scheduler_that_does_not_answer_is_a_sentence(tmp_path):
+@pytest.mark.parametrize("there", ["nothing", "no address", "a web server"])
+def test_a_scheduler_that_does_not_answer_is_a_sentence(tmp_path, there):
     pytest.importorskip("distributed", reason="DASK NOT RUN: distributed is not installed")
-    flags = ["--executor", "dask", "--scheduler", "tcp://127.0.0.1:9", "--timeout", "0.5"]
-    script = [sys.executable, str(ROOT / "scripts" / "sweep.py"), str(write(tmp_path)), "--out", str(tmp_path / "runs")]
-    result = subprocess.run([*script, *flags], capture_output=True, text=True, check=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=refuse, args=(server,), daemon=True).start()
+        port = server.getsockname()[1] if there == "a web server" else 9
+        address = "nonsense" if there == "no address" else f"tcp://127.0.0.1:{port}"
+        flags = ["--executor", "dask", "--scheduler", address, "--timeout", "0.5", "--out", str(tmp_path / "runs")]
+        script = [sys.executable, str(ROOT / "scripts" / "sweep.py"), str(write(tmp_path))]
+        result = subprocess.run([*script, *flags], capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr == (
-        "sweep.py: error: the scheduler tcp://127.0.0.1:9 does not answer: is it running, and reachable?\n"
-    )
+    assert result.stderr == f"sweep.py: error: the scheduler {address} does not answer: is it running, and reachable?\n"
+
+
+def refuse(server):
+    """What a web server says to who does not speak its language."""
+    with contextlib.suppress(OSError):  # until the server is closed
+        while True:
+            connection, _ = server.accept()
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\n\r\n")
+            connection.close()
 
 
 def test_a_scheduler_that_goes_away_is_a_sentence(tmp_path, capsys, monkeypatch):
@@ -386,6 +422,10 @@ BAD = {
     'script = "train_vae"\n[grid]\nestimator = ["magic"]': "unknown estimator 'magic'; the known ones are exact",
     'script = "train_vae"\n[grid]\nestimator = ["rloo"]\ntau = [1.0]': "rloo has no option 'tau'",
     'script = "train_vae"\n[grid]\nestimator = ["gst:gap=-1"]': "gap must be a number of at least 0",
+    'script = "train_conditional"\n[grid]\ngate = ["magic"]': "unknown estimator 'magic'; the known ones are exact",
+    'script = "train_listops"\n[grid]\nestimator = ["rebar"]': "REBAR needs all choices and their costs in one call",
+    'script = "train_semi_supervised"\n[fixed]\nmethod = "sample"\n[grid]\nestimator = ["vimco"]': "several samples",
+    'script = "train_semi_supervised"\n[fixed]\nmethod = "sample"\n[grid]\nestimator = ["darn"]': "not 'categorical'",
     'script = "train_vae"\n[grid]\nseed = []': "[grid] seed is empty",
     'script = "train_vae"\n[fixed]\nseed = 1': "the grid is empty",
     'script = "train_vae"\n[grid]\nseed = 1': "[grid] seed must be a list of values, got 1",
@@ -402,8 +442,20 @@ BAD = {
     "[grid]\nseed = [1]": "there is no script",
     'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nmetric = 1': "unknown key 'metric' in [report]",
     'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nbetter = "up"': '[report] better must be "lower" or "higher"',
-    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nunit = 1': "[report] unit must be one value for all metrics",
-    'script = "train_vae"\n[grid]\nseed = [1]\n[report.scale]\ntest = "a"': "[report] scale must be one value for all",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nunit = 1': "unit must be one value or a table of them, got 1",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report.scale]\ntest = "a"': "scale must be one value or a table of them",
+    'script = "train_vae"\ntitle = 3\n[grid]\nseed = [1]': "title must be a text, got 3",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\npanels = ["taau"]': "unknown key 'taau' in [report] panels",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\npanels = "tau"': "[report] panels must be a list of names",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nmetrics = [1]': "[report] metrics must be a list of names",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nmetrics = []': "[report] metrics is empty",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\ncurve = 3': "[report] curve must be a text, got 3",
+    'script = "train_vae"\n[[cases]]\npublished = 3': "published must be a table, as in { test = 1.0 }, got 3",
+    'script = "train_vae"\n[[cases]]\npublished = { tset = 3 }': "unknown key 'tset' in published",
+    'script = "train_vae"\n[[cases]]\npublished = { test = "a" }': "published test must be a mean, or a mean and its",
+    'script = "train_vae"\n[[cases]]\npublished = { test = [1.0] }': "standard deviation, got [1.0]",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[small]\nfixed = 3': "[small.fixed] and [small.grid] are tables",
+    'script = "train_listops"\n[grid]\nsplit = [2020-01-01]': 'split cannot be "2020-01-01"',
     'script = "train_vae"\n[grid': "is not TOML",
     'script = "train_vae"\ngrid = 1': "grid must be a table",
 }
@@ -483,7 +535,7 @@ def test_runs_are_the_product_of_cases_and_grid():
             {"estimator": "rloo"},
         ],
         "grid": {"variables,categories": [[2, 3], [4, 5]], "batch": [10, 20], "seed": [0, 1]},
-        "report": {"panels": ["variables"]},
+        "report": {"panels": ["variables"], "metrics": ["test", "train"]},
         "small": {"fixed": {"epochs": 1, "tau": 2.0}, "grid": {"seed": [5]}},
     }
     spec = Specification.of("x", found, small=False)
@@ -500,6 +552,20 @@ def test_runs_are_the_product_of_cases_and_grid():
     assert [(r.config["seed"], r.config["tau"], r.config["epochs"], r.published) for r in small] == [
         (5, 2.0, 1, {})
     ] * 4
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        ("train_structured", {"estimator": "none"}),
+        ("train_semi_supervised", {"method": "marginal"}),
+        ("train_conditional", {"gate": "sigmoid"}),
+        ("train_listops", {"encoder": "gold"}),
+    ],
+)
+def test_runs_without_an_estimator_can_be_specified(script, flags):
+    (run,) = Specification.of("x", {"script": script, "cases": [flags]}, small=False).runs()
+    assert flags.items() <= run.config.items()
 
 
 def test_set_replaces_what_is_said_about_a_flag_wherever_it_is_said(tmp_path, capsys):

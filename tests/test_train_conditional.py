@@ -1,4 +1,4 @@
-"""The script for conditional computation as a user meets it: results, resume, and every way to get it wrong."""
+"""The script for conditional computation as a user meets it: results, the settings of each gate, the target."""
 
 from pathlib import Path
 
@@ -164,9 +164,6 @@ def test_the_sparsity_cost_brings_the_gates_near_the_target(gate, sparsity):
             run.step(index)
         run.epoch, run.step_in_epoch = run.epoch + 1, 0
     assert np.mean([float(active) for _, active in run.losses]) == pytest.approx(0.1, abs=0.03)
-
-
-# ---- bad input: one sentence on standard error, exit code 2, no traceback, nothing lost
 
 
 @pytest.mark.slow

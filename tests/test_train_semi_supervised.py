@@ -1,4 +1,4 @@
-"""The semi-supervised script as a user meets it: results, comparisons, resume, and every way to get it wrong."""
+"""The semi-supervised script as a user meets it: results, comparisons, the temperature, the benchmark."""
 
 import json
 import math
@@ -116,12 +116,6 @@ def test_an_annealed_run_uses_the_temperature_of_its_step(tmp_path, monkeypatch,
     expected = [2.0, 2.0, 2.0 * math.exp(-1.0), 2.0 * math.exp(-1.0), 0.6, 0.6]
     assert seen == expected
     assert [m["tau"] for m in metrics(tmp_path / "run")] == [expected[2], expected[5]]
-
-
-# ---- resume
-
-
-# ---- the device
 
 
 # ---- bad input: one sentence on standard error, exit code 2, no traceback, nothing lost

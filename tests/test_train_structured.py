@@ -1,4 +1,4 @@
-"""The script for structured prediction as a user meets it: results, resume, the schedule, every way to get it wrong."""
+"""The script for structured prediction as a user meets it: results, more samples later, the schedule, warnings."""
 
 import json
 import math
@@ -95,10 +95,7 @@ def test_the_temperature_of_a_run_is_annealed_in_every_layer(tmp_path):
     assert [e.tau for e in training.estimator] == [2.0 * math.exp(-0.1)] * 2
 
 
-# ---- the device
-
-
-# ---- bad input: one sentence on standard error, exit code 2, no traceback, nothing lost
+# ---- which estimators
 
 
 def test_vimco_trains_one_layer(tmp_path):
