@@ -443,7 +443,7 @@ BAD = {
     'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nmetric = 1': "unknown key 'metric' in [report]",
     'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nbetter = "up"': '[report] better must be "lower" or "higher"',
     'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nunit = 1': "unit must be one value or a table of them, got 1",
-    'script = "train_vae"\n[grid]\nseed = [1]\n[report.scale]\ntest = "a"': "scale must be one value or a table of them",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report.scale]\ntest = "a"': "scale must be one value or a table of",
     'script = "train_vae"\ntitle = 3\n[grid]\nseed = [1]': "title must be a text, got 3",
     'script = "train_vae"\n[grid]\nseed = [1]\n[report]\npanels = ["taau"]': "unknown key 'taau' in [report] panels",
     'script = "train_vae"\n[grid]\nseed = [1]\n[report]\npanels = "tau"': "[report] panels must be a list of names",
