@@ -199,7 +199,8 @@ class Training(training.ImageTraining):
             line["sparsity"] = float(self.backend.to_host(self.controller.weight))
         line["valid_error"], _ = self.evaluate(self.valid, self.valid_labels, threshold)
         line["test_error"], line["test_active"] = self.evaluate(self.test, self.test_labels, threshold)
-        line["saved"] = saved(self.model.multiply_adds(line["test_active"] * self.model.experts.bias.size))
+        if not self.baseline:
+            line["saved"] = saved(self.model.multiply_adds(line["test_active"] * self.model.experts.bias.size))
         return line | {"images_per_second": round(rate, 1)}
 
     # -- the state
@@ -236,7 +237,7 @@ class Training(training.ImageTraining):
             "test_error": 100.0 * float((logits.argmax(axis=1) != labels).mean()),
             "test_active": float(on.mean()) / self.model.experts.bias.size,
             "multiply_adds": count,
-            "saved": saved(count),
+            **({} if self.baseline else {"saved": saved(count)}),
             "microseconds": {
                 "one at a time": microseconds(contenders, [x[n : n + 1] for n in range(len(x))]),
                 f"batch of {len(x)}": microseconds(contenders, [x]),
@@ -249,7 +250,8 @@ def chunks(x):
 
 
 def saved(count: dict) -> float:
-    """The fraction of a network's multiply-adds that gates save, what the gater costs included; negative for a loss."""
+    """The fraction of the multiply-adds that gates save of a network with as many experts and none, what the gater
+    costs included; negative for a loss."""
     return 1.0 - (count["gater"] + count["experts"]) / count["dense"]
 
 
@@ -277,7 +279,7 @@ def finish(run: Training, folder: RunFolder, quiet: bool) -> None:
     taken = line["microseconds"]["one at a time"]
     print(
         f"final test error {line['test_error']:.2f} % active {line['test_active']:.4f} multiply-adds "
-        f"{1.0 - line['saved']:.4f} time {taken['gated'] / taken['without gates']:.4f} of a network without gates"
+        f"{1.0 - saved(line['multiply_adds']):.4f} time {taken['gated'] / taken['without gates']:.4f} of a network without gates"
     )
 
 
