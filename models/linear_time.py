@@ -188,7 +188,7 @@ def backward(trace: Trace, w, q, g_root, choice_vjp):
         neighbour[1, u] = meeting(u, r)
     neighbour = neighbour.reshape(2 * pairs, 2, 2)
 
-    # 2. the merges, newest leaf_pairs
+    # 2. the merges, newest first
     alpha = zeros(pairs)  # Σ dv of a pair over the steps at which it was a candidate
     P = zeros(pairs, 2, 2)  # [⟨G_left, D⟩, ⟨G_left, E⟩], [⟨G_right, D⟩, ⟨G_right, E⟩] with all that has arrived by now
     arrived = zeros(steps, B, 2 * H)  # the gradients of the merged nodes

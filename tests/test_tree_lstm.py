@@ -121,6 +121,18 @@ def test_both_evaluations_agree_and_so_do_the_log_probabilities(lengths, scored,
     assert_equal(gradients(compose, arrays, **settings), gradients(compose_plain, arrays, **settings))
 
 
+@pytest.mark.parametrize("lengths", [[1], [2], [2, 1], [3, 2, 1]])
+def test_a_batch_may_be_padded_beyond_its_longest_sequence(lengths):
+    lengths = np.array(lengths)
+    arrays = [*states([5] * len(lengths)), *weights()]
+    settings = {"lengths": lengths, "rng": Rng(3), "scored": True, "sampler": create("reinmax")}
+    assert_equal(gradients(compose, arrays, **settings), gradients(compose_plain, arrays, **settings))
+    root, choices = compose_greedy(*arrays, lengths=lengths)
+    with no_grad():
+        again = compose_given(*map(Tensor, arrays[:4]), lengths=lengths, choices=choices)
+    np.testing.assert_allclose(again.data, root, rtol=1e-12)
+
+
 def test_all_lengths_from_1_to_40_agree():
     for T in range(1, 41):
         settings = {"lengths": np.array([T, max(1, T - T // 3)]), "rng": Rng(T), "sampler": create("st-gs")}
