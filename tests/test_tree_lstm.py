@@ -254,12 +254,23 @@ def test_a_sequence_gives_the_same_in_any_batch_whatever_its_padding(evaluate):
         assert not together[3][b, n:].any()
 
 
+WRONG_LENGTHS = ([4, 5], [0, 4], [2.0, 3.0], [4], [4, 3, 2], [[4], [3]])
+
+
 def test_lengths_out_of_range_are_refused():
     arrays = [Tensor(a) for a in (*states([4, 4]), *weights())]
     for evaluate in (compose, compose_plain):
-        for lengths in ([4, 5], [0, 4], [2.0, 3.0]):
+        for lengths in WRONG_LENGTHS:
             with pytest.raises(ValueError, match="lengths must be integers from 1 to 4"):
                 evaluate(*arrays, lengths=np.array(lengths), sampler=create("st"), rng=Rng(0))
+
+
+@pytest.mark.parametrize("encoder", tree_lstm.ENCODERS)
+@pytest.mark.parametrize("lengths", WRONG_LENGTHS)
+def test_every_encoder_refuses_lengths_out_of_range(encoder, lengths):
+    model = TreeLSTM(6, 3, dim=3, hidden=4, encoder=encoder, rng=Rng(0))
+    with pytest.raises(ValueError, match="lengths must be integers from 1 to 4, one for each of 2 sequences"):
+        model.predict(np.zeros((2, 4), int), np.array(lengths), np.zeros((2, 3), int))
 
 
 # ---- greedy evaluation and given trees
