@@ -74,6 +74,10 @@ class Config(training.Config):
         require(self.generate <= MOST, f"--generate must be at most {MOST:,}, got {self.generate}.")
         require(0.0 <= self.dropout < 1.0, f"--dropout must be at least 0 and below 1, got {self.dropout}.")
         require(self.clip > 0.0, f"--clip must be positive, got {self.clip}.")
+        require(
+            self.encoder == "latent" or self.tau is None,
+            f"the encoder {self.encoder} chooses no tree and has no temperature: leave --tau out.",
+        )
 
     def create_estimator(self):
         if self.encoder != "latent":
