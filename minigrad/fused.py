@@ -237,7 +237,7 @@ def cell_forward(a, cells):
     Returns gates (..., 3+n, H), h, c and t = tanh c.  σ(x) = ½ + ½ tanh ½x, so that one tanh serves all gates.
     """
     xp, H = array_module(a), cells[0].shape[-1]
-    gates = 0.5 * a.reshape(*a.shape[:-1], -1, H)
+    gates = 0.5 * a.reshape(*a.shape[:-1], 3 + len(cells), H)
     gates[..., -2, :] *= 2.0
     xp.tanh(gates, out=gates)
     for sigmoids in (gates[..., :-2, :], gates[..., -1:, :]):

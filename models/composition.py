@@ -16,7 +16,7 @@ Three evaluations have the same results:
 and `compose_given` is for trees that are not chosen but known.
 
 Common arguments: h, c (B, T, H), the states of the leaves, padded behind;  w (2H, 5H) and b (5H,), the cell's product
-[h_l, h_r] W + b;  q (H,), the query;  lengths (B,), integers on the host, from 1 to T (ValueError).  A sampler is
+[h_l, h_r] W + b;  q (H,), the query;  lengths (B,), integers on the host, from 1 to T (else ValueError).  A sampler is
 anything with `sample(logits, rng, mask)`, see `estimators.base`; step k draws at rng.site(k).
 """
 
@@ -51,11 +51,12 @@ class Draw:
         return Tensor(rng.one_hot(mask_logits(logits.detach(), asarray_like(mask, logits.data)).data))
 
 
-def check_lengths(lengths, T: int) -> np.ndarray:
-    """The lengths as an array; ValueError unless all are from 1 to T."""
+def check_lengths(lengths, B: int, T: int) -> np.ndarray:
+    """The lengths as an array; ValueError unless they are B integers from 1 to T."""
     lengths = np.asarray(lengths)
-    if lengths.dtype.kind not in "iu" or not np.all((lengths >= 1) & (lengths <= T)):
-        raise ValueError(f"lengths must be integers from 1 to {T}, the size of the batch's second axis")
+    fits = lengths.shape == (B,) and lengths.dtype.kind in "iu"
+    if not fits or not np.all((lengths >= 1) & (lengths <= T)):
+        raise ValueError(f"lengths must be integers from 1 to {T}, one for each of {B} sequences")
     return lengths
 
 
@@ -70,7 +71,7 @@ def candidates(lengths, T: int, k: int):
 def compose_plain(h, c, w, b, q, *, lengths, sampler, rng, scored: bool = False):
     """(h of the root (B, H), log-probability of the choices (B,), or zeros unless `scored`), by O(T²) cells."""
     (B, T, H), xp = h.shape, array_module(h.data)
-    lengths = check_lengths(lengths, T)
+    lengths = check_lengths(lengths, B, T)
     log_p = Tensor(xp.zeros(B, dtype=h.dtype))
     for k in range(T - 1):
         h_l, h_r, c_l, c_r = h[:, :-1], h[:, 1:], c[:, :-1], c[:, 1:]
@@ -101,7 +102,7 @@ def compose_given(h, c, w, b, *, lengths, choices):
                da from `tree_lstm_cell`,   [dh_l, dh_r] = da Wᵀ,   and at the end dW = Σ [h_l, h_r]ᵀ da in one product
     """
     xp, (B, T, H) = array_module(h), h.shape
-    left, right, starts, root = levels(choices, check_lengths(lengths, T), T)
+    left, right, starts, root = levels(choices, check_lengths(lengths, B, T), T)
     left, right, root = (asarray_like(i, h) for i in (left, right, root))
     (n,), leaves = left.shape, B * T
     empty = lambda *shape: xp.empty(shape, dtype=h.dtype)

@@ -67,7 +67,8 @@ class Trace:
 
 def forward(h, c, w, b, q, lengths, choose) -> Trace:
     """All merges. choose(k, v, mask) -> the positions chosen (B,), an array on the device."""
-    xp, (B, T, H), lengths = array_module(h), h.shape, check_lengths(lengths, h.shape[1])
+    xp, (B, T, H) = array_module(h), h.shape
+    lengths = check_lengths(lengths, B, T)
     leaves, leaf_pairs = B * T, B * (T - 1)
     nodes, pairs = leaves + leaf_pairs + 1, leaf_pairs + 2 * B * max(T - 2, 0) + 1
     no_node, no_pair = nodes - 1, pairs - 1
@@ -188,7 +189,7 @@ def backward(trace: Trace, w, q, g_root, choice_vjp):
         neighbour[1, u] = meeting(u, r)
     neighbour = neighbour.reshape(2 * pairs, 2, 2)
 
-    # 2. the merges, newest leaf_pairs
+    # 2. the merges, newest first
     alpha = zeros(pairs)  # Σ dv of a pair over the steps at which it was a candidate
     P = zeros(pairs, 2, 2)  # [⟨G_left, D⟩, ⟨G_left, E⟩], [⟨G_right, D⟩, ⟨G_right, E⟩] with all that has arrived by now
     arrived = zeros(steps, B, 2 * H)  # the gradients of the merged nodes

@@ -22,7 +22,7 @@ from minigrad.ops import dropout, split
 
 import numpy as np
 
-from .composition import Draw, compose_given, compose_plain
+from .composition import Draw, check_lengths, compose_given, compose_plain
 from .linear_time import compose, compose_greedy
 
 ENCODERS = ("latent", "tree", "lstm")
@@ -134,8 +134,9 @@ class TreeLSTM(Module):
 
     def _known(self, h, c, lengths, trees):
         if self.encoder == "lstm":
-            rows = array_module(h.data).arange(len(lengths))
-            return h[rows, asarray_like(np.asarray(lengths) - 1, h.data)]
+            B, T, _ = h.shape
+            last = check_lengths(lengths, B, T) - 1
+            return h[array_module(h.data).arange(B), asarray_like(last, h.data)]
         return compose_given(h, c, self.cell_weight, self.cell_bias, lengths=lengths, choices=trees)
 
     def predict(self, ids, lengths, trees=None):

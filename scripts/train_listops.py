@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 
 import training
-from estimators import ESTIMATORS, create
+from estimators import ESTIMATORS, create, facts
 from estimators.base import CANNOT_CHOOSE
 from minigrad import Rng, checkpoint
 from minigrad.optim import OPTIMIZERS, Plateau, clip_grad_norm
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 BRANCHING = {"left": trees.left_branching, "right": trees.right_branching, "balanced": trees.balanced}
 ENCODERS = ("latent", "lstm", *BRANCHING, "gold")
+CHOOSERS = [name for name in ESTIMATORS if facts(name).episodes and facts(name).code.name == "categorical"]
 EVALUATION_BATCH, EVALUATION_TOKENS = 64, 64 * 100
 BEST = "best.safetensors"
 MOST = 2_000_000  # sequences that fit into a few gigabytes of memory
@@ -51,9 +52,7 @@ class Config(training.Config):
     max_length: int = flag(30, "leave out sequences of more tokens; published: 99, with --split")
     encoder: str = flag("latent", f"one of {', '.join(ENCODERS)}")
     leaves: str = flag("lstm", f"one of {', '.join(LEAVES)}")
-    estimator: str = flag(
-        "gst-1.0", f"of the latent tree: one of {', '.join(ESTIMATORS)}; options as in rloo:samples=4"
-    )
+    estimator: str = flag("gst-1.0", f"of the latent tree: one of {', '.join(CHOOSERS)}; options as in rloo:samples=4")
     tau: float | None = flag(None, "temperature, for estimators that have one", type=float)
     dim: int = flag(64, "d, the size of word vectors and states; published: 300")
     hidden: int = flag(64, "the classifier's hidden units; published: 300")
@@ -75,6 +74,10 @@ class Config(training.Config):
         require(self.generate <= MOST, f"--generate must be at most {MOST:,}, got {self.generate}.")
         require(0.0 <= self.dropout < 1.0, f"--dropout must be at least 0 and below 1, got {self.dropout}.")
         require(self.clip > 0.0, f"--clip must be positive, got {self.clip}.")
+        require(
+            self.encoder == "latent" or self.tau is None,
+            f"the encoder {self.encoder} chooses no tree and has no temperature: leave --tau out.",
+        )
 
     def create_estimator(self):
         if self.encoder != "latent":

@@ -39,6 +39,7 @@ def test_the_notation_of_the_published_files():
     text = "( ( ( ( ( [MAX 2 ) 9 ) ( ( ( [MIN 4 ) 7 ) ] ) ) 0 ) ] )"
     assert listops.render(tokens("[MAX 2 9 [MIN 4 7 ] 0 ]")) == text
     assert listops.parse(text) == listops.parse("[MAX 2 9 [MIN 4 7 ] 0 ]") == tokens("[MAX 2 9 [MIN 4 7 ] 0 ]")
+    assert listops.parse(text.replace(" ) ", " )  ") + " ") == listops.parse(text)  # spaces beyond one mean nothing
     assert [listops.depth(tokens(t)) for t in ("7", "[SM 1 2 ]", "[SM 1 [MIN 2 3 ] [MAX 4 [MED 5 6 ] ] ]")] == [0, 1, 3]
 
 

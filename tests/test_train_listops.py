@@ -1,10 +1,12 @@
 """Training on ListOps as a user meets it: results, every encoder, resume, Ctrl-C, and every way to get it wrong."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import run_folder
 import train_listops
+from estimators import ESTIMATORS
 from minigrad import Rng, Tensor, checkpoint
 from minigrad.optim import SGD, Plateau
 from models import trees
@@ -108,6 +110,20 @@ def test_every_encoder_trains(tmp_path, capsys, encoder, leaves):
     assert ("model.cell_weight" in arrays) == (encoder != "lstm")
     assert (tmp_path / "run" / "trees.txt").exists() == (encoder == "latent")
     assert ("f1_gold" in metrics(tmp_path / "run")[-1]) == (encoder == "latent")
+
+
+def test_the_help_lists_the_estimators_that_can_choose_step_by_step():
+    (text,) = (f.metadata["help"] for f in dataclasses.fields(train_listops.Config) if f.name == "estimator")
+    listed = text.partition("one of ")[2].partition(";")[0].split(", ")
+    assert "rloo" in listed
+    refusal = r"cannot choose step by step|not 'categorical'"
+    for name in ESTIMATORS:
+        config = train_listops.Config(estimator=name)
+        if name in listed:
+            config.create_estimator()
+        else:
+            with pytest.raises((ValueError, run_folder.UserError), match=refusal):
+                config.create_estimator()
 
 
 @pytest.mark.parametrize(

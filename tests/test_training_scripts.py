@@ -302,6 +302,7 @@ LISTOPS = Script(
         ("--dropout nan", "--dropout must be at least 0 and below 1, got nan"),
         ("--clip 0", "--clip must be positive, got 0.0"),
         ("--clip nan", "--clip must be positive, got nan"),
+        ("--encoder gold --tau 1", "the encoder gold chooses no tree and has no temperature: leave --tau out"),
         ("--encoder tree", "unknown encoder 'tree'; the known ones are latent, lstm, left, right, balanced, gold"),
         ("--leaves gru", "unknown leaves 'gru'; the known ones are lstm, affine"),
         ("--encoder lstm --leaves affine", "it cannot have affine leaves"),

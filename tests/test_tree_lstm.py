@@ -121,6 +121,18 @@ def test_both_evaluations_agree_and_so_do_the_log_probabilities(lengths, scored,
     assert_equal(gradients(compose, arrays, **settings), gradients(compose_plain, arrays, **settings))
 
 
+@pytest.mark.parametrize("lengths", [[1], [2], [2, 1], [3, 2, 1]])
+def test_a_batch_may_be_padded_beyond_its_longest_sequence(lengths):
+    lengths = np.array(lengths)
+    arrays = [*states([5] * len(lengths)), *weights()]
+    settings = {"lengths": lengths, "rng": Rng(3), "scored": True, "sampler": create("reinmax")}
+    assert_equal(gradients(compose, arrays, **settings), gradients(compose_plain, arrays, **settings))
+    root, choices = compose_greedy(*arrays, lengths=lengths)
+    with no_grad():
+        again = compose_given(*map(Tensor, arrays[:4]), lengths=lengths, choices=choices)
+    np.testing.assert_allclose(again.data, root, rtol=1e-12)
+
+
 def test_all_lengths_from_1_to_40_agree():
     for T in range(1, 41):
         settings = {"lengths": np.array([T, max(1, T - T // 3)]), "rng": Rng(T), "sampler": create("st-gs")}
@@ -242,12 +254,23 @@ def test_a_sequence_gives_the_same_in_any_batch_whatever_its_padding(evaluate):
         assert not together[3][b, n:].any()
 
 
+WRONG_LENGTHS = ([4, 5], [0, 4], [2.0, 3.0], [4], [4, 3, 2], [[4], [3]])
+
+
 def test_lengths_out_of_range_are_refused():
     arrays = [Tensor(a) for a in (*states([4, 4]), *weights())]
     for evaluate in (compose, compose_plain):
-        for lengths in ([4, 5], [0, 4], [2.0, 3.0]):
+        for lengths in WRONG_LENGTHS:
             with pytest.raises(ValueError, match="lengths must be integers from 1 to 4"):
                 evaluate(*arrays, lengths=np.array(lengths), sampler=create("st"), rng=Rng(0))
+
+
+@pytest.mark.parametrize("encoder", tree_lstm.ENCODERS)
+@pytest.mark.parametrize("lengths", WRONG_LENGTHS)
+def test_every_encoder_refuses_lengths_out_of_range(encoder, lengths):
+    model = TreeLSTM(6, 3, dim=3, hidden=4, encoder=encoder, rng=Rng(0))
+    with pytest.raises(ValueError, match="lengths must be integers from 1 to 4, one for each of 2 sequences"):
+        model.predict(np.zeros((2, 4), int), np.array(lengths), np.zeros((2, 3), int))
 
 
 # ---- greedy evaluation and given trees

@@ -143,7 +143,7 @@ def parse(text: str) -> bytes:
     except KeyError as error:
         raise Malformed(f"unknown token {error.args[0]!r}") from None
     evaluate(tokens)
-    if ("(" in words or ")" in words) and render(tokens) != text:
+    if ("(" in words or ")" in words) and render(tokens) != " ".join(words):
         raise Malformed("its parentheses are not balanced, or do not build each list from the left")
     return tokens
 
