@@ -276,10 +276,10 @@ def finish(run: Training, folder: RunFolder, quiet: bool) -> None:
     if not quiet:
         print(text)
         print(f"metrics, picture and checkpoint are in {folder.path}", file=sys.stderr)
-    taken = line["microseconds"]["one at a time"]
+    needed, taken = 1.0 - saved(line["multiply_adds"]), line["microseconds"]["one at a time"]
     print(
-        f"final test error {line['test_error']:.2f} % active {line['test_active']:.4f} multiply-adds "
-        f"{1.0 - saved(line['multiply_adds']):.4f} time {taken['gated'] / taken['without gates']:.4f} of a network without gates"
+        f"final test error {line['test_error']:.2f} % active {line['test_active']:.4f} multiply-adds {needed:.4f} "
+        f"time {taken['gated'] / taken['without gates']:.4f} of a network without gates"
     )
 
 
