@@ -58,27 +58,31 @@ def learning_curves(
     """An accuracy (its key in the metrics) and losses ({key: label}) against the epoch, side by side."""
     lines = [m for m in metrics if accuracy in m]
     epochs, marker = [m["epoch"] for m in lines], "o" if len(lines) < 60 else None
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, left, right = _two_plots(title)
     left.plot(epochs, [100.0 * m[accuracy] for m in lines], marker=marker, markersize=3)
     left.set_ylabel(accuracy_label)
     for key, label in losses.items():
         right.plot(epochs, [m[key] for m in lines], marker=marker, markersize=3, label=label)
     right.set_ylabel(losses_label)
     right.legend()
-    for axes in (left, right):
+    _save(figure, path)
+
+
+def _two_plots(title: str):
+    """A figure with two plots against the epoch, side by side."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for axes in figure.subplots(1, 2):
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
     figure.suptitle(title)
-    _save(figure, path)
+    return figure, *figure.axes
 
 
 def gate_curves(path, metrics: list[dict], title: str) -> None:
     """Errors, and the fraction of gates that are on, against the epoch."""
     lines = [m for m in metrics if "train_loss" in m]
     epochs = [m["epoch"] for m in lines]
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, left, right = _two_plots(title)
     for key in ("valid", "test"):
         left.plot(epochs, [m[f"{key}_error"] for m in lines], label=key)
     left.set_ylabel("error (%)")
@@ -88,10 +92,6 @@ def gate_curves(path, metrics: list[dict], title: str) -> None:
     right.set_ylabel("fraction of gates that are on")
     right.set_ylim(0.0)
     right.legend()
-    for axes in (left, right):
-        axes.set_xlabel("epoch")
-        axes.grid(alpha=0.3)
-    figure.suptitle(title)
     _save(figure, path)
 
 

@@ -124,8 +124,7 @@ class Training(training.ImageTraining):
     def step(self, index) -> None:
         """Update the parameters on the images `index` without labels, and as many, or all, of those with labels."""
         c, rng = self.config, self.rng.site("step").at(self.steps)
-        if self.estimator is not None and self.first_tau:
-            self.estimator.tau = c.tau_at(self.steps, self.first_tau)
+        self.cool()
         known = self.backend.to_device(rng.site("known").permutation(len(self.labelled))[: c.batch])
         x, labels = self.binarised(self.labelled[known], rng.site("labelled pixels")), self.labels[known]
         self.optimizer.zero_grad()

@@ -73,6 +73,15 @@ class Estimators(list):
     def sharpness(self) -> list[float]:
         return [estimator.sharpness for estimator in self]
 
+    @property
+    def tau(self) -> float:
+        return self[0].tau
+
+    @tau.setter
+    def tau(self, tau: float) -> None:
+        for estimator in self:
+            estimator.tau = tau
+
     def update(self) -> None:
         for estimator in self:
             estimator.update()
@@ -94,7 +103,6 @@ class Training(training.ImageTraining):
     def build(self, c: Config) -> None:
         bits = c.code == "bernoulli"
         variables, categories = c.variables or (200 if bits else 20), None if bits else c.categories
-        self.first_tau = None
         if c.estimator != NONE:
             self.estimator = Estimators(c.create_estimator() for _ in range(c.layers))
             self.warn(self.estimator[0])
@@ -120,9 +128,7 @@ class Training(training.ImageTraining):
         if self.estimator is None:
             cost = bce_with_logits(self.model.mean_field(x), y)
         else:
-            if self.first_tau:
-                for estimator in self.estimator:
-                    estimator.tau = self.config.tau_at(self.steps, self.first_tau)
+            self.cool()
             cost = self.model.cost(x, y, self.estimator, rng.site("network"), self.config.train_samples)
         cost.mean().backward()
         self.optimizer.step()
@@ -160,7 +166,7 @@ class Training(training.ImageTraining):
         test = self.nll(self.test, REPORT_SAMPLES, self.rng.site("test").at(self.epoch + 1))
         line = {"epoch": self.epoch + 1, "train": train, "test": test}
         if self.config.anneal:
-            line["tau"] = self.estimator[0].tau
+            line["tau"] = self.estimator.tau
         return line | {"images_per_second": round(rate, 1)}
 
     def draw(self, folder: RunFolder) -> None:

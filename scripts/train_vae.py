@@ -80,8 +80,7 @@ class Training(training.ImageTraining):
     def step(self, index) -> None:
         """Update the parameters on the images `index` (an integer array on the device)."""
         rng = self.rng.at(self.steps)
-        if self.first_tau:
-            self.estimator.tau = self.config.tau_at(self.steps, self.first_tau)
+        self.cool()
         x = self.binarised(self.train[index], rng.site("pixels"))
         self.optimizer.zero_grad()
         reconstruction, kl = self.model.negative_elbo(x, self.estimator, rng.site("code"))

@@ -110,7 +110,7 @@ class Annealing:
         require(0.0 < self.tau_least < math.inf, f"--tau-least must be positive and finite, got {self.tau_least}.")
 
     def first_tau(self, estimator) -> float | None:
-        """Where the temperature of the estimator (or None) begins to fall; None if it does not. UserError for one whose
+        """Where the temperature of the estimator begins to fall; None if it does not. UserError for one whose
         temperature is not a setting, or begins below the lowest one."""
         if not self.anneal:
             return None
@@ -156,7 +156,7 @@ class Training:
 
     def __init__(self, config):
         self.config = config
-        self.estimator = None
+        self.estimator = self.first_tau = None  # first_tau: where a falling temperature begins, see `Annealing`
         self.epoch = self.step_in_epoch = 0
         self.losses: list[tuple] = []  # one entry for each step since the latest report
         with user_errors():
@@ -172,6 +172,11 @@ class Training:
     def warn(self, estimator) -> None:
         if estimator.caution:
             log.warning("%s may not train the model: %s.", self.config.estimator, estimator.caution)
+
+    def cool(self) -> None:
+        """Give the estimator the temperature of this step, if it is one that falls."""
+        if self.first_tau:
+            self.estimator.tau = self.config.tau_at(self.steps, self.first_tau)
 
     def report_after(self) -> set[int]:
         """After which steps of an epoch there is a report; the last one is among them."""
