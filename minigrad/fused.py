@@ -141,25 +141,25 @@ def bce_with_logits(logits, x):
 
     logits y (..., D); x (..., D) in [0, 1], binary or gray, broadcast to the shape of y -> (...)
 
-    With max(y, 0) = ½|y| + ½y, the terms are  log(1 + e^−|y|) + ½|y| + (½ − x) y,  which never overflow.
-    dy = g (σ(y) − x)       dx = −g y       σ(y) = ½ + ½ tanh ½y, whose small absolute error is all that counts here
+    With t = tanh ½y,  σ(y) = ½ + ½t  and  log(1 + e^y) = max(y, 0) − log σ(|y|) = ½|y| + ½y − log(½ + ½|t|),  so the
+    terms are  ½|y| − log(½ + ½|t|) + (½ − x) y,  which never overflow; their small absolute error is all that counts.
+    dy = g (σ(y) − x)       dx = −g y
     """
     y, xp = logits, array_module(logits)
-    a = abs(y)
-    nats = xp.negative(a)
-    xp.exp(nats, out=nats)
-    xp.log1p(nats, out=nats)
-    a *= 0.5
-    nats += a
+    nats = 0.5 * y
+    t = xp.tanh(nats)
+    xp.abs(nats, out=nats)
+    log_sigmoid = xp.abs(t)
+    log_sigmoid *= 0.5
+    log_sigmoid += 0.5
+    nats -= xp.log(log_sigmoid, out=log_sigmoid)
     nats += (0.5 - x) * y
 
     def backward(g):
         g = g[..., None]
 
         def dy():
-            s = 0.5 * y
-            xp.tanh(s, out=s)
-            s *= 0.5
+            s = 0.5 * t
             s += 0.5
             s -= x
             s *= g

@@ -14,7 +14,7 @@ import numpy as np
 from .backend import array_module, asarray_like, to_host
 from .tensor import Tensor
 
-_BLOCK = 32768  # elements: five float32 arrays of this length are 640 KiB
+_BLOCK = 65536  # elements: few enough for a second-level cache, enough to make up for the calls
 
 
 class FlatBuffer:

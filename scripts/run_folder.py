@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import math
 import platform
@@ -22,6 +23,14 @@ from minigrad import checkpoint
 from minigrad.backend import BackendUnavailable
 
 import numpy as np
+
+_missing = [name for name in ("matplotlib", "safetensors", "tqdm") if importlib.util.find_spec(name) is None]
+if _missing:  # at import: every script imports this module before it imports one of them
+    print(
+        f"{Path(sys.argv[0]).name}: error: {', '.join(_missing)} not found: pip install -e '.[scripts]'.",
+        file=sys.stderr,
+    )
+    raise SystemExit(2)
 
 CHECKPOINT, CONFIG, METRICS = "checkpoint.safetensors", "config.json", "metrics.jsonl"
 

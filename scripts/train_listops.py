@@ -78,6 +78,10 @@ class Config(training.Config):
             self.encoder == "latent" or self.tau is None,
             f"the encoder {self.encoder} chooses no tree and has no temperature: leave --tau out.",
         )
+        require(
+            self.encoder == "latent" or self.estimator == type(self).estimator,
+            f"the encoder {self.encoder} chooses no tree and needs no estimator: leave --estimator out.",
+        )
 
     def create_estimator(self):
         if self.encoder != "latent":

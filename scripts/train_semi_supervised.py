@@ -60,6 +60,10 @@ class Config(training.Annealing, training.Optimizing, training.ImageConfig):
             self.method == "sample" or not tempered,
             "the sum over the class has no temperature: leave out --tau and --anneal, or take --method sample.",
         )
+        require(
+            self.method == "sample" or self.estimator == type(self).estimator,
+            "the sum over the class needs no estimator: leave out --estimator, or take --method sample.",
+        )
 
     def create_estimator(self):
         if self.method != "sample":

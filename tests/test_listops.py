@@ -140,14 +140,16 @@ def test_a_file_that_cannot_be_read(tmp_path):
         listops.read(tmp_path / "binary.tsv")
 
 
-def test_splits_share_no_sequence_and_files_come_first(tmp_path, monkeypatch):
+def test_splits_share_no_sequence_and_files_come_first(tmp_path, monkeypatch, caplog):
     monkeypatch.delenv("MINIGRAD_DATA", raising=False)
     generated = listops.load(counts=(300, 50, 100), seed=4)
     assert [len(generated[name]) for name in listops.SPLITS] == [300, 50, 100]
     (tmp_path / "listops").mkdir()
     valid = listops.load(counts=(40, 200, 10), seed=4)["valid"]
     listops.write(tmp_path / "listops" / "valid.tsv", valid)
+    assert not caplog.messages
     splits = listops.load(tmp_path, counts=(300, 50, 100), seed=4)
+    assert caplog.messages == [f"read from {tmp_path / 'listops'}: valid; generated: train, test."]
     assert splits["valid"] == valid
     sets = [{t for t, _ in splits[name]} for name in listops.SPLITS]
     assert [len(s) for s in sets] == [300, 200, 100]

@@ -197,6 +197,7 @@ SEMI_SUPERVISED = Script(
         ("--alpha nan", "--alpha must be at least 0 and finite, got nan"),
         ("--alpha inf", "--alpha must be at least 0 and finite"),
         ("--method magic", "unknown method 'magic'; the known ones are marginal, sample"),
+        ("--estimator st", "the sum over the class needs no estimator: leave out --estimator, or take --method sample"),
         ("--tau 1", "the sum over the class has no temperature: leave out --tau and --anneal, or take --method sample"),
         ("--anneal 0.1", "the sum over the class has no temperature"),
         ("--method sample --estimator magic", "unknown estimator 'magic'; the known ones are exact"),
@@ -302,6 +303,10 @@ LISTOPS = Script(
         ("--dropout nan", "--dropout must be at least 0 and below 1, got nan"),
         ("--clip 0", "--clip must be positive, got 0.0"),
         ("--clip nan", "--clip must be positive, got nan"),
+        (
+            "--encoder lstm --estimator st",
+            "the encoder lstm chooses no tree and needs no estimator: leave --estimator out",
+        ),
         ("--encoder gold --tau 1", "the encoder gold chooses no tree and has no temperature: leave --tau out"),
         ("--encoder tree", "unknown encoder 'tree'; the known ones are latent, lstm, left, right, balanced, gold"),
         ("--leaves gru", "unknown leaves 'gru'; the known ones are lstm, affine"),
@@ -676,3 +681,16 @@ def test_the_temperature_falls_in_steps_to_its_least_value():
     assert training.annealed(10**9, start=0.3, rate=0.0, least=0.5, every=5) == 0.3  # fixed
     published = lambda step: training.annealed(step, 1.0, 3e-5, 0.5, 2000)
     assert [published(n) for n in (1999, 2000, 22_000, 24_000)] == [1.0, np.exp(-0.06), np.exp(-0.66), 0.5]
+
+
+@pytest.mark.parametrize("script", sorted(p.name for p in SCRIPTS.glob("*.py") if "__main__" in p.read_text()))
+def test_a_script_without_its_libraries_says_what_to_install(script):
+    code = (
+        "import sys, runpy; folder, script = sys.argv[1:]; sys.path.insert(0, folder); sys.argv = [script, '--help']; "
+        "sys.modules['tqdm'] = sys.modules['matplotlib'] = None; runpy.run_path(script, run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, SCRIPTS, SCRIPTS / script]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    message = f"{script}: error: matplotlib, tqdm not found: pip install -e '.[scripts]'.\n"
+    needs_none = script in ("estimator_table.py", "snapshot_cupy_api.py", "sweep_run.py")
+    assert (ran.returncode, ran.stderr) == ((0, "") if needs_none else (2, message))

@@ -9,6 +9,7 @@ as a binary tree, which adds nothing to the tokens:
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from .errors import DataError
+
+log = logging.getLogger(__name__)
 
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
 TOKENS = (*"0123456789", *OPERATORS, "]")
@@ -198,11 +201,16 @@ def load(data_dir=None, counts=(90_000, 1_000, 10_000), seed: int = 0) -> dict[s
     """{"train", "valid", "test"}: from `listops/{train,valid,test}.tsv` of a data directory, where they exist.
 
     data_dir: else the environment variable MINIGRAD_DATA, else everything is generated.  Splits without a file are
-    generated, `counts` sequences each, and share no sequence with each other or with a file.
+    generated, `counts` sequences each, and share no sequence with each other or with a file; where there are files for
+    some only, that is logged.
     """
-    splits = {name: read(path) for name, path in files(data_dir).items()}
+    paths = files(data_dir)
+    splits = {name: read(path) for name, path in paths.items()}
     missing = [(name, count) for name, count in zip(SPLITS, counts, strict=True) if name not in splits]
     if missing:
+        if splits:
+            read_, made = (", ".join(names) for names in (splits, [name for name, _ in missing]))
+            log.warning("read from %s: %s; generated: %s.", next(iter(paths.values())).parent, read_, made)
         taken = {tokens for sequences in splits.values() for tokens, _ in sequences}
         wanted = sum(count for _, count in missing)
         fresh = [item for item in generate(wanted + len(taken), seed) if item[0] not in taken]
