@@ -193,7 +193,8 @@ class RunFolder:
                 raise ValueError("it belongs to another program")
             for name, default in defaults.items():
                 kinds = (int, float) if default is None or type(default) is float else type(default)
-                if not (isinstance(stored[name], kinds) or (default is None and stored[name] is None)):
+                fits = isinstance(stored[name], kinds) or (default is None and stored[name] is None)
+                if not fits or (kinds is tuple and not all(type(v) is type(default[0]) for v in stored[name])):
                     raise ValueError(f"{name} is {stored[name]!r}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is no run folder: its {CONFIG} is missing or damaged ({error}).") from error
@@ -218,12 +219,13 @@ class RunFolder:
         return arrays, info
 
     def rewind_metrics(self, info) -> None:
-        """Cut off what was logged after the checkpoint. UserError if what was logged before it is not there."""
+        """Cut off what was logged after the checkpoint. UserError if what was logged before it is not there, whole."""
         metrics, kept = self.path / METRICS, info["metrics_bytes"]
         size = metrics.stat().st_size if metrics.exists() else 0
         require(
             size >= kept, f"{metrics} is shorter than when the checkpoint was made: restore it, or start a new run."
         )
+        self.metrics(kept)
         if size > kept:
             with open(metrics, "r+b") as file:
                 file.truncate(kept)
@@ -235,9 +237,13 @@ class RunFolder:
             file.write(text + "\n")
         return text
 
-    def metrics(self) -> list[dict]:
+    def metrics(self, size: int | None = None) -> list[dict]:
+        """What was logged (in the first `size` bytes of the file). UserError if it is not lines of JSON."""
         path = self.path / METRICS
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        try:
+            return [json.loads(line) for line in path.read_bytes()[:size].splitlines()] if path.exists() else []
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}): restore it, or start a new run.") from error
 
 
 def default_folder(*parts) -> Path:

@@ -111,13 +111,18 @@ class Annealing:
 
     def first_tau(self, estimator) -> float | None:
         """Where the temperature of the estimator begins to fall; None if it does not. UserError for one whose
-        temperature is not a setting, or begins below the lowest one."""
+        temperature is not a setting, begins below the lowest one, or may not fall so low."""
         if not self.anneal:
             return None
         learns = "learns its temperature" if hasattr(estimator, "tau") else "has no temperature"
         require(isinstance(estimator, TemperedSampler), f"{self.estimator} {learns}: leave --anneal out.")
         first, least = estimator.tau, self.tau_least
         require(least <= first, f"--tau-least must be at most the first temperature {first}, got {least}.")
+        coolest = estimator.coolest
+        require(
+            least >= coolest,
+            f"{self.estimator} needs a temperature of at least {coolest}: give --tau-least {coolest} or more.",
+        )
         return first
 
     def tau_at(self, step: int, first: float) -> float:

@@ -73,6 +73,10 @@ def truncate(path, fraction):
     path.write_bytes(content[: int(len(content) * fraction)])
 
 
+def garble(path):
+    path.write_bytes(b"x" * path.stat().st_size)
+
+
 def changed(**changes):
     return lambda folder: edit(folder, **changes)
 
@@ -97,6 +101,7 @@ VAE = Script(
         (changed(variables=3), "", "belongs to another model"),
         (changed(optimizer="sgd"), "", "belongs to another optimizer"),
         (changed(tau="warm"), "", "config.json is missing or damaged (tau is 'warm')"),
+        (changed(hidden=["wide"]), "", "config.json is missing or damaged (hidden is ('wide',))"),
     ),
     bad=(
         ("--prior flat", "unknown prior 'flat'; the known ones are uniform, learned"),
@@ -114,6 +119,7 @@ VAE = Script(
         ("--estimator exact --variables 30", "outcomes: at most 16384 are allowed"),
         ("--variables 1000000000000", "does not fit into memory"),
         ("--hidden 100000000000000000000", "does not fit into memory"),
+        ("--anneal 0.1", "reinmax needs a temperature of at least 1.0: give --tau-least 1.0 or more"),
     ),
     moved=({"pixels": "dynamic"}, {"pixels": "fixed", "optimizer": "sgd"}, {"optimizer": "radam", "anneal": 0.1}),
     sizes={"hidden": (16,), "variables": 2, "categories": 3, "lr": 1e-2, "estimator": "st-gs"},
@@ -440,6 +446,7 @@ MISFITS = (
     (lambda f: truncate(f / "config.json", 0.5), "", "config.json is missing or damaged"),
     (lambda f: (f / "metrics.jsonl").unlink(), "", "metrics.jsonl is shorter than when the checkpoint was made"),
     (lambda f: truncate(f / "metrics.jsonl", 0.3), "", "metrics.jsonl is shorter than when the checkpoint was made"),
+    (lambda f: garble(f / "metrics.jsonl"), "", "metrics.jsonl is damaged"),
     (changed(lr=0.5), "", "checkpoint of another configuration (lr differ)"),
     (changed(epochs="ten"), "", "config.json is missing or damaged (epochs is 'ten')"),
     (None, "--lr 0.7", "another configuration (--lr "),
