@@ -10,8 +10,10 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.util
+import io
 import json
 import math
+import os
 import platform
 import signal
 import sys
@@ -48,16 +50,32 @@ def user_errors():
         raise UserError(f"this does not fit into memory ({error}): choose smaller sizes.") from error
     except (ValueError, BackendUnavailable) as error:
         raise UserError(str(error)) from error
+    except BrokenPipeError as error:
+        raise UserError("the standard output was closed.") from error
     except OSError as error:
         raise UserError(f"{error.filename or 'the disk'}: {error.strerror or error}.") from error
+
+
+def _flush_output() -> None:
+    """UserError if what was printed cannot be written; it is then given up, so that Python does not try at its exit."""
+    try:
+        with user_errors():
+            print(end="", flush=True)
+    except UserError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def report_errors(main):
     """Run `main(argv)`; a UserError becomes a line on standard error and exit code 2."""
 
     def wrapped(argv=None) -> int:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # where it has no − and no τ
         try:
-            return main(argv) or 0
+            code = main(argv) or 0
+            _flush_output()
+            return code
         except UserError as error:
             print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
             return 2
@@ -215,8 +233,7 @@ class RunFolder:
 
     def load(self):
         """(arrays, info) of the checkpoint."""
-        arrays, info = checkpoint.load(self.path / CHECKPOINT)
-        return arrays, info
+        return checkpoint.load(self.path / CHECKPOINT)
 
     def rewind_metrics(self, info) -> None:
         """Cut off what was logged after the checkpoint. UserError if what was logged before it is not there, whole."""

@@ -372,7 +372,7 @@ def _restore(training: Training, folder: RunFolder, may_change) -> None:
         raise ValueError(f"{folder.path} has a checkpoint of another program ({error} is missing).") from error
     require(training.epoch <= config.epochs, f"{folder.path} is at epoch {training.epoch}: --epochs must not be less.")
     saved = {k: tuple(v) if isinstance(v, list) else v for k, v in info["config"].items()}
-    changed = [k for k, v in dataclasses.asdict(config).items() if v != saved[k] and k not in may_change]
+    changed = [k for k, v in dataclasses.asdict(config).items() if v != saved.get(k) and k not in may_change]
     require(not changed, f"{folder.path} has a checkpoint of another configuration ({', '.join(changed)} differ).")
     training.check_folder(folder)
     folder.rewind_metrics(info)

@@ -1152,6 +1152,8 @@ def test_every_registered_estimator_states_its_facts():
         ("rebar:eta=much", None, "eta must lie between 0 and 2"),
         ("rebar-coupled:coupled=0", None, "no option 'coupled'"),
         ("arms:samples=1", None, "at least 2"),
+        ("st-slope:rate=fast", None, "rate must be at least 0 .* got fast and 5.0"),
+        ("rebar:lr=fast", None, "learning rate must be positive and finite, got 'fast'"),
         ("gst:consistent=False", None, "the option 'consistent' of the estimator gst must be 0 or 1, got 'False'"),
         ("gst:detached=2", None, "'detached' .* must be 0 or 1, got 2"),
         ("nvil:normalise=no", None, "'normalise' .* must be 0 or 1, got 'no'"),

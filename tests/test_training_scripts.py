@@ -676,6 +676,26 @@ def test_the_script_itself_exits_with_2_without_a_traceback(tmp_path, script):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("flags", ["--epochs 1000", "--epochs 1 --quiet"])
+def test_an_output_that_nobody_reads_is_one_sentence(tmp_path, flags, unbuffered):
+    command = [sys.executable, str(SCRIPTS / "train_vae.py"), "--hidden", "4", "--variables", "2", *flags.split()]
+    settings = {"env": os.environ | {"PYTHONUNBUFFERED": unbuffered}, "cwd": tmp_path, "text": True}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings) as ran:
+        if "--quiet" not in flags:
+            ran.stdout.readline()
+        ran.stdout.close()
+        assert ran.stderr.read().endswith("train_vae.py: error: the standard output was closed.\n")
+    assert ran.returncode == 2
+
+
+def test_help_can_be_read_where_there_is_only_ascii():
+    command, ascii_only = [sys.executable, str(SCRIPTS / "train_vae.py")], os.environ | {"PYTHONIOENCODING": "ascii"}
+    ran = subprocess.run([*command, "--help"], capture_output=True, text=True, env=ascii_only, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "--estimator" in ran.stdout
+
+
 # ---- the temperature
 
 
