@@ -192,7 +192,7 @@ class TemperedSampler(Sampler):
     def __init__(self, tau: float = 1.0):
         self.tau = check_tau(tau)
         if self.tau < self.coolest:
-            raise ValueError(f"{self.title} needs a temperature of at least {self.coolest}, got {tau}.")
+            raise ValueError(f"{self.title} needs a temperature of at least {self.coolest:g}, got {tau}.")
         if tau != 1.0 and self.support == "hard":
             self.exact_for = "none"  # a temperature trades what exactness there is for less variance
 

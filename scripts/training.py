@@ -121,7 +121,7 @@ class Annealing:
         coolest = estimator.coolest
         require(
             least >= coolest,
-            f"{self.estimator} needs a temperature of at least {coolest}: give --tau-least {coolest} or more.",
+            f"{self.estimator} needs a temperature of at least {coolest:g}: give --tau-least {coolest:g} or more.",
         )
         return first
 

@@ -119,7 +119,7 @@ VAE = Script(
         ("--estimator exact --variables 30", "outcomes: at most 16384 are allowed"),
         ("--variables 1000000000000", "does not fit into memory"),
         ("--hidden 100000000000000000000", "does not fit into memory"),
-        ("--anneal 0.1", "reinmax needs a temperature of at least 1.0: give --tau-least 1.0 or more"),
+        ("--anneal 0.1", "reinmax needs a temperature of at least 1: give --tau-least 1 or more"),
     ),
     moved=({"pixels": "dynamic"}, {"pixels": "fixed", "optimizer": "sgd"}, {"optimizer": "radam", "anneal": 0.1}),
     sizes={"hidden": (16,), "variables": 2, "categories": 3, "lr": 1e-2, "estimator": "st-gs"},
