@@ -111,17 +111,19 @@ def create(spec: str, tau: float | None = None, code: str | None = None) -> Esti
     if name not in ESTIMATORS:
         raise ValueError(f"unknown estimator {name!r}; the known ones are {', '.join(ESTIMATORS)}.")
     fixed = getattr(ESTIMATORS[name], "keywords", {})
-    known = [p for p in inspect.signature(ESTIMATORS[name]).parameters if p not in fixed]
+    known = {k: p.default for k, p in inspect.signature(ESTIMATORS[name]).parameters.items() if k not in fixed}
     options: dict[str, object] = {} if tau is None else {"tau": tau}
     for item in filter(None, text.split(",")):
         key, _, value = (part.strip() for part in item.partition("="))
         if key in options:
             raise ValueError(f"the option {key!r} of the estimator {name} is given twice.")
         options[key] = _number(value)
-    for key in options:
+    for key, value in options.items():
         if key not in known:
             has = f"its options are {', '.join(known)}" if known else "it has no options"
             raise ValueError(f"the estimator {name} has no option {key!r}; {has}.")
+        if type(known[key]) is bool and value not in (0, 1):  # "False" would count as true
+            raise ValueError(f"the option {key!r} of the estimator {name} must be 0 or 1, got {value!r}.")
     try:
         estimator = ESTIMATORS[name](**options)
         return estimator if code is None else estimator.of(code)

@@ -19,6 +19,7 @@ A score function weighs every variable's D − p by the one cost of its example.
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 from minigrad import Tensor, enable_grad, grad, op
 from minigrad.backend import asarray_like, to_host
@@ -112,6 +113,8 @@ class Estimator:
         raise ValueError(f"{self.title} {CANNOT_CHOOSE}")
 
     def _masked(self, logits, mask):
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"the logits must be a Tensor, got {type(logits).__name__}.")
         if self.code is categorical:
             return masked(logits, mask)
         if mask is not None:
@@ -184,8 +187,12 @@ def cost_and_gradient(cost, point):
 class TemperedSampler(Sampler):
     """A sampler with a temperature. tau: positive and finite (ValueError)."""
 
+    coolest = 0.0  # no temperature may be below this one
+
     def __init__(self, tau: float = 1.0):
         self.tau = check_tau(tau)
+        if self.tau < self.coolest:
+            raise ValueError(f"{self.title} needs a temperature of at least {self.coolest:g}, got {tau}.")
         if tau != 1.0 and self.support == "hard":
             self.exact_for = "none"  # a temperature trades what exactness there is for less variance
 
@@ -248,29 +255,29 @@ def exponential_mean(decay: float, old, new):
 
 def check_tau(tau: float) -> float:
     """A temperature as a float; ValueError unless it is positive and finite."""
-    if not (isinstance(tau, int | float) and math.isfinite(tau) and tau > 0):
+    if not (isinstance(tau, Real) and math.isfinite(tau) and tau > 0):
         raise ValueError(f"the temperature tau must be positive and finite, got {tau}.")
     return float(tau)
 
 
 def check_positive(name: str, value: float) -> float:
-    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+    if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be positive and finite, got {value!r}.")
     return float(value)
 
 
 def check_decay(decay: float) -> float:
     """The factor of an exponential mean; ValueError outside [0, 1)."""
-    if not (isinstance(decay, int | float) and 0.0 <= decay < 1.0):
+    if not (isinstance(decay, Real) and 0.0 <= decay < 1.0):
         raise ValueError(f"decay must be at least 0 and below 1, got {decay}.")
     return float(decay)
 
 
 def check_samples(samples: int, least: int, name: str = "samples") -> int:
     """A count; ValueError unless it is an integer of at least `least`."""
-    if not isinstance(samples, int) or samples < least:
+    if not isinstance(samples, Integral) or samples < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {samples}.")
-    return samples
+    return int(samples)
 
 
 def mean_of_others(x):

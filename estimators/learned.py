@@ -7,6 +7,7 @@ estimates, and hands it over; the step is taken in `update`. Nothing of this tou
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 from minigrad import Tensor
 from minigrad.backend import array_module, asarray_like
@@ -24,8 +25,8 @@ class Learned:
     """
 
     def __init__(self, lr: float):
-        if not (math.isfinite(lr) and lr > 0):
-            raise ValueError(f"the estimator's own learning rate must be positive and finite, got {lr}.")
+        if not (isinstance(lr, Real) and math.isfinite(lr) and lr > 0):
+            raise ValueError(f"the estimator's own learning rate must be positive and finite, got {lr!r}.")
         self.lr = lr
         self.parameters: dict[str, Tensor] = {}
         self._gradients = self._optimizer = self._loaded = None

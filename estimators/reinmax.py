@@ -50,11 +50,7 @@ class ReinMax(TemperedSampler):
     title = "ReinMax"
     paper = "Liu, Dong, Liu, Yu & Gao 2023"
     exact_for = "quadratic"
-
-    def __init__(self, tau: float = 1.0):
-        super().__init__(tau)
-        if tau < 1.0:
-            raise ValueError(f"ReinMax needs a temperature of at least 1, got {tau}.")
+    coolest = 1.0
 
     def draw(self, logits, rng):
         return reinmax(logits, self.code.sample(rng, logits.data), tau=self.tau, code=self.code)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 from minigrad import op
 from minigrad.backend import array_module
@@ -121,7 +122,8 @@ class SlopeAnnealedStraightThrough(Sampler):
     state = ("updates",)
 
     def __init__(self, rate: float = 1e-4, most: float = 5.0, surrogate: str = "sigmoid"):
-        if not (rate >= 0.0 and math.isfinite(rate) and most >= 1.0 and math.isfinite(most)):
+        numbers = isinstance(rate, Real) and isinstance(most, Real)
+        if not (numbers and 0.0 <= rate < math.inf and 1.0 <= most < math.inf):
             raise ValueError(f"rate must be at least 0 and most at least 1, both finite, got {rate} and {most}.")
         if surrogate not in ("sigmoid", "hard"):
             raise ValueError(f"surrogate must be sigmoid or hard, got {surrogate!r}.")

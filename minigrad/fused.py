@@ -127,6 +127,8 @@ def cross_entropy(logits, labels):
     """
     xp = array_module(logits)
     check_index(labels, logits.shape[-1])
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError("there must be one label for each row of logits")
     z = logits - logits.max(axis=-1, keepdims=True)
     e = xp.exp(z)
     total = e.sum(axis=-1, keepdims=True)

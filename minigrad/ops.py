@@ -196,7 +196,7 @@ def dropout(x, mask, *, rate: float):
 
 
 def _axes(axis, ndim):
-    axes = range(ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+    axes = range(ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     return tuple(a % ndim for a in axes)
 
 
@@ -219,7 +219,7 @@ def sum(x, *, axis=None, keepdims: bool = False):
 @op
 def mean(x, *, axis=None, keepdims: bool = False):
     y = x.mean(axis=axis, keepdims=keepdims)
-    n = x.size // y.size
+    n = math.prod(x.shape[i] for i in _axes(axis, x.ndim))
 
     def backward(g):
         return array_module(x).broadcast_to(_stretchable(g / n, axis, x.ndim, keepdims), x.shape)
@@ -255,6 +255,8 @@ def logsumexp(x, *, axis=None, keepdims: bool = False):
 @op
 def cumsum(x, *, axis: int = -1):
     """yᵢ = Σ_{j≤i} xⱼ, so xⱼ reaches every yᵢ with i ≥ j:  dxⱼ = Σ_{i≥j} gᵢ, a cumulative sum from the other end."""
+    if x.ndim == 0:
+        raise ValueError("there is no axis to sum along")
     xp = array_module(x)
     return xp.cumsum(x, axis=axis), lambda g: xp.flip(xp.cumsum(xp.flip(g, axis), axis=axis), axis)
 
@@ -298,9 +300,10 @@ def reshape(x, *, shape):
 @op
 def transpose(x, *, axes=None):
     """Axis i of y is axis axes[i] of x; without axes, the order is reversed. The rule applies the inverse order."""
-    order = tuple(range(x.ndim))[::-1] if axes is None else _axes(axes, x.ndim)
-    inverse = [order.index(i) for i in range(x.ndim)]
-    return x.transpose(order), lambda g: g.transpose(inverse)
+    order = tuple(range(x.ndim))[::-1] if axes is None else axes
+    y = x.transpose(order)
+    inverse = [_axes(order, x.ndim).index(i) for i in range(x.ndim)]
+    return y, lambda g: g.transpose(inverse)
 
 
 @op
@@ -366,6 +369,9 @@ def gather(x, index, *, axis: int = -1):
     """
     xp = array_module(x)
     axis = axis % x.ndim
+    others = lambda shape: shape[:axis] + shape[axis + 1 :]
+    if others(index.shape) != others(x.shape):
+        raise ValueError("the index must have the shape of x but for the axis")
 
     def backward(g):
         dx = xp.zeros_like(x)

@@ -19,11 +19,14 @@ _BLOCK = 65536  # elements: few enough for a second-level cache, enough to make 
 
 class FlatBuffer:
     """`data` and `grad` (n,): the parameters side by side. Each parameter's `.data` becomes a view of `data`, and its
-    gradient is written into a view of `grad`. The parameters must be of one dtype and on one device (ValueError)."""
+    gradient is written into a view of `grad`. The parameters must be leaves that require a gradient, of one dtype and
+    on one device (ValueError)."""
 
     def __init__(self, parameters: list[Tensor]):
         if not parameters:
             raise ValueError("an optimizer needs at least one parameter.")
+        if not all(isinstance(p, Tensor) and p.requires_grad and p._op is None for p in parameters):
+            raise ValueError("an optimizer trains leaf Tensors that require a gradient, and got something else.")
         if len({(p.data.dtype.str, type(p.data)) for p in parameters}) > 1:
             raise ValueError("the parameters have different dtypes or devices: convert them to one first.")
         first = parameters[0].data
@@ -42,10 +45,10 @@ class FlatBuffer:
             p.grad = None
 
     def complete(self) -> None:
-        """A parameter that no gradient reached has gradient 0."""
+        """A parameter that no gradient reached has gradient 0; one that was set by hand is copied to its place."""
         for p in self.parameters:
-            if p.grad is None:
-                p.buffer[...] = 0.0
+            if p.grad is not p.buffer:
+                p.buffer[...] = 0.0 if p.grad is None else p.grad
                 p.grad = p.buffer
 
 
@@ -141,6 +144,8 @@ class Adam(Optimizer):
         super().__init__(parameters, lr)
         if not all(0.0 <= beta < 1.0 for beta in betas):
             raise ValueError(f"betas must be at least 0 and below 1, got {betas}.")
+        if not eps > 0:
+            raise ValueError(f"eps must be positive, got {eps}.")
         self.betas, self.eps = betas, eps
         self._add_state("M")
         self._add_state("V")

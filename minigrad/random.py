@@ -22,6 +22,7 @@ __all__ = ["Rng", "argmax_one_hot", "gumbel_from_uniform", "one_hot", "uniform_f
 
 
 _LAYOUT = 5  # the second word of the key; another value would give every seed other numbers
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _thread = threading.local()
 _EMPTY_BUFFER = {
     "bit_generator": "Philox",
@@ -45,7 +46,7 @@ class Rng:
 
     def __init__(self, seed: int = 0, step: int = 0, _site: int = 0):
         for name, value in (("seed", seed), ("step", step)):
-            if not 0 <= value < 2**64:
+            if not (hasattr(value, "__index__") and 0 <= value < 2**64):
                 raise ValueError(f"{name} must be an integer from 0 to 2**64 - 1, got {value}.")
         self._seed, self._step, self._site = int(seed), int(step), _site
 
@@ -78,6 +79,8 @@ class Rng:
 
     def _uniform(self, shape, like):
         dtype = np.dtype(np.float32 if like is None else like.dtype)
+        if dtype not in _FLOATS:
+            raise TypeError(f"noise is float32 or float64, not {dtype}.")
         n = int(np.prod(shape, dtype=np.int64))
         words = self.bits(-(-n * dtype.itemsize // 8))
         return uniform_from_bits(words, dtype)[:n].reshape(shape)

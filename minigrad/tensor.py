@@ -155,10 +155,13 @@ class Tensor:
 def grad(y: Tensor, inputs, g=None, keep: bool = False) -> list:
     """∂y/∂z for each Tensor z of `inputs` (leaves or not), as a list of arrays; `.grad` is left alone.
 
-    Only nodes on a path from some z to y are visited, so a rule's work for other inputs (the weight products of a
-    network, say) is skipped. g: as for `Tensor.backward`.  keep: leave the graph usable for another call.
+    Only rules on a path from y down to some z are run, so the work for other inputs (the weight products of a network,
+    say) is skipped, and what lies below the lowest z stays usable. g: as for `Tensor.backward`.  keep: leave the graph
+    usable for another call; without it, another call through what was used is an error, never zeros.
     A z that y does not depend on gets an array of zeros. The arrays may be shared or read-only: copy before writing.
     """
+    if isinstance(inputs, Tensor):  # its elements would be new Tensors, on which y does not depend
+        raise TypeError("grad: the inputs must be a list of Tensors, not one Tensor.")
     inputs = list(inputs)
     for z in inputs:
         if not isinstance(z, Tensor) or not z.requires_grad:
@@ -172,13 +175,17 @@ class no_grad:
 
     _record = False
 
+    def __init__(self):
+        self._before = []  # one entry for each time it was entered: the same object may be nested
+
     def __enter__(self):
         global _recording
-        self._before, _recording = _recording, self._record
+        self._before.append(_recording)
+        _recording = self._record
 
     def __exit__(self, *_):
         global _recording
-        _recording = self._before
+        _recording = self._before.pop()
 
 
 class enable_grad(no_grad):
@@ -307,16 +314,19 @@ def _walk(y: Tensor, g, targets, keep):
         if y.data.size != 1:
             raise RuntimeError(f"a Tensor of shape {y.shape} needs the gradient of the objective: backward(g).")
         g = array_module(y.data).ones_like(y.data)
-    elif g.shape != y.data.shape or g.dtype != y.data.dtype:
-        raise TypeError(f"g is {g.dtype}{g.shape}, the Tensor is {y.dtype}{y.shape}: they must be alike.")
+    elif getattr(g, "shape", None) != y.data.shape or g.dtype != y.data.dtype:
+        raise TypeError(f"g is {_describe((g,))}, the Tensor is {y.dtype}{y.shape}: they must be alike.")
 
     if targets is None:
         nodes, wanted, on_path = _reachable(y), None, None
     else:
         wanted = {z._order for z in targets}
-        nodes = _reachable(y, min(wanted, default=y._order))
+        lowest = min(wanted, default=y._order)
+        nodes = _reachable(y, lowest)
         on_path = set()
         for order in sorted(nodes):
+            if order > lowest and nodes[order]._backward is _used:
+                _used()  # it has forgotten its inputs, and a target may have been among them
             if order in wanted or any(type(x) is Tensor and x._order in on_path for x in nodes[order]._inputs):
                 on_path.add(order)
 
@@ -332,10 +342,11 @@ def _walk(y: Tensor, g, targets, keep):
             continue
 
         inputs, index = t._inputs, t._index
+        if wanted and order in wanted and not any(type(x) is Tensor and x._order in on_path for x in inputs):
+            continue  # nothing below it was asked for
         if index is not None:  # an output of a rule with several: put g in its place and wait for the others
             node = inputs[0]
-            if on_path is None or node._order in on_path:
-                grads.setdefault(node._order, [None] * len(node.data))[index] = g
+            grads.setdefault(node._order, [None] * len(node.data))[index] = g
             continue
 
         rule = t._backward

@@ -10,8 +10,10 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.util
+import io
 import json
 import math
+import os
 import platform
 import signal
 import sys
@@ -48,16 +50,32 @@ def user_errors():
         raise UserError(f"this does not fit into memory ({error}): choose smaller sizes.") from error
     except (ValueError, BackendUnavailable) as error:
         raise UserError(str(error)) from error
+    except BrokenPipeError as error:
+        raise UserError("the standard output was closed.") from error
     except OSError as error:
         raise UserError(f"{error.filename or 'the disk'}: {error.strerror or error}.") from error
+
+
+def _flush_output() -> None:
+    """UserError if what was printed cannot be written; it is then given up, so that Python does not try at its exit."""
+    try:
+        with user_errors():
+            print(end="", flush=True)
+    except UserError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def report_errors(main):
     """Run `main(argv)`; a UserError becomes a line on standard error and exit code 2."""
 
     def wrapped(argv=None) -> int:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # where it has no − and no τ
         try:
-            return main(argv) or 0
+            code = main(argv) or 0
+            _flush_output()
+            return code
         except UserError as error:
             print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
             return 2
@@ -193,7 +211,8 @@ class RunFolder:
                 raise ValueError("it belongs to another program")
             for name, default in defaults.items():
                 kinds = (int, float) if default is None or type(default) is float else type(default)
-                if not (isinstance(stored[name], kinds) or (default is None and stored[name] is None)):
+                fits = isinstance(stored[name], kinds) or (default is None and stored[name] is None)
+                if not fits or (kinds is tuple and not all(type(v) is type(default[0]) for v in stored[name])):
                     raise ValueError(f"{name} is {stored[name]!r}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is no run folder: its {CONFIG} is missing or damaged ({error}).") from error
@@ -214,16 +233,16 @@ class RunFolder:
 
     def load(self):
         """(arrays, info) of the checkpoint."""
-        arrays, info = checkpoint.load(self.path / CHECKPOINT)
-        return arrays, info
+        return checkpoint.load(self.path / CHECKPOINT)
 
     def rewind_metrics(self, info) -> None:
-        """Cut off what was logged after the checkpoint. UserError if what was logged before it is not there."""
+        """Cut off what was logged after the checkpoint. UserError if what was logged before it is not there, whole."""
         metrics, kept = self.path / METRICS, info["metrics_bytes"]
         size = metrics.stat().st_size if metrics.exists() else 0
         require(
             size >= kept, f"{metrics} is shorter than when the checkpoint was made: restore it, or start a new run."
         )
+        self.metrics(kept)
         if size > kept:
             with open(metrics, "r+b") as file:
                 file.truncate(kept)
@@ -235,9 +254,13 @@ class RunFolder:
             file.write(text + "\n")
         return text
 
-    def metrics(self) -> list[dict]:
+    def metrics(self, size: int | None = None) -> list[dict]:
+        """What was logged (in the first `size` bytes of the file). UserError if it is not lines of JSON."""
         path = self.path / METRICS
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        try:
+            return [json.loads(line) for line in path.read_bytes()[:size].splitlines()] if path.exists() else []
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}): restore it, or start a new run.") from error
 
 
 def default_folder(*parts) -> Path:

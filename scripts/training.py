@@ -111,13 +111,18 @@ class Annealing:
 
     def first_tau(self, estimator) -> float | None:
         """Where the temperature of the estimator begins to fall; None if it does not. UserError for one whose
-        temperature is not a setting, or begins below the lowest one."""
+        temperature is not a setting, begins below the lowest one, or may not fall so low."""
         if not self.anneal:
             return None
         learns = "learns its temperature" if hasattr(estimator, "tau") else "has no temperature"
         require(isinstance(estimator, TemperedSampler), f"{self.estimator} {learns}: leave --anneal out.")
         first, least = estimator.tau, self.tau_least
         require(least <= first, f"--tau-least must be at most the first temperature {first}, got {least}.")
+        coolest = estimator.coolest
+        require(
+            least >= coolest,
+            f"{self.estimator} needs a temperature of at least {coolest:g}: give --tau-least {coolest:g} or more.",
+        )
         return first
 
     def tau_at(self, step: int, first: float) -> float:
@@ -367,7 +372,7 @@ def _restore(training: Training, folder: RunFolder, may_change) -> None:
         raise ValueError(f"{folder.path} has a checkpoint of another program ({error} is missing).") from error
     require(training.epoch <= config.epochs, f"{folder.path} is at epoch {training.epoch}: --epochs must not be less.")
     saved = {k: tuple(v) if isinstance(v, list) else v for k, v in info["config"].items()}
-    changed = [k for k, v in dataclasses.asdict(config).items() if v != saved[k] and k not in may_change]
+    changed = [k for k, v in dataclasses.asdict(config).items() if v != saved.get(k) and k not in may_change]
     require(not changed, f"{folder.path} has a checkpoint of another configuration ({', '.join(changed)} differ).")
     training.check_folder(folder)
     folder.rewind_metrics(info)

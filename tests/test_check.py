@@ -175,6 +175,20 @@ def test_audit_does_not_mistake_a_kink_for_an_error_nor_call_it_ok_blindly():
     assert "kink" in result.rows[0].verdict
 
 
+def test_audit_does_not_mistake_the_edge_of_a_domain_for_an_error():
+    """A step of 1e-6 from 1e-8 leaves the domain of the logarithm: what cannot be differenced is left out."""
+    x = np.linspace(0.5, 2.0, 20)
+    x[3] = 1e-8
+    for f in (ops.log, ops.sqrt, lambda x: x**1.5):
+        result = audit(f(Tensor(x, requires_grad=True)).sum())
+        assert result.ok
+        assert result.rows[0].verdict == "ok, 1 of 20 at a kink"
+        assert "not decided" in audit(f(Tensor(x[3:4], requires_grad=True)).sum()).rows[0].verdict
+    with np.errstate(divide="ignore"):
+        loss = ops.log(Tensor(np.append(x, 0.0), requires_grad=True)).sum()
+    assert "infinite" in audit(loss).rows[0].verdict
+
+
 def test_audit_says_when_a_rule_is_checked_elsewhere_or_has_none():
     @op(enumerated="test_ladder.py")
     def sampled(x):

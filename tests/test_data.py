@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import http.server
 import struct
+import sys
 import threading
 
 from minigrad import Rng
@@ -127,6 +128,13 @@ def test_download_takes_the_first_mirror_that_has_the_file_whole(tiny_mnist, tmp
     for file in (tmp_path / "cache").rglob("*.gz"):
         file.write_bytes(b"spoiled")
     with pytest.raises(DataError, match=r"could not be downloaded .*--data-dir"):
+        load_images("mnist")
+
+
+def test_a_download_without_pooch_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    monkeypatch.delenv("MINIGRAD_DATA", raising=False)
+    with pytest.raises(DataError, match=r"needs pooch: pip install pooch, or .* --data-dir DIR"):
         load_images("mnist")
 
 

@@ -1152,6 +1152,12 @@ def test_every_registered_estimator_states_its_facts():
         ("rebar:eta=much", None, "eta must lie between 0 and 2"),
         ("rebar-coupled:coupled=0", None, "no option 'coupled'"),
         ("arms:samples=1", None, "at least 2"),
+        ("st-slope:rate=fast", None, "rate must be at least 0 .* got fast and 5.0"),
+        ("rebar:lr=fast", None, "learning rate must be positive and finite, got 'fast'"),
+        ("gst:consistent=False", None, "the option 'consistent' of the estimator gst must be 0 or 1, got 'False'"),
+        ("gst:detached=2", None, "'detached' .* must be 0 or 1, got 2"),
+        ("nvil:normalise=no", None, "'normalise' .* must be 0 or 1, got 'no'"),
+        ("rebar:coupled=yes", None, "'coupled' .* must be 0 or 1, got 'yes'"),
     ],
 )
 def test_a_bad_estimator_is_refused_in_one_sentence(spec, tau, message):
@@ -1175,6 +1181,21 @@ def test_options_in_the_name_reach_the_estimator():
     assert create("gst-p", 0.5).gap == "p"
     assert create("st", code="bernoulli").code is bernoulli
     assert create("rebar-coupled").coupled
+    assert create("rebar:coupled=1").coupled
+    assert not create("gst:consistent=0").consistent
+
+
+def test_options_may_be_numpy_numbers():
+    for tau in (np.float32(2.0), np.int64(2)):
+        assert create("st", tau).tau == 2.0
+    rloo = ESTIMATORS["rloo"](samples=np.int64(3))
+    assert type(rloo.samples) is int
+
+
+@pytest.mark.parametrize(("name", "code"), PAIRS)
+def test_logits_that_are_no_tensor_are_refused(name, code):
+    with pytest.raises(TypeError, match="the logits must be a Tensor, got ndarray"):
+        create(name).of(code)(logits_of(code, 3).data, one_cost, Rng(0))
 
 
 @pytest.mark.parametrize(("name", "code"), PAIRS)

@@ -164,6 +164,16 @@ def test_a_parameter_without_gradient_stays(rng):
     np.testing.assert_allclose(a.data, 0.8)
 
 
+def test_a_gradient_that_the_user_sets_is_the_one_that_counts():
+    a, b = (Tensor(np.ones(2), requires_grad=True) for _ in range(2))
+    optimizer = SGD([a, b], lr=0.1)
+    (a + b).sum().backward()
+    a.grad = np.array([2.0, 3.0])
+    assert clip_grad_norm(optimizer, 100.0) == pytest.approx(np.sqrt(4.0 + 9.0 + 1.0 + 1.0))
+    optimizer.step()
+    np.testing.assert_allclose([a.data, b.data], [[0.8, 0.7], [0.9, 0.9]])
+
+
 def test_clip_scales_the_joint_norm():
     a, b = (Tensor(np.ones(1), requires_grad=True) for _ in range(2))
     optimizer = SGD([a, b], lr=1.0)
@@ -203,6 +213,10 @@ def test_optimizer_state_round_trip(make):
         (lambda p: Adam([], lr=0.1), "at least one parameter"),
         (lambda p: SGD(p, 0.1, momentum=1.0), "momentum"),
         (lambda p: Adam(p, betas=(0.9, 1.0)), "betas"),
+        (lambda p: Adam(p, eps=0.0), "eps must be positive"),
+        (lambda p: Adam([*p, Tensor(np.ones(2))]), "leaf Tensors that require a gradient"),
+        (lambda p: Adam([p[0] * 2.0]), "leaf Tensors that require a gradient"),
+        (lambda p: Adam([np.ones(2)]), "leaf Tensors that require a gradient"),
         (lambda p: Adam([*p, Tensor(np.ones(1, np.float32), requires_grad=True)]), "different dtypes"),
     ],
 )

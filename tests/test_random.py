@@ -96,7 +96,15 @@ def test_permutation_is_one():
     assert not np.array_equal(order, np.arange(1000))
 
 
-@pytest.mark.parametrize("bad", [-1, 2**64])
+@pytest.mark.parametrize("bad", [-1, 2**64, 1.5, 1.0, "1", None])
 def test_a_seed_out_of_range_is_refused(bad):
-    with pytest.raises(ValueError, match="seed must be"):
+    with pytest.raises(ValueError, match="seed must be an integer"):
         Rng(bad)
+    with pytest.raises(ValueError, match="step must be an integer"):
+        Rng(0).at(bad)
+
+
+def test_only_floats_have_noise():
+    for dtype in (np.float16, np.int64):
+        with pytest.raises(TypeError, match=f"noise is float32 or float64, not {np.dtype(dtype)}"):
+            Rng(0).uniform((3,), like=np.zeros(3, dtype))

@@ -4,7 +4,7 @@ import gc
 import sys
 import weakref
 
-from minigrad import Tensor, grad, no_grad, op, ops
+from minigrad import Tensor, enable_grad, fused, grad, no_grad, op, ops
 from minigrad.tensor import unbroadcast
 
 import numpy as np
@@ -161,6 +161,33 @@ def test_grad_of_something_unrelated_is_zero():
     np.testing.assert_array_equal(grad(x * x, [z])[0], [0.0, 0.0])
 
 
+def test_grad_through_what_was_freed_is_an_error_and_not_zero():
+    x = leaf(2.0)
+    h = x * x
+    z = leaf(5.0)
+    np.testing.assert_array_equal(grad(h.sum(), [x])[0], [4.0])
+    y = (h * z).sum()
+    np.testing.assert_array_equal(grad(y, [z], keep=True)[0], [4.0])  # h is older than z and cannot depend on it
+    for targets in ([x], [x, h]):
+        with pytest.raises(RuntimeError, match="already differentiated"):
+            grad(y, targets)
+
+
+def test_grad_leaves_what_lies_below_its_targets_usable():
+    x = leaf(1.0, 2.0, 3.0, 4.0)
+    first, second = ops.split(x * x, sections=2)
+    targets = [first, second]
+    gradients = grad((first * second).sum(), targets)
+    ops.concat(*[t * g for t, g in zip(targets, gradients, strict=True)]).sum().backward()  # 2x·g
+    np.testing.assert_array_equal(x.grad, [2.0 * 9.0, 4.0 * 16.0, 6.0 * 1.0, 8.0 * 4.0])
+
+
+def test_grad_wants_a_list_of_inputs():
+    x = leaf(1.0, 2.0)
+    with pytest.raises(TypeError, match="list of Tensors"):
+        grad((x * x).sum(), x)
+
+
 def test_unused_outputs_of_a_rule_count_as_zero():
     x = leaf(1.0, 2.0, 3.0, 4.0)
     first, _ = ops.split(x, sections=2)
@@ -175,6 +202,15 @@ def test_no_grad_builds_no_graph():
     assert not y.requires_grad
     with pytest.raises(RuntimeError, match="does not depend"):
         y.backward()
+    assert (x * x).requires_grad
+
+
+def test_no_grad_can_be_nested_in_itself():
+    x, quiet = leaf(1.0), no_grad()
+    with quiet, enable_grad():
+        with quiet, quiet:
+            assert not (x * x).requires_grad
+        assert (x * x).requires_grad
     assert (x * x).requires_grad
 
 
@@ -247,6 +283,36 @@ def test_errors_name_the_op_and_its_inputs():
         leaf(1.0, 2.0).backward()
     with pytest.raises(TypeError, match="must be alike"):
         (leaf(1.0, 2.0) * 2.0).backward(np.ones(3))
+    with pytest.raises(TypeError, match="g is float, the Tensor is float64"):
+        (leaf(1.0) * 2.0).backward(2.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda x: x.transpose(3, 0), r"transpose: .*out of bounds"),
+        (lambda x: x.transpose(1, 1), r"transpose: repeated axis"),
+        (lambda x: x.sum().cumsum(), "cumsum: there is no axis"),
+        (lambda x: ops.gather(x, np.array([[0]])), "gather: the index must have the shape of x"),
+        (lambda x: fused.cross_entropy(x, np.zeros((2, 1), int)), "cross_entropy: there must be one label"),
+    ],
+)
+def test_what_would_be_wrong_silently_or_only_on_the_way_back_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message), no_grad():
+        wrong(Tensor(np.ones((2, 3)), requires_grad=True))
+
+
+def test_a_batch_without_examples_has_a_mean_for_each():
+    x = Tensor(np.ones((0, 3)), requires_grad=True)
+    x.mean(axis=1).sum().backward()
+    assert x.grad.shape == (0, 3)
+
+
+def test_an_axis_may_be_a_numpy_integer():
+    x = Tensor(np.ones((2, 3)), requires_grad=True)
+    for y in (x.sum(axis=np.int64(1)), x.mean(axis=np.int64(0)), x.logsumexp(axis=np.int64(-1))):
+        y.sum().backward()
+    np.testing.assert_allclose(x.grad, np.full((2, 3), 1.0 + 1.0 / 2.0 + 1.0 / 3.0))
 
 
 def test_a_list_as_a_key_is_refused_because_duplicates_must_add_up():

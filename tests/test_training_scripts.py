@@ -73,6 +73,10 @@ def truncate(path, fraction):
     path.write_bytes(content[: int(len(content) * fraction)])
 
 
+def garble(path):
+    path.write_bytes(b"x" * path.stat().st_size)
+
+
 def changed(**changes):
     return lambda folder: edit(folder, **changes)
 
@@ -97,6 +101,7 @@ VAE = Script(
         (changed(variables=3), "", "belongs to another model"),
         (changed(optimizer="sgd"), "", "belongs to another optimizer"),
         (changed(tau="warm"), "", "config.json is missing or damaged (tau is 'warm')"),
+        (changed(hidden=["wide"]), "", "config.json is missing or damaged (hidden is ('wide',))"),
     ),
     bad=(
         ("--prior flat", "unknown prior 'flat'; the known ones are uniform, learned"),
@@ -114,6 +119,7 @@ VAE = Script(
         ("--estimator exact --variables 30", "outcomes: at most 16384 are allowed"),
         ("--variables 1000000000000", "does not fit into memory"),
         ("--hidden 100000000000000000000", "does not fit into memory"),
+        ("--anneal 0.1", "reinmax needs a temperature of at least 1: give --tau-least 1 or more"),
     ),
     moved=({"pixels": "dynamic"}, {"pixels": "fixed", "optimizer": "sgd"}, {"optimizer": "radam", "anneal": 0.1}),
     sizes={"hidden": (16,), "variables": 2, "categories": 3, "lr": 1e-2, "estimator": "st-gs"},
@@ -440,6 +446,7 @@ MISFITS = (
     (lambda f: truncate(f / "config.json", 0.5), "", "config.json is missing or damaged"),
     (lambda f: (f / "metrics.jsonl").unlink(), "", "metrics.jsonl is shorter than when the checkpoint was made"),
     (lambda f: truncate(f / "metrics.jsonl", 0.3), "", "metrics.jsonl is shorter than when the checkpoint was made"),
+    (lambda f: garble(f / "metrics.jsonl"), "", "metrics.jsonl is damaged"),
     (changed(lr=0.5), "", "checkpoint of another configuration (lr differ)"),
     (changed(epochs="ten"), "", "config.json is missing or damaged (epochs is 'ten')"),
     (None, "--lr 0.7", "another configuration (--lr "),
@@ -667,6 +674,26 @@ def test_the_script_itself_exits_with_2_without_a_traceback(tmp_path, script):
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == f"{name}: error: --epochs must be at least 1, got 0.\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("flags", ["--epochs 1000", "--epochs 1 --quiet"])
+def test_an_output_that_nobody_reads_is_one_sentence(tmp_path, flags, unbuffered):
+    command = [sys.executable, str(SCRIPTS / "train_vae.py"), "--hidden", "4", "--variables", "2", *flags.split()]
+    settings = {"env": os.environ | {"PYTHONUNBUFFERED": unbuffered}, "cwd": tmp_path, "text": True}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings) as ran:
+        if "--quiet" not in flags:
+            ran.stdout.readline()
+        ran.stdout.close()
+        assert ran.stderr.read().endswith("train_vae.py: error: the standard output was closed.\n")
+    assert ran.returncode == 2
+
+
+def test_help_can_be_read_where_there_is_only_ascii():
+    command, ascii_only = [sys.executable, str(SCRIPTS / "train_vae.py")], os.environ | {"PYTHONIOENCODING": "ascii"}
+    ran = subprocess.run([*command, "--help"], capture_output=True, text=True, env=ascii_only, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "--estimator" in ran.stdout
 
 
 # ---- the temperature

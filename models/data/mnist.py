@@ -61,8 +61,13 @@ def _read(path: Path) -> bytes:
 
 def download(name: str) -> bytes:
     """The file from the user's cache, or from the first mirror that has it whole. DataError if none has."""
-    import pooch
-
+    try:
+        import pooch
+    except ImportError:
+        raise DataError(
+            "the download of MNIST needs pooch: pip install pooch, or put the four files into DIR/mnist and give "
+            "--data-dir DIR."
+        ) from None
     folder = Path(pooch.os_cache("minigrad")) / "mnist"
     reasons = []
     for mirror in (None, *MIRRORS):
