@@ -163,6 +163,12 @@ def one_of(config, **names) -> None:
         require(value in known, f"unknown {name} {value!r}; the known ones are {', '.join(filter(None, known))}.")
 
 
+def unused(config, why: str, *names: str) -> None:
+    """UserError for a flag that would have no effect and has another value than its default; `why` is a sentence."""
+    for name in names:
+        require(getattr(config, name) == getattr(type(config), name), f"{why}: leave {option(name)} out.")
+
+
 # ---- the folder
 
 

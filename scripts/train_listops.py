@@ -25,7 +25,7 @@ from models import trees
 from models.data import listops
 from models.tree_lstm import LEAVES, TreeLSTM
 from pictures import forest, learning_curves
-from run_folder import RunFolder, at_least, default_folder, flag, one_of, report_errors, require
+from run_folder import RunFolder, at_least, default_folder, flag, one_of, report_errors, require, unused
 
 import numpy as np
 
@@ -74,14 +74,8 @@ class Config(training.Config):
         require(self.generate <= MOST, f"--generate must be at most {MOST:,}, got {self.generate}.")
         require(0.0 <= self.dropout < 1.0, f"--dropout must be at least 0 and below 1, got {self.dropout}.")
         require(self.clip > 0.0, f"--clip must be positive, got {self.clip}.")
-        require(
-            self.encoder == "latent" or self.tau is None,
-            f"the encoder {self.encoder} chooses no tree and has no temperature: leave --tau out.",
-        )
-        require(
-            self.encoder == "latent" or self.estimator == type(self).estimator,
-            f"the encoder {self.encoder} chooses no tree and needs no estimator: leave --estimator out.",
-        )
+        if self.encoder != "latent":
+            unused(self, f"the encoder {self.encoder} chooses no tree", "estimator", "tau")
 
     def create_estimator(self):
         if self.encoder != "latent":

@@ -21,7 +21,7 @@ from minigrad import Rng, Tensor
 from models.data import PIXELS
 from models.semi_supervised import NO_BOUND_OF_SEVERAL, SemiSupervisedVAE
 from pictures import learning_curves, page
-from run_folder import RunFolder, at_least, default_folder, flag, one_of, report_errors, require, sizes
+from run_folder import RunFolder, at_least, default_folder, flag, one_of, report_errors, require, sizes, unused
 
 import numpy as np
 
@@ -55,15 +55,8 @@ class Config(training.Annealing, training.Optimizing, training.ImageConfig):
         at_least(0, self, "images", "alpha")
         one_of(self, method=METHODS)
         require(min(self.hidden, default=0) >= 1, f"--hidden needs widths of at least 1, got {self.hidden or 'none'}.")
-        tempered = self.tau is not None or self.anneal
-        require(
-            self.method == "sample" or not tempered,
-            "the sum over the class has no temperature: leave out --tau and --anneal, or take --method sample.",
-        )
-        require(
-            self.method == "sample" or self.estimator == type(self).estimator,
-            "the sum over the class needs no estimator: leave out --estimator, or take --method sample.",
-        )
+        if self.method != "sample":
+            unused(self, "without --method sample the class is summed over", "estimator", "tau", "anneal")
 
     def create_estimator(self):
         if self.method != "sample":

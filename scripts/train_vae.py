@@ -18,7 +18,7 @@ from estimators import ESTIMATORS, create
 from minigrad import Rng, grad
 from models.vae import BernoulliVAE, CategoricalVAE
 from pictures import curves, page
-from run_folder import RunFolder, at_least, default_folder, flag, one_of, report_errors, require, sizes
+from run_folder import RunFolder, at_least, default_folder, flag, one_of, report_errors, require, sizes, unused
 
 import numpy as np
 
@@ -50,6 +50,8 @@ class Config(training.Annealing, training.Optimizing, training.ImageConfig):
         one_of(self, code=CODES, prior=PRIORS)
         require(min(self.hidden, default=1) >= 1, f"--hidden needs widths of at least 1, got {self.hidden}.")
         require(0.0 <= self.slope < 1.0, f"--slope must be at least 0 and below 1, got {self.slope}.")
+        if not self.hidden:
+            unused(self, "a network without hidden layers has no ReLU", "slope")
 
     def create_estimator(self):
         return create(self.estimator, self.tau, self.code or None)

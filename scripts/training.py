@@ -32,6 +32,7 @@ from run_folder import (
     option,
     parse_flags,
     require,
+    unused,
     user_errors,
 )
 
@@ -88,6 +89,8 @@ class Optimizing:
     def check(self) -> None:
         super().check()
         one_of(self, optimizer=OPTIMIZERS)
+        if self.optimizer != "sgd":
+            unused(self, f"{self.optimizer} takes no momentum", "momentum")
 
     def optimizer_for(self, model):
         options = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
@@ -108,6 +111,8 @@ class Annealing:
         at_least(0, self, "anneal")
         at_least(1, self, "anneal_every")
         require(0.0 < self.tau_least < math.inf, f"--tau-least must be positive and finite, got {self.tau_least}.")
+        if not self.anneal:
+            unused(self, "without --anneal the temperature stays", "anneal_every", "tau_least")
 
     def first_tau(self, estimator) -> float | None:
         """Where the temperature of the estimator begins to fall; None if it does not. UserError for one whose
