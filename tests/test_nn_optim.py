@@ -174,6 +174,16 @@ def test_a_gradient_that_the_user_sets_is_the_one_that_counts():
     np.testing.assert_allclose([a.data, b.data], [[0.8, 0.7], [0.9, 0.9]])
 
 
+def test_an_optimizer_that_has_lost_its_parameters_to_another_one_says_so():
+    p = Tensor(np.ones(3), requires_grad=True)
+    first, second = SGD([p], lr=1.0), SGD([p], lr=1.0)
+    (p * 2.0).sum().backward()
+    with pytest.raises(RuntimeError, match="gone over to an optimizer that was made later"):
+        first.step()
+    second.step()
+    np.testing.assert_array_equal(p.data, -1.0)
+
+
 def test_clip_scales_the_joint_norm():
     a, b = (Tensor(np.ones(1), requires_grad=True) for _ in range(2))
     optimizer = SGD([a, b], lr=1.0)
