@@ -178,9 +178,7 @@ def linear(x, w, b):
 
     With g = dL/dy as rows (N, O):     dx = g Wᵀ      dW = xᵀ g      db = Σₙ gₙ
     """
-    y = x.reshape(-1, w.shape[0]) @ w
-    y += b
-    return y.reshape(*x.shape[:-1], w.shape[1]), lambda g: _linear_backward(x, w, g)
+    return _linear_forward(x, w, b), lambda g: _linear_backward(x, w, g)
 
 
 @op
@@ -189,11 +187,17 @@ def linear_relu(x, w, b):
 
     As `linear`, after g has passed the ReLU: units that are off (y = 0) pass nothing back.
     """
+    y = _linear_forward(x, w, b)
+    array_module(y).maximum(y, 0.0, out=y)
+    return y, lambda g: _linear_backward(x, w, g * (y > 0))
+
+
+def _linear_forward(x, w, b):
+    if b.shape != w.shape[1:]:
+        raise ValueError("there must be one bias for each column of w")
     y = x.reshape(-1, w.shape[0]) @ w
     y += b
-    array_module(y).maximum(y, 0.0, out=y)
-    y = y.reshape(*x.shape[:-1], w.shape[1])
-    return y, lambda g: _linear_backward(x, w, g * (y > 0))
+    return y.reshape(*x.shape[:-1], w.shape[1])
 
 
 def _linear_backward(x, w, g):

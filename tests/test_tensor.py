@@ -295,6 +295,8 @@ def test_errors_name_the_op_and_its_inputs():
         (lambda x: x.sum().cumsum(), "cumsum: there is no axis"),
         (lambda x: ops.gather(x, np.array([[0]])), "gather: the index must have the shape of x"),
         (lambda x: fused.cross_entropy(x, np.zeros((2, 1), int)), "cross_entropy: there must be one label"),
+        (lambda x: fused.linear(x, np.ones((3, 4)), np.ones(1)), "linear: there must be one bias for each column"),
+        (lambda x: fused.linear_relu(x, np.ones((3, 4)), np.ones((2, 4))), "linear_relu: there must be one bias"),
     ],
 )
 def test_what_would_be_wrong_silently_or_only_on_the_way_back_is_refused(wrong, message):
