@@ -14,7 +14,7 @@ import numpy as np
 from .backend import array_module, asarray_like, to_host
 from .tensor import Tensor
 
-_BLOCK = 65536  # elements: few enough for a second-level cache, enough to make up for the calls
+_BLOCK = 65536  # elements: the two or three arrays of a pass stay in a second-level cache, and the calls are few
 
 
 class FlatBuffer:

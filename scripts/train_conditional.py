@@ -25,7 +25,7 @@ from minigrad import no_grad
 from minigrad.optim import SGD
 from models.conditional import BetaNoise, ConditionalNetwork, Controller, DenseGate
 from pictures import gate_curves
-from run_folder import RunFolder, at_least, default_folder, flag, report_errors, require
+from run_folder import RunFolder, at_least, default_folder, flag, report_errors, require, unused
 
 import numpy as np
 
@@ -93,8 +93,7 @@ class Config(training.ImageConfig):
         require(not beta or 1.0 < beta < math.inf, f"--beta must be 0, or above 1 and finite, got {beta}.")
         if self.gate in BASELINES:
             for name, what in (("tau", "temperature"), ("sparsity", "sparsity cost"), ("beta", "Beta noise")):
-                given = getattr(self, name) is not None
-                require(not given, f"the baseline {self.gate} has no {what}: leave --{name} out.")
+                unused(self, f"the baseline {self.gate} has no {what}", name)
 
     def create_estimator(self):
         return None if self.gate in BASELINES else create(self.gate, self.tau, "bernoulli")

@@ -311,10 +311,7 @@ LISTOPS = Script(
         ("--dropout nan", "--dropout must be at least 0 and below 1, got nan"),
         ("--clip 0", "--clip must be positive, got 0.0"),
         ("--clip nan", "--clip must be positive, got nan"),
-        (
-            "--encoder lstm --estimator st",
-            "the encoder lstm chooses no tree: leave --estimator out",
-        ),
+        ("--encoder lstm --estimator st", "the encoder lstm chooses no tree: leave --estimator out"),
         ("--encoder gold --tau 1", "the encoder gold chooses no tree: leave --tau out"),
         ("--encoder tree", "unknown encoder 'tree'; the known ones are latent, lstm, left, right, balanced, gold"),
         ("--leaves gru", "unknown leaves 'gru'; the known ones are lstm, affine"),
