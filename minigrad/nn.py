@@ -1,7 +1,8 @@
 """Modules hold parameters and name them; the mathematics is in `minigrad.fused`.
 
-A Module finds its parameters by looking at its attributes, in the order they were set: Tensors that require a
-gradient, other Modules, and lists of either. Initial values come from `minigrad.random`, so a seed fixes them.
+A Module finds its parameters by looking at its attributes, in the order they were set: leaf Tensors that require a
+gradient, other Modules, and lists, tuples and dictionaries of either. Initial values come from `minigrad.random`, so a
+seed fixes them.
 """
 
 from __future__ import annotations
@@ -62,19 +63,23 @@ def _uniform(rng, shape, bound, dtype):
 class Module:
     """Base class. Set parameters and submodules as attributes; define `__call__`."""
 
-    def named_parameters(self, prefix: str = "") -> dict[str, Tensor]:
+    def named_parameters(self) -> dict[str, Tensor]:
         """{"decoder.0.weight": Tensor, ...}, in the order the attributes were set. A shared parameter counts once."""
-        found: dict[str, Tensor] = {}
-        for name, value in vars(self).items():
-            items = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
-            for i, item in items:
-                full = f"{prefix}{name}" if i is None else f"{prefix}{name}.{i}"
-                if isinstance(item, Module):
-                    found |= item.named_parameters(full + ".")
-                elif isinstance(item, Tensor) and item.requires_grad:
-                    found[full] = item
-        seen: set[int] = set()
-        return {k: p for k, p in found.items() if not (id(p) in seen or seen.add(id(p)))}
+        found: dict[int, tuple[str, Tensor]] = {}
+
+        def collect(name, value):
+            if isinstance(value, Tensor):
+                if value.requires_grad and value._op is None:  # not a result that is kept for later
+                    found.setdefault(id(value), (name, value))
+            else:
+                parts = vars(value) if isinstance(value, Module) else value
+                parts = dict(enumerate(parts)) if isinstance(parts, list | tuple) else parts
+                if isinstance(parts, dict):
+                    for key, part in parts.items():
+                        collect(f"{name}.{key}" if name else str(key), part)
+
+        collect("", self)
+        return dict(found.values())
 
     def parameters(self) -> list[Tensor]:
         return list(self.named_parameters().values())

@@ -452,6 +452,9 @@ Tensor.logsumexp = _reduction(logsumexp)
 for _function in (exp, log, sqrt, tanh, sigmoid, relu, cumsum):
     setattr(Tensor, _function.__name__, _function)
 # comparisons have no derivative: they give plain boolean arrays, which are constants
+Tensor.__eq__ = lambda a, b: _value(a) == _value(b)
+Tensor.__ne__ = lambda a, b: _value(a) != _value(b)
+Tensor.__hash__ = object.__hash__
 Tensor.__gt__ = lambda a, b: _value(a) > _value(b)
 Tensor.__ge__ = lambda a, b: _value(a) >= _value(b)
 Tensor.__lt__ = lambda a, b: _value(a) < _value(b)

@@ -111,6 +111,9 @@ class Tensor:
         made_by = f", made by {self._op.name}" if self._op else ", requires_grad" if self.requires_grad else ""
         return f"Tensor({self.data}{made_by})"
 
+    def __bool__(self):
+        raise TypeError("a Tensor is neither true nor false: compare its .item(), or ask for its .size.")
+
     def __array__(self, *_, **__):
         raise TypeError("a Tensor does not turn into an array by itself: use .data, or .numpy() for a host copy.")
 

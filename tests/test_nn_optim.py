@@ -28,6 +28,17 @@ def test_parameters_have_names_and_shared_ones_count_once():
     assert names == ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias", "scale"]
 
 
+def test_parameters_are_found_in_containers_and_results_are_not_taken_for_them():
+    class Nested(nn.Module):
+        def __init__(self):
+            linear = lambda site: nn.Linear(1, 1, Rng(0).site(site), dtype=np.float64)
+            self.heads = {"mean": linear("m"), 7: (nn.parameter(np.ones(1)), [linear("n")])}
+            self.seen, self.fixed, self.size = nn.parameter(np.ones(2)) * 2.0, Tensor(np.ones(1)), 3
+
+    names = ["heads.mean.weight", "heads.mean.bias", "heads.7.0", "heads.7.1.0.weight", "heads.7.1.0.bias"]
+    assert list(Nested().named_parameters()) == names
+
+
 def test_a_seed_fixes_the_initial_weights():
     a, b, c = Net(Rng(0)), Net(Rng(0)), Net(Rng(1))
     for p, q, r in zip(a.parameters(), b.parameters(), c.parameters(), strict=True):

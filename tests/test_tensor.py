@@ -1,6 +1,7 @@
 """The engine: accumulation, order, freeing, errors. Rules are tested in test_ops.py."""
 
 import gc
+import operator
 import sys
 import weakref
 
@@ -270,6 +271,26 @@ def test_arrays_and_numbers_on_the_left_reach_the_tensor():
     y = 2.0 ** Tensor(np.ones(2, np.float32), requires_grad=True)
     y.sum().backward()
     assert (a > 3.0).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("name", ["eq", "ne", "lt", "le", "gt", "ge"])
+def test_comparisons_are_elementwise_and_give_plain_arrays(name):
+    compare, a = getattr(operator, name), np.array([1.0, 2.0, 3.0])
+    x = Tensor(a, requires_grad=True)
+    for other in (2.0, a[::-1], Tensor(a[::-1])):
+        plain = other.data if isinstance(other, Tensor) else other
+        found = compare(x, other)
+        assert type(found) is np.ndarray
+        np.testing.assert_array_equal(found, compare(a, plain))
+    np.testing.assert_array_equal(compare(a[::-1], x), compare(a[::-1], a))
+
+
+def test_a_tensor_is_a_key_but_no_condition():
+    """A Tensor's hash is its identity; its truth could only be its length, which nobody asks for."""
+    x = Tensor(np.ones(2))
+    assert {x: 1}[x] == 1
+    with pytest.raises(TypeError, match=r"neither true nor false: compare its \.item"):
+        bool(x)
 
 
 def test_errors_name_the_op_and_its_inputs():
