@@ -95,7 +95,10 @@ class Estimator:
             return f
 
         self.inputs, seen = inputs, self._latest
-        value = self.estimate(self._masked(logits, mask), per_example, rng)
+        logits = self._masked(logits, mask)
+        if not logits.size:  # no examples, or none with a variable: nothing to draw, and nothing to learn from
+            return attach_gradient(per_example(Tensor(logits.data)), logits, logits.data)
+        value = self.estimate(logits, per_example, rng)
         if seen is not None:
             self._latest = seen
         return value

@@ -1199,6 +1199,25 @@ def test_logits_that_are_no_tensor_are_refused(name, code):
 
 
 @pytest.mark.parametrize(("name", "code"), PAIRS)
+def test_a_batch_without_examples_teaches_nothing(name, code):
+    """A baseline would be the mean of no numbers, and NaN from then on."""
+    estimator = create(name, code=code)
+    for step, shape in enumerate([(0, 2, 3), (2, 2, 3), (0, 2, 3), (2, 2, 3)]):
+        logits = Tensor(np.zeros(shape), requires_grad=True)
+        before = estimator.state_dict()
+        value = estimator(logits, lambda d: (d * d + d).sum(axis=(1, 2)), Rng(0).at(step))
+        value.sum().backward()
+        estimator.update()
+        assert value.shape == shape[:1]
+        assert logits.grad.shape == shape
+        assert np.isfinite(logits.grad).all()
+        if not shape[0]:
+            for key, array in estimator.state_dict().items():
+                if key != "updates":  # a count of training steps
+                    np.testing.assert_array_equal(array, before[key])
+
+
+@pytest.mark.parametrize(("name", "code"), PAIRS)
 def test_a_cost_that_is_not_per_example_is_refused(name, code):
     logits = logits_of(code, 3)
     for axes in ((0, *range(1, logits.ndim)), logits.ndim - 1 if code == "categorical" else 0):
