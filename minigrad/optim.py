@@ -69,7 +69,7 @@ class Optimizer:
         self.lr, self.steps = lr, 0
         self.state: dict[str, object] = {}
         on_cpu = array_module(self.flat.data) is np
-        self._block = min(_BLOCK, self.flat.data.size) if on_cpu else self.flat.data.size
+        self._block = max(1, min(_BLOCK, self.flat.data.size) if on_cpu else self.flat.data.size)
         self._scratch = array_module(self.flat.data).empty_like(self.flat.data[: self._block])
 
     def _add_state(self, name):
