@@ -176,6 +176,18 @@ def test_a_gradient_that_the_user_sets_is_the_one_that_counts():
     np.testing.assert_allclose([a.data, b.data], [[0.8, 0.7], [0.9, 0.9]])
 
 
+def test_an_optimizer_whose_parameter_was_given_another_array_says_so():
+    p = Tensor(np.ones(3), requires_grad=True)
+    optimizer = SGD([p], lr=1.0)
+    p.data = np.zeros(3)
+    (p * 2.0).sum().backward()
+    with pytest.raises(RuntimeError, match=r"\.data was replaced"):
+        optimizer.step()
+    p.data = optimizer.flat.data.reshape(3)  # another view of the same memory is another array, too
+    with pytest.raises(RuntimeError, match=r"\.data was replaced"):
+        optimizer.step()
+
+
 def test_an_optimizer_that_has_lost_its_parameters_to_another_one_says_so():
     p = Tensor(np.ones(3), requires_grad=True)
     first, second = SGD([p], lr=1.0), SGD([p], lr=1.0)

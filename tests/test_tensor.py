@@ -308,6 +308,12 @@ def test_mixed_dtypes_are_an_error_and_constants_keep_the_dtype():
     assert a32.grad.dtype == np.float32
 
 
+def test_an_op_with_several_outputs_keeps_the_dtype_as_well():
+    c = Tensor(np.ones((2, 3), np.float32), requires_grad=True)
+    with pytest.raises(TypeError, match=r"lstm_cell: float64\(2, 12\), float32\(2, 3\) give float64\(2, 3\), float64"):
+        fused.lstm_cell(np.ones((2, 12)), c)
+
+
 def test_arrays_and_numbers_on_the_left_reach_the_tensor():
     a = leaf(2.0, 4.0)
     for y, expected in [
