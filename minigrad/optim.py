@@ -198,6 +198,7 @@ class Adam(Optimizer):
 class RAdam(Adam):
     """Rectified Adam (Liu et al. 2020, algorithm 2): Adam's step times the rectification rₜ once the variance of the
     adaptive rate is tractable (ρₜ > 5, as in PyTorch; the paper says 4), and momentum alone before.
+    ε is added to √v̂, as in Adam; PyTorch's RAdam adds it to √v.
 
         ρ∞ = 2/(1−β₂) − 1      ρₜ = ρ∞ − 2tβ₂ᵗ/(1−β₂ᵗ)      rₜ² = (ρₜ−4)(ρₜ−2)ρ∞ / ((ρ∞−4)(ρ∞−2)ρₜ)
     """
