@@ -84,10 +84,13 @@ class Estimator:
         """cost's value for each example, (B,), with the estimator's gradient attached.
 
         ValueError if the cost's result has another shape: (B, 1), say, would broadcast silently against (B,).
+        TypeError if it is no Tensor.
         """
 
         def per_example(d):
             f = cost(d)
+            if not isinstance(f, Tensor):
+                raise TypeError(f"the cost must give a Tensor, but it gave {type(f).__name__}.")
             if f.shape != logits.shape[:1]:
                 raise ValueError(
                     f"the cost must give one value per example, {logits.shape[:1]}, but it gave {f.shape}."
@@ -95,7 +98,12 @@ class Estimator:
             return f
 
         self.inputs, seen = inputs, self._latest
-        value = self.estimate(self._masked(logits, mask), per_example, rng)
+        logits = self._masked(logits, mask)
+        if not logits.ndim:
+            raise ValueError("logits need a first axis, for the examples, got the shape ().")
+        if not logits.size:  # no examples, or none with a variable: nothing to draw, and nothing to learn from
+            return attach_gradient(per_example(Tensor(logits.data)), logits, logits.data)
+        value = self.estimate(logits, per_example, rng)
         if seen is not None:
             self._latest = seen
         return value
@@ -206,7 +214,11 @@ def masked(logits: Tensor, mask) -> Tensor:
     mask = np.asarray(mask)
     if mask.dtype != bool:
         raise TypeError(f"the mask must be booleans (True = the class exists), got {mask.dtype}.")
-    if not np.broadcast_to(mask, logits.shape).any(axis=-1).all():
+    try:
+        spread = np.broadcast_to(mask, logits.shape)
+    except ValueError:
+        raise ValueError(f"a mask of shape {mask.shape} does not fit logits of shape {logits.shape}.") from None
+    if not spread.any(axis=-1).all():
         raise ValueError("the mask leaves a row without any class; every row needs at least one True.")
     return mask_logits(logits, asarray_like(mask, logits.data))
 

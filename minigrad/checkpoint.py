@@ -29,9 +29,14 @@ def write_atomically(path, data: bytes) -> None:
 
 
 def save(path, arrays: dict[str, np.ndarray], info: dict) -> None:
-    """Save named arrays (any shape; NumPy) and `info` (anything JSON can hold; floats survive to the last bit)."""
+    """Save named arrays (any shape; NumPy) and `info` (anything JSON can hold; floats survive to the last bit).
+
+    ValueError for the one name that the format keeps for itself: the file could not be read again.
+    """
     from safetensors.numpy import save as to_bytes
 
+    if "__metadata__" in arrays:
+        raise ValueError("an array in a checkpoint cannot be called '__metadata__': choose another name.")
     contiguous = {name: np.asarray(a, order="C") for name, a in arrays.items()}
     write_atomically(path, to_bytes(contiguous, metadata={"info": json.dumps(info)}))
 

@@ -133,7 +133,8 @@ def cross_entropy(logits, labels):
     e = xp.exp(z)
     total = e.sum(axis=-1, keepdims=True)
     onehot = one_hot(labels, logits.shape[-1], logits)
-    loss = (xp.log(total) - inner(z, onehot))[..., 0]
+    at = xp.arange(0, z.size, z.shape[-1]) + labels.reshape(-1)  # not ⟨z, onehot⟩: a class may have the logit −∞
+    loss = xp.log(total)[..., 0] - z.reshape(-1)[at].reshape(labels.shape)
     return loss, lambda g: (g[..., None] * (e / total - onehot), None)
 
 
@@ -202,7 +203,8 @@ def _linear_forward(x, w, b):
 
 def _linear_backward(x, w, g):
     xp = array_module(w)
-    rows, g = x.reshape(-1, w.shape[0]), g.reshape(-1, w.shape[1])
+    rows = x.reshape(-1, w.shape[0])
+    g = g.reshape(rows.shape[0], w.shape[1])
     dx = lambda: (g @ w.T).reshape(x.shape)  # each a matrix product: computed only if that input asks for it
     dw = lambda out=None: xp.matmul(rows.T, g, out=out)
     db = lambda out=None: g.sum(axis=0, out=out)
@@ -220,7 +222,7 @@ def embedding(table, ids):
     check_index(ids, V)
 
     def backward(g):
-        g, xp = g.reshape(-1, D), array_module(table)
+        g, xp = g.reshape(ids.size, D), array_module(table)
         if V <= 1024:
             return one_hot(ids.reshape(-1), V, table).T @ g, None
         dtable = xp.zeros_like(table)

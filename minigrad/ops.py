@@ -55,13 +55,17 @@ def divide(a, b):
 
 @op
 def power(a, b):
-    """y = aᵇ         ∂y/∂a = b aᵇ⁻¹     ∂y/∂b = y log a   (needs a > 0)"""
+    """y = aᵇ         ∂y/∂a = b aᵇ⁻¹     ∂y/∂b = y log a   (needs a > 0, or a = 0 ≤ b, where it is taken as 0)"""
     y = a**b
-    log_a = lambda: array_module(a).log(a) if hasattr(a, "dtype") else math.log(a)
+
+    def log_a():
+        if hasattr(a, "dtype"):
+            return array_module(a).log(a + ((a == 0) & (b >= 0)), dtype=y.dtype)
+        return math.nan if a < 0 else math.log(a or 1)
 
     def backward(g):
-        constant = not hasattr(b, "dtype") and b == 0  # a⁰ = 1 everywhere, also where a⁻¹ is infinite
-        da = lambda: unbroadcast(0.0 * g if constant else g * b * a ** (b - 1), a.shape)
+        # a⁰ = 1 everywhere, also where a⁻¹ is infinite: where b = 0, any finite power will do
+        da = lambda: unbroadcast(g * b * a ** (b - 1 + (b == 0)), a.shape)
         db = lambda: unbroadcast(g * y * log_a(), b.shape)
         return da, db
 
@@ -361,6 +365,13 @@ def getitem(x, *, key):
     return x[key], backward
 
 
+def _axis(axis, ndim):
+    """The axis counted from the front; ValueError if there is none such."""
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"axis {axis} is out of bounds for an array with {ndim} axes")
+    return axis % ndim
+
+
 @op
 def gather(x, index, *, axis: int = -1):
     """y[..., i, ...] = x[..., index[..., i, ...], ...]: one element per entry of `index` (take_along_axis).
@@ -368,7 +379,7 @@ def gather(x, index, *, axis: int = -1):
     index: integers, of x's shape but for the length of `axis`.
     """
     xp = array_module(x)
-    axis = axis % x.ndim
+    axis = _axis(axis, x.ndim)
     others = lambda shape: shape[:axis] + shape[axis + 1 :]
     if others(index.shape) != others(x.shape):
         raise ValueError("the index must have the shape of x but for the axis")
@@ -387,7 +398,7 @@ def gather(x, index, *, axis: int = -1):
 def take(x, index, *, axis: int = 0):
     """y = the slices of x at the integers `index` (any shape) along `axis`; duplicates add up on the way back."""
     xp = array_module(x)
-    axis = axis % x.ndim
+    axis = _axis(axis, x.ndim)
 
     def backward(g):
         dx = xp.zeros_like(x)

@@ -38,7 +38,7 @@ class FlatBuffer:
             part = slice(start, start + p.size)
             p.data, p.buffer, p.grad = self.data[part].reshape(p.shape), self.grad[part].reshape(p.shape), None
             start = part.stop
-        self._buffers = [p.buffer for p in parameters]
+        self._views = [(p.data, p.buffer) for p in parameters]
 
     def zero_grad(self) -> None:
         """Forget the gradients. Nothing is cleared: the next backward pass overwrites."""
@@ -47,10 +47,12 @@ class FlatBuffer:
 
     def complete(self) -> None:
         """A parameter that no gradient reached has gradient 0; one that was set by hand is copied to its place.
-        RuntimeError if another optimizer was made for these parameters since."""
-        for p, buffer in zip(self.parameters, self._buffers, strict=True):
+        RuntimeError if another optimizer was made for these parameters since, or one was given another array."""
+        for p, (data, buffer) in zip(self.parameters, self._views, strict=True):
             if p.buffer is not buffer:
                 raise RuntimeError("a parameter has gone over to an optimizer that was made later: step that one.")
+            if p.data is not data:
+                raise RuntimeError("a parameter's .data was replaced: write into it, or make the optimizer afterwards.")
             if p.grad is not p.buffer:
                 p.buffer[...] = 0.0 if p.grad is None else p.grad
                 p.grad = p.buffer
@@ -69,7 +71,7 @@ class Optimizer:
         self.lr, self.steps = lr, 0
         self.state: dict[str, object] = {}
         on_cpu = array_module(self.flat.data) is np
-        self._block = min(_BLOCK, self.flat.data.size) if on_cpu else self.flat.data.size
+        self._block = max(1, min(_BLOCK, self.flat.data.size) if on_cpu else self.flat.data.size)
         self._scratch = array_module(self.flat.data).empty_like(self.flat.data[: self._block])
 
     def _add_state(self, name):
@@ -196,6 +198,7 @@ class Adam(Optimizer):
 class RAdam(Adam):
     """Rectified Adam (Liu et al. 2020, algorithm 2): Adam's step times the rectification rₜ once the variance of the
     adaptive rate is tractable (ρₜ > 5, as in PyTorch; the paper says 4), and momentum alone before.
+    ε is added to √v̂, as in Adam; PyTorch's RAdam adds it to √v.
 
         ρ∞ = 2/(1−β₂) − 1      ρₜ = ρ∞ − 2tβ₂ᵗ/(1−β₂ᵗ)      rₜ² = (ρₜ−4)(ρₜ−2)ρ∞ / ((ρ∞−4)(ρ∞−2)ρₜ)
     """

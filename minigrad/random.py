@@ -66,6 +66,7 @@ class Rng:
 
     def bits(self, n: int) -> np.ndarray:
         """(n,) uint64, uniformly distributed."""
+        _check_size(n)
         # Making a Philox asks the operating system for entropy, which costs more than the numbers: each thread keeps
         # one and moves it to the address.
         if not hasattr(_thread, "philox"):
@@ -82,6 +83,7 @@ class Rng:
         if dtype not in _FLOATS:
             raise TypeError(f"noise is float32 or float64, not {dtype}.")
         n = int(np.prod(shape, dtype=np.int64))
+        _check_size(n)
         words = self.bits(-(-n * dtype.itemsize // 8))
         return uniform_from_bits(words, dtype)[:n].reshape(shape)
 
@@ -159,6 +161,12 @@ def one_hot(index, classes: int, like):
 def argmax_one_hot(z):
     """The one-hot of argmax over the last axis, (..., K) -> (..., K). A tie goes to the first: never two ones."""
     return one_hot(z.argmax(axis=-1), z.shape[-1], z)
+
+
+def _check_size(n: int) -> None:
+    """ValueError for a negative one: a slice up to it would quietly hold other numbers."""
+    if n < 0:
+        raise ValueError(f"cannot draw {n} numbers: a shape or a length is negative.")
 
 
 def _send(host: np.ndarray, like):

@@ -29,6 +29,7 @@ import functools
 import itertools
 import os
 import sys
+from threading import get_ident
 
 import numpy as np
 
@@ -38,7 +39,7 @@ __all__ = ["Op", "Tensor", "enable_grad", "grad", "no_grad", "op", "unbroadcast"
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
 _creation = itertools.count()
-_recording = True
+_quiet: set[int] = set()  # the threads that are within `no_grad()`: what one does must not reach another
 _new = object.__new__
 
 
@@ -74,6 +75,8 @@ class Tensor:
             raise TypeError("Tensor of a Tensor: use it as it is, or its .detach().")
         if not hasattr(data, "dtype"):
             data = np.asarray(data, dtype=np.float64)
+        elif isinstance(data, np.generic):  # a NumPy scalar cannot be written into, as a parameter must be
+            data = np.asarray(data)
         if data.dtype != np.float32 and data.dtype != np.float64:
             raise TypeError(f"a Tensor holds float32 or float64, got {data.dtype}: use data.astype('float32').")
         array_module(data)
@@ -116,6 +119,12 @@ class Tensor:
 
     def __array__(self, *_, **__):
         raise TypeError("a Tensor does not turn into an array by itself: use .data, or .numpy() for a host copy.")
+
+    def __reduce__(self):
+        """For `copy` and `pickle`: a leaf made anew, since two Tensors with one creation number would count as one."""
+        if self._op is not None:
+            raise TypeError(f"only a leaf can be copied or pickled, not what {self._op.name} made: use .detach().")
+        return Tensor, (self.data, self.requires_grad), (None, {"grad": self.grad})
 
     def item(self) -> float:
         """The value of a Tensor with one element, as a Python float."""
@@ -174,7 +183,7 @@ def grad(y: Tensor, inputs, g=None, keep: bool = False) -> list:
 
 
 class no_grad:
-    """`with no_grad():` computes values only: no closure is kept, no graph is built."""
+    """`with no_grad():` computes values only, in this thread: no closure is kept, no graph is built."""
 
     _record = False
 
@@ -182,13 +191,15 @@ class no_grad:
         self._before = []  # one entry for each time it was entered: the same object may be nested
 
     def __enter__(self):
-        global _recording
-        self._before.append(_recording)
-        _recording = self._record
+        self._before.append(get_ident() not in _quiet)
+        self._set(self._record)
 
     def __exit__(self, *_):
-        global _recording
-        _recording = self._before.pop()
+        self._set(self._before.pop())
+
+    @staticmethod
+    def _set(record):
+        (_quiet.discard if record else _quiet.add)(get_ident())
 
 
 class enable_grad(no_grad):
@@ -242,10 +253,12 @@ def op(rule=None, *, surrogate=None, enumerated=None):
             raise type(error)(f"{this.name}: {error} (inputs: {_describe(inputs)})") from None
 
         if type(out) is tuple:
-            return _several(this, out, backward, inputs, settings, tracked and _recording)
+            if dtype is not None and any(o.dtype != dtype for o in out):
+                raise TypeError(f"{this.name}: {_describe(inputs)} give {_describe(out)}; convert them to one dtype.")
+            return _several(this, out, backward, inputs, settings, tracked and not (_quiet and get_ident() in _quiet))
         if dtype is not None and out.dtype != dtype:
             raise TypeError(f"{this.name}: {_describe(inputs)} give {out.dtype}; convert the inputs to one dtype.")
-        if tracked and _recording:
+        if tracked and not (_quiet and get_ident() in _quiet):
             return _node(out, this, inputs, settings, backward, sys._getframe(1))
         return _constant(out)
 
@@ -317,6 +330,8 @@ def _walk(y: Tensor, g, targets, keep):
         if y.data.size != 1:
             raise RuntimeError(f"a Tensor of shape {y.shape} needs the gradient of the objective: backward(g).")
         g = array_module(y.data).ones_like(y.data)
+    elif type(g) is Tensor:
+        raise TypeError("g must be an array, not a Tensor: pass its .data.")
     elif getattr(g, "shape", None) != y.data.shape or g.dtype != y.data.dtype:
         raise TypeError(f"g is {_describe((g,))}, the Tensor is {y.dtype}{y.shape}: they must be alike.")
 

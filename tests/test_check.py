@@ -4,7 +4,7 @@ from estimators import ESTIMATORS, create, facts
 from minigrad import Rng, Tensor, op, ops
 from minigrad.backend import Backend
 from minigrad.check import CheckFailed, audit, check_rule, gradcheck
-from minigrad.fused import bce_with_logits, softmax_array, softmax_vjp
+from minigrad.fused import bce_with_logits, cross_entropy, softmax_array, softmax_vjp
 from models.vae import BernoulliVAE, CategoricalVAE
 
 import numpy as np
@@ -187,6 +187,39 @@ def test_audit_does_not_mistake_the_edge_of_a_domain_for_an_error():
     with np.errstate(divide="ignore"):
         loss = ops.log(Tensor(np.append(x, 0.0), requires_grad=True)).sum()
     assert "infinite" in audit(loss).rows[0].verdict
+
+
+def test_audit_takes_a_step_that_fits_the_small_entries_beside_large_ones():
+    for large in (900.0, 3e3, 1e8, 1e14):
+        result = audit(ops.log(Tensor([0.1, large], requires_grad=True)).sum())
+        assert result.ok, str(result)
+
+    @op
+    def wrong_where_small(x):
+        return np.log(x), lambda g: np.where(x < 1.0, 1.001, 1.0) * g / x
+
+    assert audit(wrong_where_small(Tensor([0.1, 3e3], requires_grad=True)).sum()).rows[0].verdict == "FAILED"
+
+
+def test_audit_sees_every_kink_however_short_the_step_across_it():
+    x = Tensor(np.random.default_rng(0).standard_normal(300), requires_grad=True)
+    rows = audit(ops.relu(ops.relu(x)).sum()).rows
+    assert rows[0].ok
+    assert rows[1].verdict == f"not decided: {np.sum(x.data <= 0)} of 300 outputs at a kink"
+
+
+def test_audit_does_not_decide_what_rounding_hides():
+    x = Tensor(np.array([[34.0, 3.0], [36.0, 2.0]]), requires_grad=True)
+    for y in (x + 1e9, cross_entropy(x, np.array([0, 0]))):  # large values; a loss that is zero but for 4e-14
+        row = audit(y.sum()).rows[0]
+        assert row.verdict == "not decided: the gradient is lost in the rounding of the outputs"
+        assert not row.ok
+
+    @op
+    def wrong_and_small(x):
+        return 1e-6 * x, lambda g: 2e-6 * g
+
+    assert audit(wrong_and_small(x).sum()).rows[0].verdict == "FAILED"
 
 
 def test_audit_says_when_a_rule_is_checked_elsewhere_or_has_none():

@@ -43,6 +43,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert checkpoint.load(tmp_path / "c")[1] == {"epoch": 1}
 
 
+def test_a_name_that_could_not_be_read_again_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="cannot be called '__metadata__'"):
+        checkpoint.save(tmp_path / "c", {"__metadata__": np.ones(2)}, {})
+    assert not os.listdir(tmp_path)
+
+
 @pytest.mark.parametrize("keep", [0, 1, 7, 30, 0.5, 0.99])
 def test_a_truncated_file_is_refused(tmp_path, keep):
     path = tmp_path / "c"

@@ -960,7 +960,16 @@ def test_masking_a_class_is_leaving_it_out(op, settings):
     assert (full[:, 3] == 0).all()
 
 
-@pytest.mark.parametrize("mask", [np.zeros(4, bool), np.array([[[True] * 4], [[False] * 4]]), np.ones(4)])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        np.zeros(4, bool),
+        np.array([[[True] * 4], [[False] * 4]]),
+        np.ones(4),
+        np.ones(3, bool),
+        np.ones((1, 2, 1, 4), bool),
+    ],
+)
 def test_a_bad_mask_is_refused(mask):
     logits = Tensor(np.zeros((2, 1, 4)), requires_grad=True)
     with pytest.raises((ValueError, TypeError), match="mask"):
@@ -1199,11 +1208,40 @@ def test_logits_that_are_no_tensor_are_refused(name, code):
 
 
 @pytest.mark.parametrize(("name", "code"), PAIRS)
+def test_a_batch_without_examples_teaches_nothing(name, code):
+    """A baseline would be the mean of no numbers, and NaN from then on."""
+    estimator = create(name, code=code)
+    for step, shape in enumerate([(0, 2, 3), (2, 2, 3), (0, 2, 3), (2, 2, 3)]):
+        logits = Tensor(np.zeros(shape), requires_grad=True)
+        before = estimator.state_dict()
+        value = estimator(logits, lambda d: (d * d + d).sum(axis=(1, 2)), Rng(0).at(step))
+        value.sum().backward()
+        estimator.update()
+        assert value.shape == shape[:1]
+        assert logits.grad.shape == shape
+        assert np.isfinite(logits.grad).all()
+        if not shape[0]:
+            for key, array in estimator.state_dict().items():
+                if key != "updates":  # a count of training steps
+                    np.testing.assert_array_equal(array, before[key])
+
+
+@pytest.mark.parametrize(("name", "code"), PAIRS)
 def test_a_cost_that_is_not_per_example_is_refused(name, code):
     logits = logits_of(code, 3)
     for axes in ((0, *range(1, logits.ndim)), logits.ndim - 1 if code == "categorical" else 0):
         with pytest.raises(ValueError, match="one value per example"):
             create(name).of(code)(logits, lambda d, axes=axes: d.sum(axis=axes), Rng(0))
+
+
+@pytest.mark.parametrize(("name", "code"), PAIRS)
+def test_a_cost_that_is_no_tensor_and_logits_without_examples_are_refused(name, code):
+    estimator = create(name, code=code)
+    for cost, kind in ((lambda d: np.ones(len(d)), "ndarray"), (lambda d: 1.0, "float"), (lambda d: None, "NoneType")):
+        with pytest.raises(TypeError, match=f"the cost must give a Tensor, but it gave {kind}"):
+            estimator(logits_of(code, 3), cost, Rng(0))
+    with pytest.raises(ValueError, match=r"logits need a .* axis.*, got the shape \(\)"):
+        estimator(Tensor(0.0, requires_grad=True), lambda d: d * 1.0, Rng(0))
 
 
 @pytest.mark.parametrize(("name", "code"), PAIRS)

@@ -1,5 +1,7 @@
 """Modules, initialisers and optimizers."""
 
+import copy
+
 from minigrad import Rng, Tensor, nn
 from minigrad.fused import cross_entropy
 from minigrad.optim import OPTIMIZERS, SGD, Adam, RAdam, clip_grad_norm
@@ -185,6 +187,18 @@ def test_a_gradient_that_the_user_sets_is_the_one_that_counts():
     np.testing.assert_allclose([a.data, b.data], [[0.8, 0.7], [0.9, 0.9]])
 
 
+def test_an_optimizer_whose_parameter_was_given_another_array_says_so():
+    p = Tensor(np.ones(3), requires_grad=True)
+    optimizer = SGD([p], lr=1.0)
+    p.data = np.zeros(3)
+    (p * 2.0).sum().backward()
+    with pytest.raises(RuntimeError, match=r"\.data was replaced"):
+        optimizer.step()
+    p.data = optimizer.flat.data.reshape(3)  # another view of the same memory is another array, too
+    with pytest.raises(RuntimeError, match=r"\.data was replaced"):
+        optimizer.step()
+
+
 def test_an_optimizer_that_has_lost_its_parameters_to_another_one_says_so():
     p = Tensor(np.ones(3), requires_grad=True)
     first, second = SGD([p], lr=1.0), SGD([p], lr=1.0)
@@ -203,6 +217,36 @@ def test_clip_scales_the_joint_norm():
     np.testing.assert_allclose([a.grad[0], b.grad[0]], [3.0, 4.0])
     assert clip_grad_norm(optimizer, 1.0) == pytest.approx(5.0)
     np.testing.assert_allclose([a.grad[0], b.grad[0]], [0.6, 0.8], rtol=1e-5)
+
+
+def test_a_numpy_scalar_may_be_a_parameter():
+    class Scaled(nn.Module):
+        def __init__(self):
+            self.scale, self.shift = nn.parameter(np.float64(2.0)), nn.parameter(np.ones(2))
+
+    model = Scaled()
+    model.load_state_dict(model.state_dict() | {"scale": np.array(3.0)})
+    optimizer = SGD(model.parameters(), lr=1.0)
+    (model.scale * model.shift).sum().backward()
+    optimizer.step()
+    np.testing.assert_array_equal(model.scale.data, 1.0)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_parameters_without_elements_are_trained(name):
+    p = Tensor(np.ones((0, 3)), requires_grad=True)
+    optimizer = OPTIMIZERS[name]([p], lr=0.1)
+    (p * 2.0).sum().backward()
+    optimizer.step()
+    assert optimizer.steps == 1
+
+
+def test_a_copied_module_is_trained_by_itself():
+    a = Net(Rng(0))
+    b, x = copy.deepcopy(a), Tensor(np.ones((2, 3)))
+    (a(x).sum() + 2.0 * b(x).sum()).backward()
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        np.testing.assert_array_equal(q.grad, 2.0 * p.grad)
 
 
 @pytest.mark.parametrize("make", [Adam, RAdam, lambda p: SGD(p, 0.1, momentum=0.9)])

@@ -203,6 +203,31 @@ def test_sigmoid_keeps_the_digits_of_small_values():
     np.testing.assert_allclose(y, np.exp([-30.0, -80.0]), rtol=1e-5)
 
 
+def test_a_class_with_the_logit_minus_infinity_does_not_spoil_the_cross_entropy():
+    logits = np.array([[0.0, -np.inf, 1.0], [-np.inf, -np.inf, 2.0]])
+    loss, backward = fused.cross_entropy.rule(logits, np.array([0, 2]))
+    np.testing.assert_allclose(loss, [np.log(1.0 + np.e), 0.0])
+    p = 1.0 / (1.0 + np.e)
+    np.testing.assert_allclose(backward(np.ones(2))[0], [[p - 1.0, 0.0, 1.0 - p], [0.0, 0.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes"),
+    [(fused.linear, [(2, 3), (3, 0), (0,)]), (fused.linear_relu, [(0, 3), (3, 2), (2,)])],
+)
+def test_a_layer_without_outputs_or_examples_has_gradients(op, shapes):
+    tensors = [Tensor(np.ones(shape), requires_grad=True) for shape in shapes]
+    op(*tensors).sum().backward()
+    for t in tensors:
+        np.testing.assert_array_equal(t.grad, np.zeros(t.shape))
+
+
+def test_an_embedding_without_width_has_a_gradient():
+    table = Tensor(np.ones((3, 0)), requires_grad=True)
+    fused.embedding(table, np.array([0, 2])).sum().backward()
+    assert table.grad.shape == (3, 0)
+
+
 @pytest.mark.parametrize("bad", [-1, 3])
 def test_labels_and_ids_out_of_range_are_refused(bad):
     index = np.array([0, bad])

@@ -104,6 +104,17 @@ def test_a_seed_out_of_range_is_refused(bad):
         Rng(0).at(bad)
 
 
+def test_a_negative_size_is_refused():
+    for draw in (
+        lambda: Rng(0).uniform((-1,)),
+        lambda: Rng(0).normal((2, -1)),
+        lambda: Rng(0).gumbel((2, -3)),
+        lambda: Rng(0).permutation(-1),
+    ):
+        with pytest.raises(ValueError, match="a shape or a length is negative"):
+            draw()
+
+
 def test_only_floats_have_noise():
     for dtype in (np.float16, np.int64):
         with pytest.raises(TypeError, match=f"noise is float32 or float64, not {np.dtype(dtype)}"):

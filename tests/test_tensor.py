@@ -1,9 +1,13 @@
 """The engine: accumulation, order, freeing, errors. Rules are tested in test_ops.py."""
 
+import copy
 import gc
 import operator
+import pickle
 import sys
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 from minigrad import Tensor, enable_grad, fused, grad, no_grad, op, ops
 from minigrad.tensor import unbroadcast
@@ -215,6 +219,55 @@ def test_no_grad_can_be_nested_in_itself():
     assert (x * x).requires_grad
 
 
+def test_no_grad_in_one_thread_does_not_reach_another():
+    inside, checked = threading.Event(), threading.Event()
+
+    def other():
+        with no_grad():
+            inside.set()
+            checked.wait(10)
+
+    thread, x = threading.Thread(target=other), leaf(1.0)
+    thread.start()
+    inside.wait(10)
+    quiet = no_grad()
+    assert (x * x).requires_grad
+    with quiet:
+        checked.set()
+        thread.join()
+        assert not (x * x).requires_grad
+    assert (x * x).requires_grad  # whoever leaves last does not bring back what it found
+
+
+def test_threads_differentiate_their_own_graphs():
+    def work(n):
+        for _ in range(50):
+            with no_grad():
+                assert not (leaf(1.0) * 2.0).requires_grad
+            x = leaf(float(n))
+            y = x
+            for _ in range(20):
+                y = y + x
+            y.sum().backward()
+            assert x.grad[0] == 21.0
+        return n
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(8))) == list(range(8))
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_is_a_leaf_of_its_own(again):
+    x = leaf(1.0, 2.0)
+    z = again(x)
+    (x * 2.0 + z * 3.0).sum().backward()
+    np.testing.assert_array_equal(x.grad, [2.0, 2.0])
+    np.testing.assert_array_equal(z.grad, [3.0, 3.0])
+    np.testing.assert_array_equal(again(x).grad, [2.0, 2.0])
+    with pytest.raises(TypeError, match="only a leaf can be copied or pickled, not what multiply made"):
+        again(x * 2.0)
+
+
 def test_an_op_without_a_rule_refuses_a_gradient():
     @op
     def rounded(x):
@@ -254,6 +307,12 @@ def test_mixed_dtypes_are_an_error_and_constants_keep_the_dtype():
         assert y.dtype == np.float32
         y.sum().backward()
     assert a32.grad.dtype == np.float32
+
+
+def test_an_op_with_several_outputs_keeps_the_dtype_as_well():
+    c = Tensor(np.ones((2, 3), np.float32), requires_grad=True)
+    with pytest.raises(TypeError, match=r"lstm_cell: float64\(2, 12\), float32\(2, 3\) give float64\(2, 3\), float64"):
+        fused.lstm_cell(np.ones((2, 12)), c)
 
 
 def test_arrays_and_numbers_on_the_left_reach_the_tensor():
@@ -306,6 +365,8 @@ def test_errors_name_the_op_and_its_inputs():
         (leaf(1.0, 2.0) * 2.0).backward(np.ones(3))
     with pytest.raises(TypeError, match="g is float, the Tensor is float64"):
         (leaf(1.0) * 2.0).backward(2.0)
+    with pytest.raises(TypeError, match=r"g must be an array, not a Tensor: pass its \.data"):
+        (leaf(1.0) * 2.0).backward(Tensor(np.ones(1)))
 
 
 @pytest.mark.parametrize(
@@ -315,6 +376,9 @@ def test_errors_name_the_op_and_its_inputs():
         (lambda x: x.transpose(1, 1), r"transpose: repeated axis"),
         (lambda x: x.sum().cumsum(), "cumsum: there is no axis"),
         (lambda x: ops.gather(x, np.array([[0]])), "gather: the index must have the shape of x"),
+        (lambda x: ops.gather(x, np.array([[0], [0]]), axis=3), "gather: axis 3 is out of bounds"),
+        (lambda x: ops.take(x, np.array([0]), axis=2), "take: axis 2 is out of bounds"),
+        (lambda x: ops.take(x.sum(), np.array([0])), "take: axis 0 is out of bounds"),
         (lambda x: fused.cross_entropy(x, np.zeros((2, 1), int)), "cross_entropy: there must be one label"),
         (lambda x: fused.linear(x, np.ones((3, 4)), np.ones(1)), "linear: there must be one bias for each column"),
         (lambda x: fused.linear_relu(x, np.ones((3, 4)), np.ones((2, 4))), "linear_relu: there must be one bias"),
@@ -346,10 +410,34 @@ def test_a_list_as_a_key_is_refused_because_duplicates_must_add_up():
     np.testing.assert_array_equal(x.grad, [2.0, 1.0, 0.0])
 
 
-def test_power_zero_is_constant_also_at_zero():
+@pytest.mark.parametrize("zero", [0, 0.0, np.float64(0.0), np.array([0, 0]), np.zeros(2), Tensor(np.zeros(2))])
+def test_power_zero_is_constant_also_at_zero(zero):
     x = leaf(0.0, 2.0)
-    (x**0).sum().backward()
+    (x**zero).sum().backward()
     np.testing.assert_array_equal(x.grad, [0.0, 0.0])
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, np.zeros(2)])
+def test_zero_to_a_power_is_constant(zero):
+    x = leaf(0.5, 2.0)
+    y = zero**x
+    y.sum().backward()
+    np.testing.assert_array_equal(y.data, [0.0, 0.0])
+    np.testing.assert_array_equal(x.grad, [0.0, 0.0])
+
+
+def test_a_power_of_small_integers_keeps_the_precision_of_its_exponent():
+    x = leaf(0.5, 2.0)
+    (np.array([2, 3], np.int8) ** x).sum().backward()  # NumPy's log of int8 is float16
+    np.testing.assert_allclose(x.grad, [np.sqrt(2.0) * np.log(2.0), 9.0 * np.log(3.0)], rtol=1e-14)
+
+
+def test_a_negative_number_to_a_power_has_no_slope():
+    x = leaf(1.0, 2.0)
+    y = (-2.0) ** x
+    y.sum().backward()
+    np.testing.assert_array_equal(y.data, [-2.0, 4.0])
+    assert np.isnan(x.grad).all()
 
 
 def test_unbroadcast_sums_what_was_repeated():
