@@ -9,8 +9,9 @@ import types
 import devsim
 from devsim import DevsimBackend, ForbiddenTransfer, forbid
 from estimators import create
-from minigrad import Rng, Tensor
+from minigrad import Rng, Tensor, grad
 from minigrad.backend import Backend, BackendUnavailable, array_module, asarray_like, get_backend, load_cupy, to_host
+from minigrad.check import gradcheck
 from minigrad.fused import TINY
 from models.tree_lstm import TreeLSTM
 from models.vae import BernoulliVAE, CategoricalVAE
@@ -200,6 +201,21 @@ def test_the_gradient_of_a_tree_stays_on_the_device(device, encoder):
         results.append([to_host(cost.data), *(to_host(p.grad) for p in model.parameters())])
     for expected, found in zip(*results, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_gradient_from_the_host_is_refused(device):
+    """CuPy refuses it as an operand of a device array; times a number, it would become the gradient of a leaf."""
+    x = Tensor(device.to_device(HOST), requires_grad=True)
+    with pytest.raises(TypeError, match="same device"):
+        (x * 2.0).backward(HOST)
+    with pytest.raises(TypeError, match="same device"):
+        grad(x * 2.0, [x], HOST)
+    (x * 2.0).backward(device.to_device(HOST))
+    np.testing.assert_array_equal(to_host(x.grad), 2.0 * HOST)
+
+
+def test_gradients_of_a_function_are_checked_at_a_device_array(device):
+    gradcheck(lambda a, b: a * b, [device.to_device(HOST), Tensor(device.to_device(HOST))])
 
 
 def test_the_same_numbers_and_nearly_the_same_values(device):
