@@ -114,6 +114,8 @@ def check_rule(rule, *arrays, wrt=None, tolerance: float = 1e-6, float32: bool =
 def gradcheck(function, inputs, tolerance: float = 1e-6, seed: int = 0) -> None:
     """Verify the gradient of `function(*Tensors) -> Tensor` with respect to all `inputs` (arrays or Tensors).
 
+    The inputs may be on a device; the function is called with copies of them on the host.
+
     >>> gradcheck(lambda a, b: (a * b).sum(), [[1.0, 2.0], [3.0, 4.0]])
     """
 
@@ -123,7 +125,7 @@ def gradcheck(function, inputs, tolerance: float = 1e-6, seed: int = 0) -> None:
         return y.data, lambda g: tuple(grad(y, tensors, g.astype(y.dtype), keep=True))
 
     rule.__name__ = getattr(function, "__name__", "function")
-    arrays = [np.asarray(x.numpy() if isinstance(x, Tensor) else x, dtype=np.float64) for x in inputs]
+    arrays = [np.asarray(to_host(x.data if isinstance(x, Tensor) else x), dtype=np.float64) for x in inputs]
     check_rule(rule, *arrays, tolerance=tolerance, seed=seed, float32=False)
 
 

@@ -334,6 +334,8 @@ def _walk(y: Tensor, g, targets, keep):
         raise TypeError("g must be an array, not a Tensor: pass its .data.")
     elif getattr(g, "shape", None) != y.data.shape or g.dtype != y.data.dtype:
         raise TypeError(f"g is {_describe((g,))}, the Tensor is {y.dtype}{y.shape}: they must be alike.")
+    elif array_module(g) is not array_module(y.data):  # a rule that only multiplies by a number would not notice
+        raise TypeError("g and the Tensor must be on the same device: send g there with Backend.to_device.")
 
     if targets is None:
         nodes, wanted, on_path = _reachable(y), None, None

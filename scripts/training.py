@@ -199,7 +199,8 @@ class Training:
         xp = self.backend.xp
         losses = np.zeros((0, self.loss_parts))
         if self.losses:
-            losses = self.backend.to_host(xp.stack([xp.stack(parts) for parts in self.losses])).astype(np.float64)
+            together = xp.stack([part for parts in self.losses for part in parts])  # one launch, not one for each step
+            losses = self.backend.to_host(together.reshape(-1, self.loss_parts)).astype(np.float64)
         bad = ~np.isfinite(losses).all(axis=1)
         if bad.any():
             step = self.step_in_epoch - len(losses) + int(bad.argmax()) + 1

@@ -28,6 +28,11 @@ API = json.loads((Path(__file__).parent / "cupy_api.json").read_text())
 stats: Counter = Counter()  # "launch", "sync", "h2d", "d2h"
 _forbidden: list[str] = []
 
+# the size of the result is known to the device only, so CuPy waits for it
+_WAITS = {"argwhere", "bincount", "compress", "extract", "flatnonzero", "nonzero", "tobytes", "unique"}
+# functions that begin with a shape, a number or subscripts; all others want arrays, where NumPy takes anything
+_WITHOUT_ARRAY = {"arange", "einsum", "empty", "eye", "full", "identity", "indices", "linspace", "ones", "tri", "zeros"}
+
 
 class ForbiddenTransfer(AssertionError):
     """A host-device transfer or a wait where `forbid` allows none."""
@@ -63,7 +68,7 @@ def _unwrap(x, where: str):
 
 
 def _wrap(x):
-    if isinstance(x, np.ndarray | np.generic):
+    if isinstance(x, np.ndarray | np.generic | bool):  # allclose and its like give an array, too
         return DeviceArray(np.asarray(x))
     if isinstance(x, list | tuple):
         return type(x)(_wrap(y) for y in x)
@@ -79,6 +84,8 @@ def _check_keywords(name, given, allowed):
 
 def _call(function, name, arguments, keywords, allowed=None):
     _check_keywords(name, keywords, allowed)
+    if name in _WAITS or (name == "where" and len(arguments) == 1):
+        _event("sync", name)
     stats["launch"] += 1
     out = keywords.get("out")
     keywords = {k: _unwrap(v, name) for k, v in keywords.items()}
@@ -156,6 +163,8 @@ class DeviceArray:
         if name not in API["ndarray"] or name.startswith("__"):
             raise AttributeError(f"CuPy's ndarray has no attribute {name!r}")
         method = getattr(self._a, name)
+        if not callable(method):
+            return _wrap(method)
         return lambda *arguments, **keywords: _call(method, name, arguments, keywords, API["ndarray"][name])
 
     # -- indexing
@@ -177,7 +186,7 @@ class DeviceArray:
 
     def __setitem__(self, key, value):
         stats["launch"] += 1
-        if isinstance(value, np.ndarray):
+        if isinstance(value, np.ndarray | list | tuple):
             raise TypeError("device[key] = host array")
         key, value = tuple(self._key(key)), _unwrap(value, "assignment")
         self._a[key] = value
@@ -187,14 +196,16 @@ class DeviceArray:
 
 
 def _operator(name):
+    in_place = name.startswith("__i")
+
     def forward(self, other):
-        if isinstance(other, np.ndarray):
-            raise TypeError(f"Unsupported type {type(other)}: {name} mixes a host array with a device array")
         if not isinstance(other, DeviceArray | int | float | bool | np.generic):
-            return NotImplemented
+            if getattr(other, "__array_ufunc__", self) is None and not in_place:
+                return NotImplemented  # the turn of a Tensor
+            raise TypeError(f"Unsupported type {type(other)}: {name} mixes it with a device array (as CuPy says)")
         stats["launch"] += 1
         result = getattr(self._a, name)(_unwrap(other, name))
-        if name.startswith("__i") and name not in ("__invert__",):
+        if in_place:
             return self
         return result if result is NotImplemented else _wrap(result)
 
@@ -251,7 +262,10 @@ class _Module(types.ModuleType):
         if isinstance(a, DeviceArray):
             return a if dtype is None else a.astype(dtype)
         _event("h2d", "asarray")
-        return DeviceArray(np.array(a, dtype=dtype))
+        host = np.array(a, dtype=dtype)
+        if host.dtype.kind not in "biufc":
+            raise ValueError(f"Unsupported dtype {host.dtype} (as CuPy says)")
+        return DeviceArray(host)
 
     def __getattr__(self, name):
         if name in API["constants"]:
@@ -262,9 +276,18 @@ class _Module(types.ModuleType):
             value = getattr(np, name)
             if isinstance(value, type):
                 return value  # a dtype
-            allowed = API["functions"][name]
-            return lambda *arguments, **keywords: _call(value, name, arguments, keywords, allowed)
+            return lambda *arguments, **keywords: self._function(name, value, arguments, keywords)
         raise AttributeError(f"CuPy has no function {name!r}")
+
+    def _function(self, name, function, arguments, keywords):
+        first = arguments[0] if arguments else None
+        if name not in _WITHOUT_ARRAY:
+            for x in first if isinstance(first, list | tuple) else [first]:
+                if not isinstance(x, DeviceArray):
+                    raise TypeError(f"Unsupported type {type(x)}: {name} wants device arrays (as CuPy says)")
+        elif name == "arange" and any(isinstance(x, DeviceArray) for x in arguments):
+            _event("sync", "arange of a device array")
+        return _call(function, name, arguments, keywords, API["functions"][name])
 
 
 xp = _Module("devsim")

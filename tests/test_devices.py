@@ -1,13 +1,20 @@
 """What is assumed of a device array. The same assertions run on the stand-in, where they prove that it refuses what
 CuPy refuses, and (marker `gpu`) on CuPy itself, where they prove that the stand-in is right about it."""
 
+import contextlib
+import operator
 import sys
 import types
 
 import devsim
 from devsim import DevsimBackend, ForbiddenTransfer, forbid
-from minigrad import Rng
-from minigrad.backend import BackendUnavailable, array_module, asarray_like, get_backend, load_cupy, to_host
+from estimators import create
+from minigrad import Rng, Tensor, grad
+from minigrad.backend import Backend, BackendUnavailable, array_module, asarray_like, get_backend, load_cupy, to_host
+from minigrad.check import gradcheck
+from minigrad.fused import TINY
+from models.tree_lstm import TreeLSTM
+from models.vae import BernoulliVAE, CategoricalVAE
 
 import numpy as np
 import pytest
@@ -47,6 +54,14 @@ REFUSED = {
     ),
     "iteration of a 0-d array": (lambda d, xp: list(d.sum()), TypeError),
     "device.setflags": (lambda d, xp: d.setflags(write=False), AttributeError),
+    "device == list": (lambda d, xp: d == [1.0], TypeError),
+    "device += Tensor": (lambda d, xp: operator.iadd(d, Tensor(d)), TypeError),
+    "device[0] = list": (lambda d, xp: d.__setitem__(0, [1.0, 2.0, 3.0]), (TypeError, ValueError)),
+    "xp.where(bool, ...)": (lambda d, xp: xp.where(True, d, 0.0), (TypeError, AttributeError)),
+    "xp.stack([device, number])": (lambda d, xp: xp.stack([d.sum(), 1.0]), TypeError),
+    "xp.broadcast_to(number)": (lambda d, xp: xp.broadcast_to(1.0, (2,)), TypeError),
+    "xp.asarray(None)": (lambda d, xp: xp.asarray(None), ValueError),
+    "xp.asarray(str)": (lambda d, xp: xp.asarray("x"), ValueError),
 }
 
 
@@ -83,6 +98,126 @@ def test_a_device_array_offers_what_the_rules_use(device):
     np.testing.assert_allclose(to_host(d.mean(axis=0)), to_host(d).mean(axis=0))
 
 
+def shifted(d):
+    """d[1:] += d[:-1], which must read all of d before it writes."""
+    a = d.reshape(-1).copy()
+    a[1:] += a[:-1]
+    return a
+
+
+def product_into_rows(d, xp):
+    rows = xp.zeros((4, 2), dtype=d.dtype)
+    xp.matmul(d[:, :2].T, d[:, 1:], out=rows[1:3])
+    return rows
+
+
+# claim: (of the device array `HOST`, the same of NumPy's): equal in dtype, shape and, to rounding, value
+ALIKE = {
+    "a 0-d array has a dtype that counts": lambda d, xp: d * xp.asarray(np.array(2.0)),
+    "a Python number has none": lambda d, xp: 1.0 - 2 * d,
+    "booleans become zeros and ones": lambda d, xp: (d > 1) * d,
+    "a sum of booleans is a count": lambda d, xp: (d > 1).sum(axis=1),
+    "where takes the array's dtype": lambda d, xp: xp.where(d > 1, 0.0, d),
+    "0-d arrays can be stacked": lambda d, xp: xp.stack([d.sum(), d.max()]),
+    "einsum stretches missing axes": lambda d, xp: xp.einsum("...k,...k->...", xp.stack([d] * 4), d),
+    "a copy is in the order of C": lambda d, xp: d.T.copy().reshape(-1),
+    "sums along a reversed view": lambda d, xp: xp.cumsum(d[:, ::-1], axis=1)[:, ::-1],
+    "a product into some rows": product_into_rows,
+    "overlapping views": lambda d, xp: shifted(d),
+    "a sum of nothing": lambda d, xp: d[:0].sum(axis=0),
+    "sums along an axis of nothing": lambda d, xp: xp.cumsum(d[:, :0], axis=-1),
+    "a product over nothing": lambda d, xp: d[:, :0] @ d[:, :0].T,
+    "the first of several maxima": lambda d, xp: xp.zeros((3, 2000), dtype=d.dtype).argmax(axis=-1),
+    "… along short rows": lambda d, xp: xp.zeros((2000, 3), dtype=d.dtype).argmax(axis=-1),
+    "… and of all": lambda d, xp: xp.zeros(5000, dtype=d.dtype).argmax(),
+    "TINY is no zero where subnormal numbers are": lambda d, xp: xp.log(xp.maximum(0.0 * d, TINY)),
+}
+
+
+@pytest.mark.parametrize("what", ALIKE)
+def test_a_device_array_behaves_as_numpy_s_does(device, what):
+    expected, found = ALIKE[what](HOST, np), ALIKE[what](device.to_device(HOST), device.xp)
+    assert array_module(found) is device.xp
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    np.testing.assert_allclose(to_host(found), expected, rtol=1e-5)
+
+
+def test_a_tensor_may_stand_right_of_a_device_array(device):
+    d = device.to_device(HOST + 1.0)
+    x = Tensor(d, requires_grad=True)
+    for name in ("add", "sub", "mul", "truediv", "pow"):
+        for left in (d, d.sum()):
+            assert type(getattr(operator, name)(left, x)) is Tensor
+    assert type(d @ x.T) is Tensor
+    for name in ("lt", "le", "gt", "ge"):
+        assert array_module(getattr(operator, name)(d, x)) is device.xp
+
+
+@contextlib.contextmanager
+def no_waiting(device):
+    """Nothing inside may wait for the device or copy from it; on CuPy by its own detector."""
+    if device.name == "cupy":
+        import cupyx
+
+        with cupyx.allow_synchronize(False):
+            yield
+    else:
+        with forbid("sync", "d2h"):
+            yield
+
+
+PAIRS = [(name, "categorical") for name in ("st-gs", "gumbel-rao", "rebar", "unordered-set", "disarm-sb", "arsm")]
+PAIRS += [(name, "bernoulli") for name in ("exact", "arms", "nvil", "rodeo", "reinforce-minvar")]
+
+
+@pytest.mark.filterwarnings("ignore:cupyx.allow_synchronize")  # it says that it does not see every wait
+@pytest.mark.parametrize(("name", "code"), PAIRS)
+def test_an_estimated_gradient_stays_on_the_device(device, name, code):
+    results = []
+    for backend in (Backend(), device):
+        make = CategoricalVAE if code == "categorical" else BernoulliVAE
+        sizes = (12, 2, 3, (8,)) if code == "categorical" else (12, 3, (8,))
+        model, x = make(*sizes, rng=Rng(0)).to(backend), backend.to_device(Rng(0).uniform((5, 12)))
+        estimator = create(name, code=code)
+        with no_waiting(backend):
+            reconstruction, kl = model.negative_elbo(x, estimator, Rng(1))
+            (reconstruction + kl).mean().backward()
+            estimator.update()
+        results.append([to_host(reconstruction.data), *(to_host(p.grad) for p in model.parameters())])
+    for expected, found in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:cupyx.allow_synchronize")  # it says that it does not see every wait
+@pytest.mark.parametrize("encoder", ["latent", "tree", "lstm"])
+def test_the_gradient_of_a_tree_stays_on_the_device(device, encoder):
+    results, lengths = [], np.array([5, 3, 1])
+    for backend in (Backend(), device):
+        model = TreeLSTM(6, 3, dim=4, hidden=5, encoder=encoder, rng=Rng(0)).to(backend)
+        ids, labels = (backend.to_device(x) for x in (np.arange(15).reshape(3, 5) % 6, np.array([0, 1, 2])))
+        with no_waiting(backend):
+            cost = model.cost(ids, lengths, labels, Rng(1), create("st-gs"), np.zeros((3, 4), np.int64))
+            cost.mean().backward()
+        results.append([to_host(cost.data), *(to_host(p.grad) for p in model.parameters())])
+    for expected, found in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_gradient_from_the_host_is_refused(device):
+    """CuPy refuses it as an operand of a device array; times a number, it would become the gradient of a leaf."""
+    x = Tensor(device.to_device(HOST), requires_grad=True)
+    with pytest.raises(TypeError, match="same device"):
+        (x * 2.0).backward(HOST)
+    with pytest.raises(TypeError, match="same device"):
+        grad(x * 2.0, [x], HOST)
+    (x * 2.0).backward(device.to_device(HOST))
+    np.testing.assert_array_equal(to_host(x.grad), 2.0 * HOST)
+
+
+def test_gradients_of_a_function_are_checked_at_a_device_array(device):
+    gradcheck(lambda a, b: a * b, [device.to_device(HOST), Tensor(device.to_device(HOST))])
+
+
 def test_the_same_numbers_and_nearly_the_same_values(device):
     rng = Rng(1)
     d = rng.gumbel((4, 5), like=device.to_device(HOST))
@@ -102,6 +237,12 @@ def test_the_same_numbers_and_nearly_the_same_values(device):
         ("sync", lambda d: f"{d}"),
         ("sync", lambda d: d[d > 0]),
         ("sync", lambda d: d.__setitem__(d > 0, 0.0)),
+        ("sync", lambda d: devsim.xp.flatnonzero(d)),
+        ("sync", lambda d: devsim.xp.where(d > 0)),
+        ("sync", lambda d: d.nonzero()),
+        ("sync", lambda d: devsim.xp.unique(d)),
+        ("sync", lambda d: devsim.xp.arange(d.sum())),
+        ("sync", lambda d: bool(devsim.xp.allclose(d, d))),
         ("d2h", lambda d: d.get()),
         ("d2h", lambda d: to_host(d)),
         ("h2d", lambda d: devsim.xp.asarray(HOST)),
@@ -125,6 +266,7 @@ def test_forbid_catches_every_hidden_transfer(kind, action):
         (lambda d, xp: d.__setitem__(xp.asarray(np.array([0, 0])), xp.asarray(np.arange(2.0))), ValueError),
         (lambda d, xp: np.exp(d), TypeError),
         (lambda d, xp: np.concatenate([d, d]), TypeError),
+        (lambda d, xp: d == None, TypeError),  # noqa: E711 (CuPy compares each element with it)
     ],
 )
 def test_the_stand_in_refuses_what_cupy_would_do_silently_or_wrongly(action, error):

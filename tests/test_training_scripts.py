@@ -16,7 +16,7 @@ import train_semi_supervised
 import train_structured
 import train_vae
 import training
-from devsim import DevsimBackend, forbid
+from devsim import DevsimBackend, forbid, stats
 from minigrad import checkpoint
 from minigrad.backend import Backend, BackendUnavailable, get_backend
 from models.data import binarise
@@ -491,6 +491,21 @@ def test_the_script_s_own_step_stays_on_the_device(monkeypatch, script, case):
     assert results[0][1] == results[1][1]
     for name, array in results[0][0].items():
         np.testing.assert_array_equal(array, results[1][0][name], err_msg=name)
+
+
+@pytest.mark.parametrize("script", IMAGES.values(), ids=IMAGES)
+def test_a_look_at_the_losses_costs_the_same_after_one_step_and_after_a_hundred(monkeypatch, script):
+    """It comes every hundred steps and takes all of an epoch: on a GPU its launches would cost as much as a step."""
+    monkeypatch.setattr(training, "get_backend", lambda _: DevsimBackend())
+    run = script.module.Training(script.module.Config(**script.sizes))
+    run.step(run.epoch_steps()[0])
+    before = stats["launch"], stats["d2h"]
+    one = run.check_losses()
+    first = stats["launch"], stats["d2h"]
+    run.losses *= 100
+    np.testing.assert_array_equal(run.check_losses(), np.repeat(one, 100, axis=0))
+    assert (stats["launch"] - first[0], stats["d2h"] - first[1]) == (first[0] - before[0], first[1] - before[1])
+    assert first[1] - before[1] == 1
 
 
 # ---- images
