@@ -232,32 +232,21 @@ def _audit_node(t: Tensor, rng, tolerance) -> AuditRow:
         v = np.where(np.abs(v) < 0.05, np.copysign(0.05, v), v)  # a kink that is hardly crossed would look smooth
         v = np.where(np.abs(x) > 1e15, 0.0, v)
         h = _STEP * max(1.0, np.abs(x[np.abs(x) <= 1e15]).max(initial=0.0))
+        moved = lambda step: evaluate([p + step * v if p is x else p for p in point])  # noqa: B023 (used at once)
         tried = []
         while True:
-            up, down = (evaluate([p + step * v if p is x else p for p in point]) for step in (h, -h))
-            smooth = [
-                np.abs(u - 2.0 * f + d) <= 1e-2 * h * np.maximum(1.0, np.abs(u - d) / (2 * h)) + 1e-12 * np.abs(f)
-                for u, f, d in zip(up, f0, down, strict=True)
-            ]
-            left_out = total - sum(int(np.sum(s)) for s in smooth)
+            smooth, terms, rounding = _differences(moved, f0, gs, h)
             masked = [np.where(s, g, 0.0) for s, g in zip(smooth, gs, strict=True)]
-            terms = [np.where(s, g * (u - d) / (2 * h), 0.0) for s, g, u, d in zip(smooth, gs, up, down, strict=True)]
-            numeric = float(sum(term.sum() for term in terms))
             dx = _evaluated(backward(*masked) if several else backward(masked[0]), wrt)[i]
             if dx is None:
                 return row(None, f"no gradient for input {i}")
-            symbolic = float(np.sum(dx * v))
+            difference = abs(sum(float(term.sum()) for term in terms) - float(np.sum(dx * v)))
             # the scale a sum of random signs has; a plain |numeric| could be small by chance
-            scale = max(
-                np.sqrt(sum(float(np.sum(term**2)) for term in terms)), np.sqrt(float(np.sum((dx * v) ** 2))), 1e-12
-            )
-            error = abs(numeric - symbolic) / scale
+            error = difference / max(_norm(terms), _norm([dx * v]), 1e-12)
             if not np.isfinite(error):
                 return row(None, "FAILED: a gradient is infinite or NaN")
-            # what the rounding of the outputs, or of numbers near 1 behind them, leaves in the difference
-            sizes = [np.where(np.abs(f) < 1e15, np.maximum(1.0, np.abs(f)), 0.0) for f in f0]
-            noise = 4e-16 * np.sqrt(sum(float(np.sum((m * n) ** 2)) for m, n in zip(masked, sizes, strict=True))) / h
-            tried.append((left_out, error, error * scale <= noise))
+            left_out = total - sum(int(np.sum(s)) for s in smooth)
+            tried.append((left_out, error, difference <= rounding))
             # the step of the largest entry may be too long for smaller ones; what is wrong is so with every step
             if h <= _STEP or (error <= tolerance and left_out <= _MOST_KINKS * total):
                 break
@@ -283,7 +272,28 @@ def _audit_node(t: Tensor, rng, tolerance) -> AuditRow:
     return row(worst, f"ok{note}" + (f", {kinks} of {total} at a kink" if kinks else ""))
 
 
+def _differences(moved, f0, gs, h):
+    """⟨g, (f(x + hv) − f(x − hv)) / 2h⟩ for each output g belongs to, in its terms.     moved(step) = f(x + step·v)
+
+    -> smooth (outputs at a kink are left out: their two slopes differ), terms (0 there), and how much of the sum of all
+    terms may be rounding: of the outputs, or of numbers near 1 behind them.
+    """
+    up, down = moved(h), moved(-h)
+    smooth = [
+        np.abs(u - 2.0 * f + d) <= 1e-2 * h * np.maximum(1.0, np.abs(u - d) / (2 * h)) + 1e-12 * np.abs(f)
+        for u, f, d in zip(up, f0, down, strict=True)
+    ]
+    terms = [np.where(s, g * (u - d) / (2 * h), 0.0) for s, g, u, d in zip(smooth, gs, up, down, strict=True)]
+    sizes = [np.where(np.abs(f) < 1e15, np.maximum(1.0, np.abs(f)), 0.0) for f in f0]
+    rounding = 4e-16 / h * _norm([np.where(s, g * n, 0.0) for s, g, n in zip(smooth, gs, sizes, strict=True)])
+    return smooth, terms, rounding
+
+
 # ---- small pieces
+
+
+def _norm(arrays) -> float:
+    return float(np.sqrt(sum(float(np.sum(a**2)) for a in arrays)))
 
 
 def _moved(arrays, i, at, step) -> list:
