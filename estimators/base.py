@@ -28,10 +28,10 @@ from minigrad.fused import mask_logits
 import numpy as np
 
 from . import bernoulli, categorical
-from .learned import LEARNED, Learned
 
 NO_BASELINE = "without a baseline the noise is that of the whole cost, and the code can collapse before it is organised"
 
+LEARNED = "learned."  # how the names of an estimator's own parameters begin in its state
 
 CANNOT_CHOOSE = (
     "needs all choices and their costs in one call, and cannot choose step by step: take an estimator that is a sample "
@@ -61,7 +61,7 @@ class Estimator:
     sharpness = 1.0  # its samples have the logits sharpness · θ: not 1 where the forward distribution is changed
     multi_sample = False  # is its value −log mean e^(−f), a bound of several samples, instead of a mean of costs?
     state: tuple[str, ...] = ()
-    learned: Learned | None = None  # parameters that it trains by itself
+    learned = None  # parameters that it trains by itself, a `Learned`
     _latest = None  # what `update` shall learn from
 
     def __init_subclass__(cls):

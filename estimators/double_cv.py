@@ -6,8 +6,8 @@ from minigrad.backend import array_module
 from minigrad.ops import stack
 
 from . import bernoulli
-from .base import Estimator, Learned, attach_gradient, check_samples, cost_and_gradient, mean_of_others, weigh
-from .learned import squared_norm_gradient
+from .base import Estimator, attach_gradient, check_samples, cost_and_gradient, mean_of_others, weigh
+from .learned import Learned, squared_norm_gradient
 
 
 def double_cv_gradient(p, bs, costs, gs, alpha):

@@ -6,16 +6,13 @@ estimates, and hands it over; the step is taken in `update`. Nothing of this tou
 
 from __future__ import annotations
 
-import math
-from numbers import Real
-
 from minigrad import Tensor
 from minigrad.backend import array_module, asarray_like
 from minigrad.optim import Adam
 
 import numpy as np
 
-LEARNED = "learned."  # how the names of these arrays begin in a state
+from .base import LEARNED, check_positive
 
 
 class Learned:
@@ -25,9 +22,7 @@ class Learned:
     """
 
     def __init__(self, lr: float):
-        if not (isinstance(lr, Real) and math.isfinite(lr) and lr > 0):
-            raise ValueError(f"the estimator's own learning rate must be positive and finite, got {lr!r}.")
-        self.lr = lr
+        self.lr = check_positive("the estimator's own learning rate", lr)
         self.parameters: dict[str, Tensor] = {}
         self._gradients = self._optimizer = self._loaded = None
 

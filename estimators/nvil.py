@@ -10,7 +10,8 @@ from minigrad.ops import tanh
 
 import numpy as np
 
-from .base import Estimator, Learned, attach_gradient, check_decay, check_samples, exponential_mean, on_device, weigh
+from .base import Estimator, attach_gradient, check_decay, check_samples, exponential_mean, on_device, weigh
+from .learned import Learned
 
 
 def nvil_gradient(p, d, costs, baseline, scale=1.0):

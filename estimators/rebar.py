@@ -18,8 +18,8 @@ from minigrad.nn import xavier_uniform
 import numpy as np
 
 from . import categorical
-from .base import Estimator, Learned, attach_gradient, check_samples, check_tau, value_and_grad, weigh
-from .learned import dot, squared_norm_gradient
+from .base import Estimator, attach_gradient, check_samples, check_tau, value_and_grad, weigh
+from .learned import Learned, dot, squared_norm_gradient
 
 
 def relax_gradient(p, d, z_given, costs, c_given, dc, dc_given, code=categorical):

@@ -11,8 +11,8 @@ from minigrad.ops import stack, tanh
 import numpy as np
 
 from . import bernoulli
-from .base import Estimator, Learned, attach_gradient, check_samples, cost_and_gradient, mean_of_others, weigh
-from .learned import squared_norm_gradient
+from .base import Estimator, attach_gradient, check_samples, cost_and_gradient, mean_of_others, weigh
+from .learned import Learned, squared_norm_gradient
 
 
 def flip_weights(p, bs):
