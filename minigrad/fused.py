@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from .backend import array_module, check_index
-from .ops import stable_sigmoid
+from .ops import gather, stable_sigmoid
 from .random import one_hot
 from .tensor import op, unbroadcast
 
@@ -132,10 +132,12 @@ def cross_entropy(logits, labels):
     z = logits - logits.max(axis=-1, keepdims=True)
     e = xp.exp(z)
     total = e.sum(axis=-1, keepdims=True)
-    onehot = one_hot(labels, logits.shape[-1], logits)
-    at = xp.arange(0, z.size, z.shape[-1]) + labels.reshape(-1)  # not ⟨z, onehot⟩: a class may have the logit −∞
-    loss = xp.log(total)[..., 0] - z.reshape(-1)[at].reshape(labels.shape)
-    return loss, lambda g: (g[..., None] * (e / total - onehot), None)
+    chosen, _ = gather.rule(z, labels[..., None])  # not ⟨z, onehot⟩: a class may have the logit −∞
+
+    def backward(g):
+        return g[..., None] * (e / total - one_hot(labels, logits.shape[-1], logits)), None
+
+    return (xp.log(total) - chosen)[..., 0], backward
 
 
 @op

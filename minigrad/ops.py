@@ -199,9 +199,16 @@ def dropout(x, mask, *, rate: float):
 # ---- reductions: the output has fewer axes, so g is stretched back over the ones that were summed away
 
 
+def _axis(axis, ndim):
+    """The axis counted from the front; ValueError if there is none such."""
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"axis {axis} is out of bounds for an array with {ndim} axes")
+    return axis % ndim
+
+
 def _axes(axis, ndim):
     axes = range(ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    return tuple(a % ndim for a in axes)
+    return tuple(_axis(a, ndim) for a in axes)
 
 
 def _stretchable(g, axis, ndim, keepdims):
@@ -363,13 +370,6 @@ def getitem(x, *, key):
         return dx
 
     return x[key], backward
-
-
-def _axis(axis, ndim):
-    """The axis counted from the front; ValueError if there is none such."""
-    if not -ndim <= axis < ndim:
-        raise ValueError(f"axis {axis} is out of bounds for an array with {ndim} axes")
-    return axis % ndim
 
 
 @op

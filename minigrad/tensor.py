@@ -252,13 +252,14 @@ def op(rule=None, *, surrogate=None, enumerated=None):
         except (ValueError, IndexError) as error:
             raise type(error)(f"{this.name}: {error} (inputs: {_describe(inputs)})") from None
 
+        tracked = tracked and not (_quiet and get_ident() in _quiet)
         if type(out) is tuple:
             if dtype is not None and any(o.dtype != dtype for o in out):
                 raise TypeError(f"{this.name}: {_describe(inputs)} give {_describe(out)}; convert them to one dtype.")
-            return _several(this, out, backward, inputs, settings, tracked and not (_quiet and get_ident() in _quiet))
+            return _several(this, out, backward, inputs, settings, tracked)
         if dtype is not None and out.dtype != dtype:
             raise TypeError(f"{this.name}: {_describe(inputs)} give {out.dtype}; convert the inputs to one dtype.")
-        if tracked and not (_quiet and get_ident() in _quiet):
+        if tracked:
             return _node(out, this, inputs, settings, backward, sys._getframe(1))
         return _constant(out)
 
