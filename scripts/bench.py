@@ -21,6 +21,7 @@ import importlib.util
 import itertools
 import math
 import multiprocessing
+import os
 import platform
 import statistics
 import sys
@@ -28,7 +29,7 @@ from time import perf_counter
 
 from estimators import create
 from minigrad import Rng, Tensor
-from minigrad.blas import keep_freed_memory
+from minigrad.blas import VARIABLE, keep_freed_memory
 from minigrad.optim import Adam, clip_grad_norm
 from models.data import listops
 from models.semi_supervised import SemiSupervisedVAE
@@ -403,7 +404,8 @@ def measure(benchmark: str, rounds: int, seconds: float, *arguments) -> dict[str
 
 def show(benchmark: str, medians: dict[str, dict]) -> None:
     print(f"{platform.machine()}, {multiprocessing.cpu_count()} cores, Python {platform.python_version()}, ", end="")
-    print(f"NumPy {np.__version__}")
+    kernels = os.environ.get(VARIABLE)  # as the user or minigrad.blas set it; PyTorch and JAX have kernels of their own
+    print(f"NumPy {np.__version__}" + (f" with OpenBLAS's {kernels} kernels" if kernels else ""))
     if benchmark == "listops":
         return show_listops(medians)
     if benchmark == "classes":
