@@ -16,6 +16,8 @@ from .tensor import Tensor, op, unbroadcast
 
 @op
 def add(a, b):
+    """y = a + b        ∂y/∂a = ∂y/∂b = 1"""
+
     def backward(g):
         return lambda: unbroadcast(g, a.shape), lambda: unbroadcast(g, b.shape)
 
@@ -24,6 +26,8 @@ def add(a, b):
 
 @op
 def subtract(a, b):
+    """y = a − b        ∂y/∂a = 1          ∂y/∂b = −1"""
+
     def backward(g):
         return lambda: unbroadcast(g, a.shape), lambda: unbroadcast(-g, b.shape)
 
@@ -32,6 +36,8 @@ def subtract(a, b):
 
 @op
 def multiply(a, b):
+    """y = a b          ∂y/∂a = b          ∂y/∂b = a"""
+
     def backward(g):
         da = lambda: unbroadcast(g * b, a.shape)
         db = lambda: unbroadcast(g * a, b.shape)
@@ -74,6 +80,7 @@ def power(a, b):
 
 @op
 def negative(x):
+    """y = −x        dy/dx = −1"""
     return -x, lambda g: -g
 
 
@@ -82,12 +89,14 @@ def negative(x):
 
 @op
 def exp(x):
+    """y = eˣ        dy/dx = y"""
     y = array_module(x).exp(x)
     return y, lambda g: g * y
 
 
 @op
 def log(x):
+    """y = log x     dy/dx = 1/x"""
     return array_module(x).log(x), lambda g: g / x
 
 
@@ -221,6 +230,8 @@ def _stretchable(g, axis, ndim, keepdims):
 
 @op
 def sum(x, *, axis=None, keepdims: bool = False):
+    """y = Σ x over one axis, a tuple of axes, or all.       ∂y/∂xᵢ = 1"""
+
     def backward(g):
         return array_module(x).broadcast_to(_stretchable(g, axis, x.ndim, keepdims), x.shape)
 
@@ -229,6 +240,7 @@ def sum(x, *, axis=None, keepdims: bool = False):
 
 @op
 def mean(x, *, axis=None, keepdims: bool = False):
+    """y = (1/n) Σ x over one axis, a tuple of axes, or all, n elements each.       ∂y/∂xᵢ = 1/n"""
     y = x.mean(axis=axis, keepdims=keepdims)
     n = math.prod(x.shape[i] for i in _axes(axis, x.ndim))
 
@@ -305,6 +317,7 @@ def matmul(a, b):
 
 @op
 def reshape(x, *, shape):
+    """The same elements in another shape, in the same order; one length may be −1."""
     return x.reshape(shape), lambda g: g.reshape(x.shape)
 
 

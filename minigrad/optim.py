@@ -61,7 +61,8 @@ class FlatBuffer:
 class Optimizer:
     """Base class: `zero_grad()`, a backward pass, `step()`.
 
-    `steps` counts the updates; `state` names the arrays that belong to the optimizer (each of the flat length).
+    lr: positive and finite (ValueError).  `steps` counts the updates; `state` names the arrays that belong to the
+    optimizer (each of the flat length).
     """
 
     def __init__(self, parameters, lr: float):
@@ -78,6 +79,7 @@ class Optimizer:
         self.state[name] = array_module(self.flat.data).zeros_like(self.flat.data)
 
     def zero_grad(self) -> None:
+        """Forget the gradients; to be called before each backward pass, which adds to what it finds."""
         self.flat.zero_grad()
 
     def step(self) -> None:
@@ -232,6 +234,7 @@ def clip_grad_norm(optimizer: Optimizer, max_norm: float):
     """Scale all gradients so that their joint Euclidean norm is at most `max_norm`; returns the norm before.
 
     Call it between backward() and step(). The norm is a 0-d array: nothing is sent to the host (Pascanu et al. 2013).
+    ValueError unless `max_norm` is positive.
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm must be positive, got {max_norm}.")

@@ -139,6 +139,7 @@ def forward(h, c, w, b, q, lengths, choose) -> Trace:
 
 
 def blocks(count: int, xp) -> list[slice]:
+    """0 to `count` in slices of `BLOCK` rows for NumPy, in one for a device."""
     size = BLOCK if xp is np else max(count, 1)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
