@@ -209,7 +209,10 @@ class TemperedSampler(Sampler):
 
 
 def masked(logits: Tensor, mask) -> Tensor:
-    """The logits with the classes outside the mask at probability 0; the mask is checked where it is, on the host."""
+    """The logits with the classes outside the mask at probability 0; the mask is checked where it is, on the host.
+
+    TypeError for a mask that is not of booleans, ValueError for one that does not fit, or leaves a row without a class.
+    """
     if logits.ndim < 1 or logits.shape[-1] < 1:
         raise ValueError(f"logits need a last axis with at least one class, got the shape {logits.shape}.")
     if mask is None:

@@ -111,7 +111,7 @@ class ReinMaxRao(AveragedSampler):
 
 
 class ReinMaxCV(ReinMaxRao):
-    """scale: η.  gs_noise: "forward" (the G that drew D) or "fresh"."""
+    """scale: η, finite.  gs_noise: "forward" (the G that drew D) or "fresh".  ValueError otherwise."""
 
     title = "ReinMax-CV"
 

@@ -197,7 +197,7 @@ def where(condition, a, b):
 def dropout(x, mask, *, rate: float):
     """y = x·m/(1−rate).   mask: booleans of x's shape, True with probability 1−rate, drawn by the caller.
 
-    (Srivastava et al. 2014, in the form that needs no rescaling at test time.)
+    (Srivastava et al. 2014, in the form that needs no rescaling at test time.)  0 ≤ rate < 1 (ValueError).
     """
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"rate must be at least 0 and below 1, got {rate}")
@@ -277,7 +277,10 @@ def logsumexp(x, *, axis=None, keepdims: bool = False):
 
 @op
 def cumsum(x, *, axis: int = -1):
-    """yᵢ = Σ_{j≤i} xⱼ, so xⱼ reaches every yᵢ with i ≥ j:  dxⱼ = Σ_{i≥j} gᵢ, a cumulative sum from the other end."""
+    """yᵢ = Σ_{j≤i} xⱼ, so xⱼ reaches every yᵢ with i ≥ j:  dxⱼ = Σ_{i≥j} gᵢ, a cumulative sum from the other end.
+
+    ValueError for an x without axes.
+    """
     if x.ndim == 0:
         raise ValueError("there is no axis to sum along")
     xp = array_module(x)
@@ -367,7 +370,10 @@ def split(x, *, sections: int, axis: int = 0):
 
 @op
 def getitem(x, *, key):
-    """y = x[key] for integers, slices, None, Ellipsis, and integer arrays on x's device (duplicates add up)."""
+    """y = x[key] for integers, slices, None, Ellipsis, and integer arrays on x's device (duplicates add up).
+
+    TypeError for a list.
+    """
     keys = key if isinstance(key, tuple) else (key,)
     if any(isinstance(k, list) for k in keys):
         raise TypeError("getitem: a list as a key; make it an integer array first.")
@@ -389,7 +395,7 @@ def getitem(x, *, key):
 def gather(x, index, *, axis: int = -1):
     """y[..., i, ...] = x[..., index[..., i, ...], ...]: one element per entry of `index` (take_along_axis).
 
-    index: integers, of x's shape but for the length of `axis`.
+    index: integers, of x's shape but for the length of `axis` (ValueError).
     """
     xp = array_module(x)
     axis = _axis(axis, x.ndim)

@@ -112,7 +112,7 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """v ← μ v + g,  θ ← θ − α v  (μ = momentum; Sutskever et al. 2013 in PyTorch's form)."""
+    """v ← μ v + g,  θ ← θ − α v  (μ = momentum; Sutskever et al. 2013 in PyTorch's form).   0 ≤ μ < 1 (ValueError)."""
 
     def __init__(self, parameters, lr: float, momentum: float = 0.0):
         super().__init__(parameters, lr)
@@ -146,6 +146,8 @@ class Adam(Optimizer):
 
     The state holds M = m/(1−β₁) and V = v/(1−β₂), whose updates M ← β₁M + g, V ← β₂V + g² need fewer passes. With
     s² = (1−β₂)/(1−β₂ᵗ), so that √v̂ = s√V, the step is  α (1−β₁)/((1−β₁ᵗ) s) · M / (√V + ε/s):  ten passes in all.
+
+    0 ≤ β < 1, ε > 0 (ValueError).
     """
 
     def __init__(self, parameters, lr: float = 1e-3, betas=(0.9, 0.999), eps: float = 1e-8):
