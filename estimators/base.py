@@ -1,6 +1,7 @@
 """What every estimator is: one call, `estimator(logits, cost, rng) -> per-example value`.
 
-The value is an unbiased estimate of E f(D) (or of the `objective` that the estimator states instead), and its backward
+The value is an unbiased estimate of E f(D) (or of the `objective` that the estimator states instead; NVIL divides the
+gradient only), and its backward
 pass leaves an estimate of ∇θ E f(D) in the logits θ and of the cost's own gradient in whatever the cost depends on (a
 decoder's weights, say).
 
@@ -109,6 +110,7 @@ class Estimator:
         return value
 
     def estimate(self, logits, cost, rng):
+        """What a subclass defines: as `__call__`, (B,) with the gradient attached, after the checks and the mask."""
         raise NotImplementedError
 
     def episode(self, play, rng) -> Tensor:
@@ -165,6 +167,7 @@ class Sampler(Estimator):
         return self.draw(self._masked(logits, mask), rng)
 
     def draw(self, logits, rng):
+        """What a subclass defines: as `sample`, shaped like the logits, after the mask."""
         raise NotImplementedError
 
     def estimate(self, logits, cost, rng):
@@ -206,7 +209,10 @@ class TemperedSampler(Sampler):
 
 
 def masked(logits: Tensor, mask) -> Tensor:
-    """The logits with the classes outside the mask at probability 0; the mask is checked where it is, on the host."""
+    """The logits with the classes outside the mask at probability 0; the mask is checked where it is, on the host.
+
+    TypeError for a mask that is not of booleans, ValueError for one that does not fit, or leaves a row without a class.
+    """
     if logits.ndim < 1 or logits.shape[-1] < 1:
         raise ValueError(f"logits need a last axis with at least one class, got the shape {logits.shape}.")
     if mask is None:
@@ -273,6 +279,7 @@ def check_tau(tau: float) -> float:
 
 
 def check_positive(name: str, value: float) -> float:
+    """The value as a float; ValueError, with its name, unless it is positive and finite."""
     if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be positive and finite, got {value!r}.")
     return float(value)

@@ -104,7 +104,7 @@ def conditional_logistic(logits, bit, uniform):
     """z̃ = a + ℓ given that [a + ℓ > 0] = b   (Tucker et al. 2017, appendix C, with v uniform).
 
     forward:  z̃ = a + log v'/(1 − v'),    v' = 1 − p + v p  if b,    v (1 − p)  if not
-    With t = (1 − v) p or v (1 − p), the larger of v' and 1 − v' is 1 − t, so the noise is ±(log(1 − t) − log t).
+    With t = (1 − v) p  if b,  v (1 − p)  if not,  v' is 1 − t if b and t if not, so the noise is ±(log(1 − t) − log t).
     """
     xp = array_module(logits)
     w = xp.where(bit > 0, 1.0 - uniform, uniform)

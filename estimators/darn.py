@@ -51,7 +51,7 @@ def darn_half_gradient(p, b, half_g):
 
 
 class Darn(Sampler):
-    """expand_at: "sample" or "half"."""
+    """expand_at: "sample" or "half" (else ValueError). At "half" it cannot be sampled step by step (ValueError)."""
 
     title = "DARN(½)"
     paper = "Gregor, Danihelka, Mnih, Blundell & Wierstra 2014"

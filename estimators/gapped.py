@@ -87,7 +87,7 @@ def gapped_straight_through(logits, onehot, *, gap=1.0, tau=1.0, consistent=True
 
 
 class GappedStraightThrough(TemperedSampler):
-    """gap: a number ≥ 0, or "p".
+    """gap: a number ≥ 0, or "p" (else ValueError).
 
     For the ablation of its three properties: consistent=0 leaves θ as it is (which is straight-through), gap=0 keeps
     the consistency only, detached=0 differentiates the perturbation (but not the gap of "p").

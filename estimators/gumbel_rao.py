@@ -22,7 +22,7 @@ def gumbel_rao(logits, onehot, exponential, *, tau=1.0):
     Derivation   Rao & Blackwell: ST Gumbel-Softmax's dθ is (1/τ) J(y) g with g = ∇f(D) a function of D alone, so its
                  conditional mean given D, here over S draws, has the same expectation and no larger variance:
                  dθ = (1/S) Σₛ (1/τ) J(yₛ) g,      yₛ = softmax(Qₛ/τ),   Qₛ ~ (θ + G | argmax(θ + G) = D)
-    Exact when   never; as τ → 0 it becomes ReinMax, which is exact for quadratic f.
+    Exact when   never; as τ → 0 its mean given D becomes ReinMax, which is exact for quadratic f.
     Costs        one evaluation of f and its gradient; S cheap softmaxes.
     Differs      from the paper's sentence that the gradient flows through Qₛ: it must not. The estimator averaged is
                  (1/τ) J(yₛ) g with θ + G differentiated at fixed G. (N. Shepperd's code and that of Fan et al. 2022

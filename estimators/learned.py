@@ -60,6 +60,7 @@ class Learned:
         self._gradients = None
 
     def state_dict(self) -> dict[str, np.ndarray]:
+        """The parameters and their optimizer's state, on the host; empty before the first use."""
         if not self.parameters:
             return dict(self._loaded or {})
         state = {name: np.array(p.numpy()) for name, p in self.parameters.items()}

@@ -36,6 +36,7 @@ class Nvil(Estimator):
     the paper's algorithm they change before.
 
     decay: of the means, in [0, 1).  hidden: units.  lr: of the baseline's Adam.  normalise: divide by max(1, σ)?
+    ValueError for inputs of another width than the first ones.
     """
 
     title = "NVIL"

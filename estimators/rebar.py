@@ -143,9 +143,9 @@ class Network:
 
 
 class Rebar(Estimator):
-    """tau: the initial λ.  eta: the initial η, in (0, 2).  coupled: 1 takes z̃ = z, the same value with the dependence
-    on θ that z̃ has, and saves an evaluation.  lr: of the Adam that trains w and log λ.  tau_every: λ is trained in
-    every so many updates, since its mixed derivative needs four evaluations more, or two (0: never).
+    """tau: the initial λ.  eta: the initial η, in (0, 2) (ValueError).  coupled: 1 takes z̃ = z, the same value with the
+    dependence on θ that z̃ has, and saves an evaluation.  lr: of the Adam that trains w and log λ.  tau_every: λ is
+    trained in every so many updates, since its mixed derivative needs four evaluations more, or two (0: never).
     """
 
     title = "REBAR"

@@ -1,7 +1,7 @@
-"""ReinMax with its second term averaged, or corrected, by Gumbel noise: ReinMax-Rao and ReinMax-CV.
+"""ReinMax with its first term averaged, or corrected, by Gumbel noise: ReinMax-Rao and ReinMax-CV.
 
-ReinMax is straight-through at the point q = ½(p + D). Both variants replace 2 J(q) g by what Gumbel-Rao makes of the
-logits θ_D = log q, or add a multiple of its difference from ST Gumbel-Softmax.
+The first term of ReinMax, 2 J(q) g, is twice straight-through at the point q = ½(p + D). ReinMax-Rao replaces it by
+what Gumbel-Rao makes of the logits θ_D = log q, ReinMax-CV adds a multiple of Gumbel-Rao minus ST Gumbel-Softmax there.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class ReinMaxRao(AveragedSampler):
 
 
 class ReinMaxCV(ReinMaxRao):
-    """scale: η.  gs_noise: "forward" (the G that drew D) or "fresh"."""
+    """scale: η, finite.  gs_noise: "forward" (the G that drew D) or "fresh".  ValueError otherwise."""
 
     title = "ReinMax-CV"
 

@@ -41,7 +41,7 @@ def rodeo_gradient(p, bs, costs, h, h_flipped, alpha, beta):
                  serves both.
 
     p (B, n), bs (S, B, n), costs and h = hₛ(bₛ) (S, B), h_flipped (S, B, n)
-    ->   da (B, n), and a function  w -> the derivatives of ⟨w, da⟩ with respect to h, h_flipped, α, β
+    ->   da (B, n), and a function  u -> the derivatives of ⟨u, da⟩ with respect to h, h_flipped, α, β
     """
     S, score, w, turn = len(bs), bs - p, flip_weights(p, bs), 1.0 - 2.0 * bs
     stein = (w * (h_flipped - h[..., None])).sum(axis=-1)
@@ -60,9 +60,9 @@ def rodeo_gradient(p, bs, costs, h, h_flipped, alpha, beta):
 
 
 class Rodeo(Estimator):
-    """The surrogate is hₛ(y) = l + net(l, f₋ₛ) with l = ⟨g₋ₛ, y⟩ − c₋ₛ, where g₋ₛ, f₋ₛ and c₋ₛ are the means of ∇f(bₜ),
-    f(bₜ) and ⟨∇f(bₜ), bₜ⟩ over the other samples, and the net has one hidden layer. Its last layer starts at 0, so
-    that h starts as the linearised cost.
+    """The surrogate is hₛ(y) = l + r net(l/r, f₋ₛ/r) with l = ⟨g₋ₛ, y⟩ − c₋ₛ and r = 1 + |f₋ₛ|, where g₋ₛ, f₋ₛ and c₋ₛ
+    are the means of ∇f(bₜ), f(bₜ) and ⟨∇f(bₜ), bₜ⟩ over the other samples, and the net has one hidden layer. Its last
+    layer starts at 0, so that h starts as l, the linearised cost less f₋ₛ.
 
     samples: S ≥ 2.  hidden: units of the net.  lr: of the Adam that trains it with α and β, from 0, on the variance.
     """
@@ -93,7 +93,7 @@ class Rodeo(Estimator):
         bs, gs = (xp.stack(x).reshape(S, len(p), -1) for x in (bs, gs))
         costs, p = xp.stack([f.data for f in fs]), p.reshape(len(p), -1)
         slope = mean_of_others(gs)
-        at = (slope * bs).sum(axis=-1) - mean_of_others((gs * bs).sum(axis=-1))  # the linearised cost at bₛ …
+        at = (slope * bs).sum(axis=-1) - mean_of_others((gs * bs).sum(axis=-1))  # l at bₛ …
         flipped = at[..., None] + slope * (1.0 - 2.0 * bs)  # … and with each bit flipped
         linear_part = xp.concatenate([at[..., None], flipped], axis=-1)
         level = xp.broadcast_to(mean_of_others(costs)[..., None], linear_part.shape)

@@ -165,6 +165,8 @@ class ReinforceMinimumVariance(Estimator):
 
 
 class Rloo(Estimator):
+    """samples: S ≥ 2."""
+
     title = "RLOO"
     paper = "Kool, van Hoof & Welling 2019"
     exact_for = "all"

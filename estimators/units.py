@@ -68,7 +68,7 @@ class StochasticTimesSmooth(Sampler):
 
 
 class NoisyRectifier(Sampler):
-    """noise: "logistic", with P(h > 0) = σ(a), or "normal", as in the paper's experiments."""
+    """noise: "logistic", with P(h > 0) = σ(a), or "normal", as in the paper's experiments; else ValueError."""
 
     title = "Noisy rectifier"
     caution = NO_BIT

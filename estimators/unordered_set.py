@@ -101,7 +101,7 @@ def unordered_set_gradient(p, ds, costs, first, second):
 
 
 class UnorderedSet(Estimator):
-    """samples: S from 2 to 8, fewer when there are not so many joint outcomes."""
+    """samples: S from 2 to 8 (ValueError), fewer when there are not so many joint outcomes."""
 
     title = "Unordered set without replacement"
     paper = "Kool, van Hoof & Welling 2020"

@@ -19,7 +19,7 @@ def _half_and_half(logits, d, *, code=categorical):
 def zgr(logits, d, *, code=categorical):
     """ZGR (Shekhovtsov 2023).   D ~ Cat(p), p = softmax(θ), drawn by the caller.
 
-    Estimates    ∇θ E f(D), as the limit τ → 0 of Gumbel-Rao
+    Estimates    ∇θ E f(D), as the limit τ → 0 of Gumbel-Rao's mean given D
     Derivation   half straight-through, half DARN: REINFORCE with the cost linearised at D and the baseline at p,
                  f(D) − f(p) ≈ ⟨g, D − p⟩:
                  dθ = ½ J(p) g + ½ (D − p) ⟨g, D − p⟩,      g = ∇f(D)

@@ -94,6 +94,8 @@ class Backend:
 
 
 class CupyBackend(Backend):
+    """CuPy on the current device. BackendUnavailable where it cannot run."""
+
     name = "cupy"
 
     def __init__(self):

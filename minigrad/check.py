@@ -176,6 +176,7 @@ def audit(loss: Tensor, tolerance: float = 1e-5, seed: int = 0) -> Audit:
     (log 1e-8) cannot be differenced; they are left out of the cotangent and counted in the verdict, and a node where
     they are more than a tenth is not called ok, nor is one whose gradient rounding hides from differences.
     A stochastic estimator is verified against the surrogate that it declares.
+    RuntimeError if there is no graph, or it was already differentiated.
     """
     if not loss.requires_grad or loss._op is None:
         raise RuntimeError("audit: this Tensor was not computed from anything that requires a gradient.")

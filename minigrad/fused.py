@@ -124,6 +124,8 @@ def cross_entropy(logits, labels):
     """ℓ = −log softmax(x)[label].     logits x (..., K), labels (...) of integers in [0, K) -> ℓ (...), nats
 
     ∂ℓ/∂xⱼ = pⱼ − [j = label]
+
+    ValueError unless there is one label for each row of logits; IndexError, on the host, for one that is out of range.
     """
     xp = array_module(logits)
     check_index(labels, logits.shape[-1])
@@ -219,6 +221,7 @@ def embedding(table, ids):
 
     Row v of the table is used wherever ids = v, so its gradient is the sum of those g: dtable = onehot(ids)ᵀ g. For
     a small vocabulary that product is both faster than scattered additions and, on a GPU, always the same to the bit.
+    IndexError, on the host, for an id out of range.
     """
     V, D = table.shape
     check_index(ids, V)

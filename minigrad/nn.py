@@ -82,6 +82,7 @@ class Module:
         return dict(found.values())
 
     def parameters(self) -> list[Tensor]:
+        """The Tensors of `named_parameters`."""
         return list(self.named_parameters().values())
 
     def to(self, backend) -> Module:

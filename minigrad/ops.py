@@ -16,6 +16,8 @@ from .tensor import Tensor, op, unbroadcast
 
 @op
 def add(a, b):
+    """y = a + b        ∂y/∂a = ∂y/∂b = 1"""
+
     def backward(g):
         return lambda: unbroadcast(g, a.shape), lambda: unbroadcast(g, b.shape)
 
@@ -24,6 +26,8 @@ def add(a, b):
 
 @op
 def subtract(a, b):
+    """y = a − b        ∂y/∂a = 1          ∂y/∂b = −1"""
+
     def backward(g):
         return lambda: unbroadcast(g, a.shape), lambda: unbroadcast(-g, b.shape)
 
@@ -32,6 +36,8 @@ def subtract(a, b):
 
 @op
 def multiply(a, b):
+    """y = a b          ∂y/∂a = b          ∂y/∂b = a"""
+
     def backward(g):
         da = lambda: unbroadcast(g * b, a.shape)
         db = lambda: unbroadcast(g * a, b.shape)
@@ -74,6 +80,7 @@ def power(a, b):
 
 @op
 def negative(x):
+    """y = −x        dy/dx = −1"""
     return -x, lambda g: -g
 
 
@@ -82,12 +89,14 @@ def negative(x):
 
 @op
 def exp(x):
+    """y = eˣ        dy/dx = y"""
     y = array_module(x).exp(x)
     return y, lambda g: g * y
 
 
 @op
 def log(x):
+    """y = log x     dy/dx = 1/x"""
     return array_module(x).log(x), lambda g: g / x
 
 
@@ -188,7 +197,7 @@ def where(condition, a, b):
 def dropout(x, mask, *, rate: float):
     """y = x·m/(1−rate).   mask: booleans of x's shape, True with probability 1−rate, drawn by the caller.
 
-    (Srivastava et al. 2014, in the form that needs no rescaling at test time.)
+    (Srivastava et al. 2014, in the form that needs no rescaling at test time.)  0 ≤ rate < 1 (ValueError).
     """
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"rate must be at least 0 and below 1, got {rate}")
@@ -221,6 +230,8 @@ def _stretchable(g, axis, ndim, keepdims):
 
 @op
 def sum(x, *, axis=None, keepdims: bool = False):
+    """y = Σ x over one axis, a tuple of axes, or all.       ∂y/∂xᵢ = 1"""
+
     def backward(g):
         return array_module(x).broadcast_to(_stretchable(g, axis, x.ndim, keepdims), x.shape)
 
@@ -229,6 +240,7 @@ def sum(x, *, axis=None, keepdims: bool = False):
 
 @op
 def mean(x, *, axis=None, keepdims: bool = False):
+    """y = (1/n) Σ x over one axis, a tuple of axes, or all, n elements each.       ∂y/∂xᵢ = 1/n"""
     y = x.mean(axis=axis, keepdims=keepdims)
     n = math.prod(x.shape[i] for i in _axes(axis, x.ndim))
 
@@ -265,7 +277,10 @@ def logsumexp(x, *, axis=None, keepdims: bool = False):
 
 @op
 def cumsum(x, *, axis: int = -1):
-    """yᵢ = Σ_{j≤i} xⱼ, so xⱼ reaches every yᵢ with i ≥ j:  dxⱼ = Σ_{i≥j} gᵢ, a cumulative sum from the other end."""
+    """yᵢ = Σ_{j≤i} xⱼ, so xⱼ reaches every yᵢ with i ≥ j:  dxⱼ = Σ_{i≥j} gᵢ, a cumulative sum from the other end.
+
+    ValueError for an x without axes.
+    """
     if x.ndim == 0:
         raise ValueError("there is no axis to sum along")
     xp = array_module(x)
@@ -305,6 +320,7 @@ def matmul(a, b):
 
 @op
 def reshape(x, *, shape):
+    """The same elements in another shape, in the same order; one length may be −1."""
     return x.reshape(shape), lambda g: g.reshape(x.shape)
 
 
@@ -354,7 +370,10 @@ def split(x, *, sections: int, axis: int = 0):
 
 @op
 def getitem(x, *, key):
-    """y = x[key] for integers, slices, None, Ellipsis, and integer arrays on x's device (duplicates add up)."""
+    """y = x[key] for integers, slices, None, Ellipsis, and integer arrays on x's device (duplicates add up).
+
+    TypeError for a list.
+    """
     keys = key if isinstance(key, tuple) else (key,)
     if any(isinstance(k, list) for k in keys):
         raise TypeError("getitem: a list as a key; make it an integer array first.")
@@ -376,7 +395,7 @@ def getitem(x, *, key):
 def gather(x, index, *, axis: int = -1):
     """y[..., i, ...] = x[..., index[..., i, ...], ...]: one element per entry of `index` (take_along_axis).
 
-    index: integers, of x's shape but for the length of `axis`.
+    index: integers, of x's shape but for the length of `axis` (ValueError).
     """
     xp = array_module(x)
     axis = _axis(axis, x.ndim)

@@ -61,7 +61,8 @@ class FlatBuffer:
 class Optimizer:
     """Base class: `zero_grad()`, a backward pass, `step()`.
 
-    `steps` counts the updates; `state` names the arrays that belong to the optimizer (each of the flat length).
+    lr: positive and finite (ValueError).  `steps` counts the updates; `state` names the arrays that belong to the
+    optimizer (each of the flat length).
     """
 
     def __init__(self, parameters, lr: float):
@@ -78,6 +79,7 @@ class Optimizer:
         self.state[name] = array_module(self.flat.data).zeros_like(self.flat.data)
 
     def zero_grad(self) -> None:
+        """Forget the gradients; to be called before each backward pass, which adds to what it finds."""
         self.flat.zero_grad()
 
     def step(self) -> None:
@@ -110,7 +112,7 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """v ← μ v + g,  θ ← θ − α v  (μ = momentum; Sutskever et al. 2013 in PyTorch's form)."""
+    """v ← μ v + g,  θ ← θ − α v  (μ = momentum; Sutskever et al. 2013 in PyTorch's form).   0 ≤ μ < 1 (ValueError)."""
 
     def __init__(self, parameters, lr: float, momentum: float = 0.0):
         super().__init__(parameters, lr)
@@ -144,6 +146,8 @@ class Adam(Optimizer):
 
     The state holds M = m/(1−β₁) and V = v/(1−β₂), whose updates M ← β₁M + g, V ← β₂V + g² need fewer passes. With
     s² = (1−β₂)/(1−β₂ᵗ), so that √v̂ = s√V, the step is  α (1−β₁)/((1−β₁ᵗ) s) · M / (√V + ε/s):  ten passes in all.
+
+    0 ≤ β < 1, ε > 0 (ValueError).
     """
 
     def __init__(self, parameters, lr: float = 1e-3, betas=(0.9, 0.999), eps: float = 1e-8):
@@ -232,6 +236,7 @@ def clip_grad_norm(optimizer: Optimizer, max_norm: float):
     """Scale all gradients so that their joint Euclidean norm is at most `max_norm`; returns the norm before.
 
     Call it between backward() and step(). The norm is a 0-d array: nothing is sent to the host (Pascanu et al. 2013).
+    ValueError unless `max_norm` is positive.
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm must be positive, got {max_norm}.")

@@ -46,7 +46,8 @@ _new = object.__new__
 class Tensor:
     """An array, and how it was made.
 
-    data: an array of NumPy or CuPy, float32 or float64. Lists and Python numbers become float64 NumPy arrays.
+    data: an array of NumPy or CuPy, float32 or float64 (else TypeError). Lists and Python numbers become float64 NumPy
+    arrays.
     requires_grad: for a leaf, whether `backward()` shall leave a gradient in `.grad` (an array like `data`, or None).
 
     In-place operations, views that share gradients and higher-order derivatives are not offered. Plain arrays and
@@ -170,6 +171,7 @@ def grad(y: Tensor, inputs, g=None, keep: bool = False) -> list:
     Only rules on a path from y down to some z are run, so the work for other inputs (the weight products of a network,
     say) is skipped, and what lies below the lowest z stays usable. g: as for `Tensor.backward`.  keep: leave the graph
     usable for another call; without it, another call through what was used is an error, never zeros.
+    TypeError for an input that is no Tensor, or requires no gradient.
     A z that y does not depend on gets an array of zeros. The arrays may be shared or read-only: copy before writing.
     """
     if isinstance(inputs, Tensor):  # its elements would be new Tensors, on which y does not depend

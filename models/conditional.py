@@ -10,7 +10,7 @@ handed; what the model knows of them is their `unit`:
 
     unit         drawn, in training              when on, at test time   name in the paper
     "bit"        b ~ Bernoulli(σ(a))             1                       stochastic binary neuron, straight-through
-    "smooth"     b √σ(a), b ~ Bernoulli(√σ(a))   √σ(a)                   smooth times stochastic
+    "smooth"     b √σ(a), b ~ Bernoulli(√σ(a))   √σ(a)                   stochastic times smooth
     "rectifier"  max(0, a + z)                   max(0, a)               noisy rectifier; a baseline without z
     "sigmoid"    σ(a), or σ(a + z): never off    σ(a)                    baselines
 

@@ -139,6 +139,7 @@ def forward(h, c, w, b, q, lengths, choose) -> Trace:
 
 
 def blocks(count: int, xp) -> list[slice]:
+    """0 to `count` in slices of `BLOCK` rows for NumPy, in one for a device."""
     size = BLOCK if xp is np else max(count, 1)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
@@ -253,7 +254,8 @@ def backward(trace: Trace, w, q, g_root, choice_vjp):
 
 @op(enumerated="test_the_linear_time_gradient_is_that_of_the_tape")
 def compose(h, c, w, b, q, *, lengths, sampler, rng, scored: bool = False):
-    """`compose_plain`'s (h of the root (B, H), log-probability (B,)), for a sampler whose choices are one-hot."""
+    """`compose_plain`'s (h of the root (B, H), log-probability (B,)), for a sampler whose choices are one-hot
+    (ValueError for a soft one)."""
     xp, log_p, steps = array_module(h), 0.0, []
 
     if getattr(sampler, "support", "hard") != "hard":

@@ -101,7 +101,7 @@ class DiscreteVAE(Module):
         """−log (1/M) Σₘ p(x|dₘ) p(dₘ) / q(dₘ|x) with M hard samples: an upper bound of −log p(x), tighter than −ELBO
         and tight as M → ∞ (Burda, Grosse & Salakhutdinov 2016, eq. 8).   x (B, D) -> (B,) in nats
 
-        chunk: how many samples are decoded at a time.
+        chunk: how many samples are decoded at a time.  ValueError if it or `samples` is below 1.
         """
         if samples < 1 or chunk < 1:
             raise ValueError(f"samples and chunk must be at least 1, got {samples} and {chunk}.")

@@ -87,7 +87,10 @@ def download(name: str) -> bytes:
 
 
 def parse_idx(name: str, content: bytes) -> np.ndarray:
-    """The array in an IDX file of unsigned bytes: 0 0 8 ndim, then ndim big-endian lengths, then the bytes."""
+    """The array in an IDX file of unsigned bytes: 0 0 8 ndim, then ndim big-endian lengths, then the bytes.
+
+    DataError for anything else.
+    """
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise DataError(f"{name} is not an IDX file of unsigned bytes.")
     ndim = content[3]
