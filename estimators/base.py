@@ -1,9 +1,8 @@
 """What every estimator is: one call, `estimator(logits, cost, rng) -> per-example value`.
 
 The value is an unbiased estimate of E f(D) (or of the `objective` that the estimator states instead; NVIL divides the
-gradient only), and its backward
-pass leaves an estimate of ∇θ E f(D) in the logits θ and of the cost's own gradient in whatever the cost depends on (a
-decoder's weights, say).
+gradient only), and its backward pass leaves an estimate of ∇θ E f(D) in the logits θ and of the cost's own gradient in
+whatever the cost depends on (a decoder's weights, say).
 
     logits θ  (B, ..., K)   a Tensor; the axes between the batch B and the K classes hold independent variables.
               (B, ...)      for bits (an estimator with code="bernoulli"): each place is one bit, p = σ(θ)
