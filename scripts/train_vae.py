@@ -108,6 +108,7 @@ class Training(training.ImageTraining):
     def gradient_noise(self) -> dict[str, float]:
         """Of the encoder's gradient over the draws of the estimator, on one batch of (at most) 1,000 training images:
         the variance summed over the parameters, and the squared norm of the mean (as Fan et al. 2022 measure it)."""
+        self.cool()  # a run that was resumed at its end has not had a step
         x = self.binarised(self.train[:EVALUATION_BATCH], self.rng.site("gradient pixels"))
         parameters = self.model.encoder.parameters()
         mean, squares, n = 0.0, 0.0, self.config.gradient_draws

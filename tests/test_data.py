@@ -148,6 +148,10 @@ def test_binarisation_has_the_gray_values_as_means_and_the_fixed_one_never_chang
     first, second = load_images("digits", pixels="fixed"), load_images("digits", pixels="fixed")
     np.testing.assert_array_equal(first.train, second.train)
     assert set(np.unique(first.train)) == {0.0, 1.0}
+    wide = load_images("digits", pixels="fixed", dtype=np.float64)  # the same data set for every dtype
+    assert wide.train.dtype == np.float64
+    np.testing.assert_array_equal(first.train, wide.train)
+    np.testing.assert_array_equal(first.test, wide.test)
 
 
 def test_unknown_names_list_the_known_ones():

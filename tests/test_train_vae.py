@@ -116,6 +116,15 @@ def test_the_variance_of_the_gradient_is_that_of_its_draws():
     assert found["gradient_variance"] > 0
 
 
+def test_a_run_resumed_at_its_end_measures_the_gradient_at_the_temperature_it_had_come_to():
+    config = train_vae.Config(estimator="st-gs", anneal=0.1, anneal_every=1, gradient_draws=2, hidden=(4,), variables=2)
+    training, resumed = train_vae.Training(config), train_vae.Training(config)
+    for step in range(6):
+        training.step(np.arange(3) + step)
+    resumed.restore(*training.state())
+    assert resumed.gradient_noise() == training.gradient_noise()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "tau", "train", "test"),

@@ -273,6 +273,16 @@ def test_every_encoder_refuses_lengths_out_of_range(encoder, lengths):
         model.predict(np.zeros((2, 4), int), np.array(lengths), np.zeros((2, 3), int))
 
 
+@pytest.mark.parametrize("evaluate", [compose, compose_plain])
+def test_lengths_may_be_unsigned_integers(evaluate):
+    arrays = [*states([6, 1, 3]), *weights()]
+    settings = {"sampler": create("st"), "rng": Rng(3), "scored": True}
+    signed, unsigned = (
+        gradients(evaluate, arrays, lengths=np.array([6, 1, 3], dtype), **settings) for dtype in (np.int64, np.uint8)
+    )
+    assert_equal(unsigned, signed, tolerance=0.0)
+
+
 # ---- greedy evaluation and given trees
 
 

@@ -53,7 +53,8 @@ def load_images(name: str, data_dir=None, pixels: str = "gray", dtype=np.float32
     scaled = [(x.reshape(len(x), -1) / brightest).astype(dtype) for x in (train, test)]
     if pixels == "fixed":
         rng = Rng(FIXED_BINARISATION_SEED)
-        scaled = [binarise(x, rng.site(part)) for x, part in zip(scaled, ("train", "test"), strict=True)]
+        parts = zip(scaled, ("train", "test"), strict=True)  # in float32, since the noise of float64 has other values
+        scaled = [binarise(x.astype(np.float32), rng.site(part)).astype(dtype) for x, part in parts]
     return Images(scaled[0], train_labels, scaled[1], test_labels, shape)
 
 
