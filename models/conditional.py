@@ -130,6 +130,9 @@ class DenseGate:
     def __init__(self, unit: str, noise: float = 0.0):
         self.function, self.noise = {"sigmoid": sigmoid, "rectifier": relu}[unit], noise
 
+    def check_code(self, code: str) -> None:
+        """It has no bits, but takes their place."""
+
     def __call__(self, logits, cost, rng, inputs=None) -> Tensor:
         if self.noise:
             logits = logits + self.noise * rng.normal(logits.shape, like=logits.data)
@@ -189,7 +192,11 @@ class ConditionalNetwork(Module):
 
     def cost(self, x, labels, estimator, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
         """(−log p(label) of each example (B,) with all gradients attached, the gates' noisy logits (B, N), the gates of
-        the estimator's first evaluation (B, N)).   x (B, D), labels (B,) integers on the model's device"""
+        the estimator's first evaluation (B, N)).   x (B, D), labels (B,) integers on the model's device
+
+        ValueError for an estimator of other variables than bits.
+        """
+        estimator.check_code("bernoulli")
         H, a, seen = self.experts(x), self.gate_logits(x), []
         if self.noise:
             a = a + self.noise.draw(rng.site("noise"), a.shape, a.data)

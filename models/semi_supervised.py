@@ -105,10 +105,11 @@ class SemiSupervisedVAE(Module):
     def unlabelled(self, x, rng: Rng, estimator=None) -> Tensor:
         """U(x), (B,): by the sum over all classes, in one pass over K·B rows, or with an estimator of E_{y ~ q(y|x)}.
 
-        ValueError for an estimator of a bound with several samples.
+        ValueError for an estimator of a bound with several samples, or of bits.
         """
         if estimator is None:
             return self._marginal(x, self.classify(x), rng)
+        estimator.check_code("categorical")
         if estimator.multi_sample:
             raise ValueError(f"{estimator.title} {NO_BOUND_OF_SEVERAL}")
         theta, cost = self.classify(x), lambda y: self.cost(x, y, rng.site("style"))

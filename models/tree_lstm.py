@@ -113,7 +113,7 @@ class TreeLSTM(Module):
 
         ids (B, T) and labels (B,): integers on the model's device.  lengths (B,): integers on the host, 1 ≤ n ≤ T.
         estimator: for a latent tree, how its choices are made and differentiated (`Estimator.episode`; ValueError for
-        one that cannot choose step by step).  trees (B, T−1): for an encoder that is given trees.
+        one that cannot choose step by step, or is for bits).  trees (B, T−1): for an encoder that is given trees.
         plain: compose in O(T²) on the tape also where the linear-time rule would do.
         """
         drop = rng.site("dropout")
@@ -121,6 +121,8 @@ class TreeLSTM(Module):
         loss = lambda root: cross_entropy(self.classify(root, drop), labels)
         if self.encoder != "latent":
             return loss(self._known(h, c, lengths, trees))
+
+        estimator.check_code("categorical")
 
         def play(sampler, rng):
             scored, sampler = sampler is None, sampler or Draw

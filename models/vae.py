@@ -45,6 +45,8 @@ class DiscreteVAE(Module):
 
     # what the two kinds of codes differ in
 
+    code = ""  # the kind, as an estimator names it
+
     def kl(self, logits) -> Tensor:
         """KL(q(·|x) ‖ p(d)) for each example, (B,)."""
         raise NotImplementedError
@@ -80,7 +82,9 @@ class DiscreteVAE(Module):
 
         For an estimator of a bound with several samples (VIMCO) the first one is −log mean p(x, d)/q(d|x), which has
         the KL divergence inside, and the second one is 0.
+        ValueError for an estimator of the other kind of variables.
         """
+        estimator.check_code(self.code)
         theta = self.encode(x)
         logits = theta if estimator.sharpness == 1.0 else theta * estimator.sharpness
         reconstruct = lambda d: bce_with_logits(self.decode(d), x)
@@ -135,6 +139,8 @@ class DiscreteVAE(Module):
 class CategoricalVAE(DiscreteVAE):
     """L variables of K classes: θ and d are (B, L, K), d one-hot in the last axis."""
 
+    code = "categorical"
+
     def __init__(
         self, pixels=784, variables=30, categories=10, hidden=(512, 256), *, rng: Rng, dtype=np.float32, **options
     ):
@@ -161,6 +167,8 @@ class CategoricalVAE(DiscreteVAE):
 
 class BernoulliVAE(DiscreteVAE):
     """L bits: θ and d are (B, L), d zeros and ones."""
+
+    code = "bernoulli"
 
     def __init__(self, pixels=784, variables=200, hidden=(512, 256), *, rng: Rng, dtype=np.float32, **options):
         super().__init__(pixels, (variables,), hidden, rng, dtype, **options)

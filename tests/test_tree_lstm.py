@@ -4,7 +4,7 @@ import functools
 import itertools
 
 from devsim import DevsimBackend, forbid
-from estimators import ESTIMATORS, Sampler, create, facts
+from estimators import ESTIMATORS, Estimator, Sampler, create, facts
 from minigrad import Rng, Tensor, no_grad
 from minigrad.backend import Backend
 from minigrad.check import audit, check_rule
@@ -460,21 +460,20 @@ def test_dropout_is_on_in_training_only():
     model = TreeLSTM(6, 3, dim=8, hidden=8, rng=Rng(0), dtype=np.float64)
     model.output.weight.data *= 500.0
     ids, lengths, labels = np.zeros((1, 4), int), np.array([4]), np.array([0])
-    costs = {float(model.cost(ids, lengths, labels, Rng(0).at(n), Sampled).data[0]) for n in range(5)}
+    costs = {float(model.cost(ids, lengths, labels, Rng(0).at(n), Sampled()).data[0]) for n in range(5)}
     assert len(costs) == 5
     assert np.array_equal(model.predict(ids, lengths)[0], model.predict(ids, lengths)[0])
     model.dropout = 0.0
-    costs = {float(model.cost(ids, lengths, labels, Rng(0).at(n), Sampled).data[0]) for n in range(5)}
+    costs = {float(model.cost(ids, lengths, labels, Rng(0).at(n), Sampled()).data[0]) for n in range(5)}
     logits = model.predict(ids, lengths)[0][0]
     assert len(costs) == 1
     np.testing.assert_allclose(costs.pop(), np.log(np.exp(logits - logits[0]).sum()), rtol=1e-12)
 
 
-class Sampled:
+class Sampled(Estimator):
     """An estimator whose choices are greedy, so that dropout is the only noise."""
 
-    @staticmethod
-    def episode(play, rng):
+    def episode(self, play, rng):
         return play(Greedy, rng)[0]
 
 

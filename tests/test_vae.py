@@ -7,6 +7,9 @@ from estimators import ESTIMATORS, create, facts
 from minigrad import Rng, Tensor, grad, no_grad
 from minigrad.backend import Backend
 from minigrad.optim import Adam
+from models.conditional import ConditionalNetwork
+from models.semi_supervised import SemiSupervisedVAE
+from models.tree_lstm import TreeLSTM
 from models.vae import BernoulliVAE, CategoricalVAE
 
 import numpy as np
@@ -255,3 +258,25 @@ def test_training_on_soft_codes_lowers_their_own_objective(name, kind):
     x, without_code = patterns()
     _, _, curve = trained(name, kind, x, steps=200)
     assert np.mean(curve[-10:]) < 0.75 * without_code < 0.9 * np.mean(curve[:10])
+
+
+X, LABELS = np.full((3, 4), 0.5, np.float32), np.array([0, 1, 1])
+IDS, LENGTHS = np.zeros((3, 4), np.int64), np.array([4, 3, 2])
+
+
+@pytest.mark.parametrize(
+    ("code", "call"),
+    [
+        ("categorical", lambda e: CategoricalVAE(4, 3, 2, (), rng=Rng(0)).negative_elbo(X, e, Rng(0))),
+        ("bernoulli", lambda e: BernoulliVAE(4, 3, (), rng=Rng(0)).negative_elbo(X, e, Rng(0))),
+        ("categorical", lambda e: SemiSupervisedVAE(4, 2, 3, (3,), rng=Rng(0)).unlabelled(X, Rng(0), e)),
+        ("bernoulli", lambda e: ConditionalNetwork(4, 2, experts=3, gater=2, rng=Rng(0)).cost(X, LABELS, e, Rng(0))),
+        ("categorical", lambda e: TreeLSTM(5, 2, dim=3, hidden=3, rng=Rng(0)).cost(IDS, LENGTHS, LABELS, Rng(0), e)),
+    ],
+)
+def test_every_model_refuses_an_estimator_for_the_other_kind_of_variables(code, call):
+    """L bits and one choice of L classes have logits of the same shape: it would train, and train something else."""
+    call(create("st", code=code))
+    (other,) = {"categorical", "bernoulli"} - {code}
+    with pytest.raises(ValueError, match=f"was made for {other} variables and these are {code}: create it with code"):
+        call(create("st", code=other))
