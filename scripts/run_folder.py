@@ -247,10 +247,10 @@ class RunFolder:
                 raise ValueError("it belongs to another program")
             for name, field in fields.items():
                 default = field.default
-                kinds = field.metadata["type"] if default is None else type(default)
-                kinds = (int, float) if kinds is float else kinds
-                fits = isinstance(stored[name], kinds) or (default is None and stored[name] is None)
-                if not fits or (kinds is tuple and not all(type(v) is type(default[0]) for v in stored[name])):
+                kind = field.metadata["type"] if default is None else type(default)
+                kinds = (int, float) if kind is float else (kind,)  # and true is no number
+                fits = type(stored[name]) in kinds or (default is None and stored[name] is None)
+                if not fits or (kind is tuple and not all(type(v) is type(default[0]) for v in stored[name])):
                     raise ValueError(f"{name} is {stored[name]!r}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is no run folder: its {CONFIG} is missing or damaged ({error}).") from error
