@@ -47,10 +47,12 @@ def load(path) -> tuple[dict[str, np.ndarray], dict]:
 
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}.")
+        raise CheckpointError(f"there is no checkpoint {path}: give another one, or begin anew.")
     try:
         with safe_open(path, framework="numpy") as file:
             info = json.loads((file.metadata() or {})["info"])
             return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118 (not a dict)
     except (SafetensorError, KeyError, ValueError, OSError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is truncated or not a checkpoint of this project ({error}).") from error
+        raise CheckpointError(
+            f"{path} is truncated or not a checkpoint of this project ({error}): give another one, or begin anew."
+        ) from error

@@ -15,7 +15,6 @@ second, and a contender's figure is the median over all its steps.  The sequence
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib.util
 import itertools
@@ -35,7 +34,7 @@ from models.data import listops
 from models.semi_supervised import SemiSupervisedVAE
 from models.tree_lstm import TreeLSTM
 from models.vae import CategoricalVAE
-from run_folder import report_errors, require, user_errors
+from run_folder import Parser, report_errors, require, user_errors
 
 import numpy as np
 
@@ -464,7 +463,7 @@ def show_classes(medians: dict[str, dict]) -> None:
 
 @report_errors
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = Parser(description=__doc__.split("\n\n")[0])
     parser.add_argument("benchmark", choices=CONTENDERS)
     parser.add_argument("--rounds", type=int, default=10, help="how often each contender gets its turn (default 10)")
     parser.add_argument("--seconds", type=float, default=1.0, help="the length of a turn (default 1)")
@@ -474,6 +473,9 @@ def main(argv=None) -> None:
     )
     flags = parser.parse_args(argv)
     arguments, figure = (), flags.figure
+    require(flags.rounds >= 1, f"--rounds must be at least 1, got {flags.rounds}.")
+    require(0.0 < flags.seconds < math.inf, f"--seconds must be positive and finite, got {flags.seconds}.")
+    require(not flags.data_dir or flags.benchmark == "listops", "--data-dir is for listops: leave it out.")
     if flags.benchmark == "listops":
         arguments, figure = (flags.data_dir,), figure or "listops-speed.png"
         if "valid" not in listops.files(flags.data_dir):
@@ -483,7 +485,7 @@ def main(argv=None) -> None:
     require(not figure or flags.benchmark in AXES, f"--figure is for {' and '.join(AXES)}: leave it out.")
     if figure:
         from pictures import speed  # the other benchmarks do without matplotlib
-    medians = measure(flags.benchmark, max(1, flags.rounds), flags.seconds, *arguments)
+    medians = measure(flags.benchmark, flags.rounds, flags.seconds, *arguments)
     show(flags.benchmark, medians)
     if figure:
         with user_errors():

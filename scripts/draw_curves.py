@@ -5,17 +5,16 @@ python scripts/draw_curves.py runs/A runs/B --metric valid_accuracy --out curves
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from pictures import several_curves
-from run_folder import METRICS, RunFolder, report_errors, require, user_errors
+from run_folder import METRICS, Parser, RunFolder, report_errors, require, user_errors
 
 
 @report_errors
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = Parser(description=__doc__.split("\n\n")[0])
     parser.add_argument("runs", nargs="+", help="run folders; NAME=FOLDER gives a curve that name")
     parser.add_argument("--metric", default="valid_accuracy", help="a key of metrics.jsonl (default valid_accuracy)")
     parser.add_argument("--out", default="curves.png", help="where the picture goes (default curves.png)")

@@ -5,11 +5,10 @@ python scripts/draw_merges.py --out models/merges.png
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from models import linear_time
-from run_folder import report_errors, user_errors
+from run_folder import Parser, report_errors, user_errors
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -63,7 +62,7 @@ def draw(path) -> None:
 
 @report_errors
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = Parser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", default="merges.png", help="where the picture goes (default merges.png)")
     with user_errors():
         draw(parser.parse_args(argv).out)

@@ -75,8 +75,8 @@ def main(argv=None) -> int:
     flags = Flags(**given)
     flags.check()
     path, file = Path(where["checkpoint"]), Path(where["file"])
-    path = path / BEST if path.is_dir() else path
     with user_errors():
+        path = path / BEST if path.is_dir() else path
         backend = get_backend(flags.backend)
         model, config, tokenizer = restore(path, backend)
         require(

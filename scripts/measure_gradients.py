@@ -525,6 +525,9 @@ def draw(stem: Path, results: list[dict], negligible: float) -> None:
         axes = figure.subplots()
         axes.set_xscale("log")
         axes.set_yscale("log")
+        heights = [end for r in shown for end in ends(r, "deviation")]
+        if shown and max(heights) < 1.001 * min(heights):  # too close together for matplotlib to find a range
+            axes.set_ylim(0.5 * min(heights), 2.0 * max(heights))
         axes.axvspan(edge, left, color="0.93", linewidth=0)
         specs = list(dict.fromkeys(r["estimator"] for r in shown))
         labels = []
@@ -636,9 +639,9 @@ def main(argv=None) -> int:
     if given.get("checkpoint"):
         given = {"problem": "vae"} | given
     config = dataclasses.replace(Config(), **given)
-    path = Path(other.get("out") or default_folder("gradients", config.problem, f"s{config.seed}"))
     with user_errors():
         config.check(given)
+        path = Path(other.get("out") or default_folder("gradients", config.problem, f"s{config.seed}"))
         problem, facts = make_problem(config)
         code = problem.code.name
         if "estimators" not in given:

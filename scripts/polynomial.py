@@ -251,8 +251,8 @@ def main(argv=None) -> int:
     config, quiet = dataclasses.replace(Config(), **given), other["quiet"]
     race = Race(config)
     name = config.estimator.replace(":", "-")
-    path = other.get("out") or default_folder("polynomial", name, f"p{config.power:g}", f"s{config.seed}")
     with user_errors():
+        path = other.get("out") or default_folder("polynomial", name, f"p{config.power:g}", f"s{config.seed}")
         folder = RunFolder.create(path, config, race.backend)
     if not quiet:
         known = ", ".join(f"{k} {v:.6f}" for k, v in levels(config.target, config.power).items())

@@ -23,7 +23,7 @@ from pathlib import Path
 from minigrad import checkpoint
 from pictures import comparison_bars, comparison_curves
 from run_folder import METRICS, UserError, flag, parse_flags, report_errors, require, user_errors
-from specification import describe, without_places
+from specification import check_report, describe, is_number, without_places
 from sweep import MANIFEST
 from sweep_run import read_result
 
@@ -105,7 +105,8 @@ def read_sweeps(folder: Path, notes: list[str]) -> list[Panel]:
         try:
             about = json.loads(path.read_bytes())
             found = read_sweep(path.parent, about, notes)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            list(picture_data(found))  # what is damaged shows where it is used
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
             notes.append(f"{path} is damaged ({type(error).__name__}: {error}) and left out.")
             continue
         panels += found
@@ -114,13 +115,13 @@ def read_sweeps(folder: Path, notes: list[str]) -> list[Panel]:
 
 def read_sweep(folder: Path, about: dict, notes: list[str]) -> list[Panel]:
     panels: dict[str, Panel] = {}
-    runs, unfinished = about["runs"], 0
+    runs, settings, unfinished = about["runs"], check_report(about["report"]), 0
     same = {k: v for k, v in runs[0]["config"].items() if all(r["config"].get(k) == v for r in runs)}
     same = {k: v for k, v in without_places(same).items() if v not in (None, "")}
     for run in runs:
         name = run["panel"]
         title = f"{about['title']}: {name}" if name else about["title"]
-        panel = panels.setdefault(name, Panel(about["name"], title, describe(same), about["report"], []))
+        panel = panels.setdefault(name, Panel(about["name"], title, describe(same), settings, []))
         row = next((r for r in panel.rows if r.name == run["row"]), None)
         if row is None:
             row = Row(run["row"], 0, run["published"], {}, {})
@@ -145,13 +146,13 @@ def read_sweep(folder: Path, about: dict, notes: list[str]) -> list[Panel]:
 
 def read_metrics(path: Path) -> list[dict]:
     try:
-        return [dict(json.loads(line)) for line in path.read_text().splitlines()]
-    except (OSError, ValueError, TypeError) as error:
+        return [numbers(json.loads(line)) for line in path.read_text().splitlines()]
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is missing or damaged ({error}).") from error
 
 
 def numbers(metrics: dict) -> dict:
-    return {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+    return {k: v for k, v in metrics.items() if is_number(v)}
 
 
 def curve(row: Row, metric: str):
@@ -334,8 +335,9 @@ def main(argv=None) -> int:
     given, where = parse_flags(Flags, __doc__.split("\n\n")[0], argv, RUNS)
     folder = Path(where["runs"])
     out, notes = Path(given.get("out") or folder), []
-    require(folder.is_dir(), f"there is no folder {folder}.")
-    panels = read_sweeps(folder, notes)
+    with user_errors():
+        require(folder.is_dir(), f"there is no folder {folder}.")
+        panels = read_sweeps(folder, notes)
     for note in notes:
         print(note, file=sys.stderr)
     require(panels, f"{folder} has no sweep in or below it, no file *{MANIFEST}: start one with scripts/sweep.py.")

@@ -34,6 +34,11 @@ if _missing:  # at import: every script imports this module before it imports on
     )
     raise SystemExit(2)
 
+try:
+    import fcntl
+except ImportError:  # Windows: no locks
+    fcntl = None
+
 CHECKPOINT, CONFIG, METRICS = "checkpoint.safetensors", "config.json", "metrics.jsonl"
 
 
@@ -96,7 +101,7 @@ def flag(default, text: str, **argparse_options):
     return dataclasses.field(default=default, metadata={"help": text, **argparse_options})
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{message.rstrip('.')}; see --help.")
 
@@ -106,7 +111,7 @@ def parse_flags(config_class, description: str, argv, extra=()):
 
     Flags that were not given are absent, so that a resumed run can tell "left out" from "given".
     """
-    parser = _Parser(description=description, allow_abbrev=False)
+    parser = Parser(description=description, allow_abbrev=False)
     fields = dataclasses.fields(config_class)
     for f in fields:
         options = dict(f.metadata)
@@ -172,6 +177,18 @@ def unused(config, why: str, *names: str) -> None:
 # ---- the folder
 
 
+def lock(file) -> bool:
+    """Lock what is open (a file, or the descriptor of a folder) until it is closed. False if another process has it."""
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
 class RunFolder:
     """A folder for one run. `create` makes it, `resume` opens one that has a checkpoint."""
 
@@ -190,6 +207,19 @@ class RunFolder:
             why = error.strerror or error
             raise UserError(f"the output folder {path} cannot be written ({why}): choose another --out.") from error
         return folder
+
+    @contextlib.contextmanager
+    def alone(self):
+        """Hold the folder for the time of a run. UserError if another process does: their metrics would be mixed."""
+        if not fcntl:
+            yield
+            return
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            require(lock(folder), f"another process is at work in {self.path}: wait until it has ended, or stop it.")
+            yield
+        finally:
+            os.close(folder)
 
     def write_config(self, config, backend) -> None:
         """Record all flags, and what they ran on."""
@@ -211,14 +241,16 @@ class RunFolder:
         require(path.is_dir(), f"there is no run folder {path}.")
         try:
             stored = json.loads((path / CONFIG).read_text())["config"]
-            defaults = {f.name: f.default for f in dataclasses.fields(config_class)}
+            fields = {f.name: f for f in dataclasses.fields(config_class)}
             stored = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-            if stored.keys() != defaults.keys():
+            if stored.keys() != fields.keys():
                 raise ValueError("it belongs to another program")
-            for name, default in defaults.items():
-                kinds = (int, float) if default is None or type(default) is float else type(default)
-                fits = isinstance(stored[name], kinds) or (default is None and stored[name] is None)
-                if not fits or (kinds is tuple and not all(type(v) is type(default[0]) for v in stored[name])):
+            for name, field in fields.items():
+                default = field.default
+                kind = field.metadata["type"] if default is None else type(default)
+                kinds = (int, float) if kind is float else (kind,)  # and true is no number
+                fits = type(stored[name]) in kinds or (default is None and stored[name] is None)
+                if not fits or (kind is tuple and not all(type(v) is type(default[0]) for v in stored[name])):
                     raise ValueError(f"{name} is {stored[name]!r}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is no run folder: its {CONFIG} is missing or damaged ({error}).") from error
@@ -264,8 +296,8 @@ class RunFolder:
         """What was logged (in the first `size` bytes of the file). UserError if it is not lines of JSON."""
         path = self.path / METRICS
         try:
-            return [json.loads(line) for line in path.read_bytes()[:size].splitlines()] if path.exists() else []
-        except ValueError as error:
+            return [dict(json.loads(line)) for line in path.read_bytes()[:size].splitlines()] if path.exists() else []
+        except (ValueError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}): restore it, or start a new run.") from error
 
 

@@ -40,7 +40,7 @@ from pathlib import Path
 
 from minigrad import checkpoint
 from run_folder import METRICS, Interrupt, UserError, flag, parse_flags, report_errors, require, user_errors
-from specification import PLACES, Run, Specification, arguments, load_script
+from specification import PLACES, Run, Specification, arguments, is_number, load_script
 from sweep_run import check_folder, read_result
 
 EXECUTORS = ("processes", "dask", "mpi")
@@ -287,6 +287,7 @@ class Sweep:
 
     def shown(self, line: dict) -> str:
         """The metrics of the report in a line of metrics, or the first few where it has none of them."""
+        line = {name: value for name, value in line.items() if is_number(value)}
         names = [name for name in self.spec.report["metrics"] if name in line]
         names = names or [name for name in line if name not in ("epoch", "step")][:3]
         return "  ".join(f"{name} {line[name]:.4g}" for name in names)

@@ -19,10 +19,11 @@ if __name__ == "__main__":  # before anything heavy is imported
         sys.exit(print(__doc__))
     try:
         task = json.loads(sys.argv[1])
-    except (IndexError, ValueError):
+        stopped = os.path.exists(task["stop"])
+    except (IndexError, ValueError, KeyError, TypeError):
         print("sweep_run.py: error: it is started by sweep.py, with a run as JSON; see --help.", file=sys.stderr)
         sys.exit(2)
-    if os.path.exists(task["stop"]):
+    if stopped:
         sys.exit(130)
     for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # one run, one core; NumPy looks at it when it is loaded
@@ -36,13 +37,8 @@ import time
 from pathlib import Path
 
 from minigrad import checkpoint
-from run_folder import CHECKPOINT, CONFIG, RunFolder, UserError, report_errors, require, user_errors
+from run_folder import CHECKPOINT, CONFIG, RunFolder, UserError, lock, report_errors, require, user_errors
 from specification import load_script, without_places
-
-try:
-    import fcntl
-except ImportError:  # Windows: no lock
-    fcntl = None
 
 RESULT = "result.json"
 LOOK_EVERY = 0.25  # seconds
@@ -75,14 +71,17 @@ def check_folder(folder: Path, config: dict) -> str:
         require(not rest, f"{folder} is no run folder, since it has no {CONFIG}: move it, or choose another --out.")
         return ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder} is no run folder: its {CONFIG} is damaged ({error}).") from error
+        raise UserError(
+            f"{folder} is no run folder: its {CONFIG} is damaged ({error}): move it, or choose another --out."
+        ) from error
     differ = without_places(dict.fromkeys(differ))
     require(
         not differ,
         f"{folder} has a run of another configuration ({', '.join(differ)} differ): move it, or choose another --out.",
     )
     with contextlib.suppress(UserError):
-        if read_result(folder):
+        result = read_result(folder)
+        if result and without_places(result["config"]) == without_places(config):  # else it was copied from elsewhere
             return "result"
     return "checkpoint" if (folder / CHECKPOINT).exists() else ""
 
@@ -92,14 +91,8 @@ def alone(path: Path):
     """Hold the lock file for the time of the run; wait if another process has it. It says who is at work."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
-        while fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(LOOK_EVERY)
-            except OSError:  # a file system without locks
-                break
+        while not lock(file):
+            time.sleep(LOOK_EVERY)
         try:
             file.truncate(0)
             file.write(f"{socket.gethostname()}:{os.getpid()}")

@@ -90,7 +90,8 @@ class Config(training.ImageConfig):
         at_least(0, self, "sparsity", "gater_lr")
         require(0.0 < self.target < 1.0, f"--target must lie between 0 and 1, got {self.target}.")
         beta = self.beta
-        require(not beta or 1.0 < beta < math.inf, f"--beta must be 0, or above 1 and finite, got {beta}.")
+        # beyond, the noise is nearly none, and its quantiles take minutes or are NaN
+        require(not beta or 1.0 < beta <= 1e9, f"--beta must be 0, or above 1 and at most 1e9, got {beta}.")
         if self.gate in BASELINES:
             for name, what in (("tau", "temperature"), ("sparsity", "sparsity cost"), ("beta", "Beta noise")):
                 unused(self, f"the baseline {self.gate} has no {what}", name)

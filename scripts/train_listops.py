@@ -253,7 +253,15 @@ class Training(training.Training):
 
     def check_folder(self, folder: RunFolder) -> None:
         if self.best >= 0.0:
-            checkpoint.load(folder.path / BEST)
+            own = self.model.state_dict()
+            self.load_best(folder)  # an error now, and not after the last epoch, if it is that of another model
+            self.model.load_state_dict(own)
+
+    def load_best(self, folder: RunFolder) -> float:
+        """Take the parameters of the best model. -> the epoch that they are from"""
+        arrays, info = checkpoint.load(folder.path / BEST)
+        self.model.load_state_dict({k[len("model.") :]: v for k, v in arrays.items()})
+        return info["epoch"] + info["step_in_epoch"] / self.steps_per_epoch
 
     # -- the state
 
@@ -275,11 +283,9 @@ class Training(training.Training):
 
     def final(self, folder: RunFolder) -> dict:
         """What the best model does on the test split, and how its trees agree with others."""
-        arrays, info = checkpoint.load(folder.path / BEST)
-        self.model.load_state_dict({k[len("model.") :]: v for k, v in arrays.items()})
+        line = {"best_epoch": self.load_best(folder)}
         sequences = self.sequences["test"]
         loss, right, choices = self.evaluate("test")
-        line = {"best_epoch": info["epoch"] + info["step_in_epoch"] / self.steps_per_epoch}
         found = summary(loss, right, choices, sequences, self.tokenizer, self.rng)
         line |= {f"test_{name}" if name in ("loss", "accuracy") else name: value for name, value in found.items()}
         if choices is not None:

@@ -196,7 +196,7 @@ def finish(run: Training, folder: RunFolder, quiet: bool) -> None:
     run.draw(folder)
     samples = run.config.samples if run.estimator is not None else 1
     line = {"epoch": run.epoch, "test_nll": run.nll(run.test, samples, run.rng.site("final")), "samples": samples}
-    text = folder.log(line)
+    text = folder.log(run.checked(line))
     if not quiet:
         print(text)
         print(f"metrics, pictures and checkpoint are in {folder.path}", file=sys.stderr)

@@ -172,7 +172,7 @@ def finish(run: Training, folder: RunFolder, quiet: bool) -> None:
     if run.config.gradient_draws:
         extra |= run.gradient_noise() | {"gradient_draws": run.config.gradient_draws}
     if extra:
-        text = folder.log({"epoch": run.epoch} | extra)
+        text = folder.log(run.checked({"epoch": run.epoch} | extra))
         if not quiet:
             print(text)
     last = [line for line in folder.metrics() if "train" in line][-1]

@@ -22,6 +22,7 @@ from minigrad.blas import keep_freed_memory
 from minigrad.optim import OPTIMIZERS
 from models.data import DATASETS, PIXELS, binarise, load_images
 from run_folder import (
+    CHECKPOINT,
     DTYPES,
     Interrupt,
     RunFolder,
@@ -319,7 +320,7 @@ class ImageTraining(Training):
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.train) / self.config.batch)
+        return -(-len(self.train) // self.config.batch)  # no float: a batch can be too large for one
 
 
 def run_script(config_class, training_class, description, argv, may_change, folder_for, finish) -> int:
@@ -341,31 +342,27 @@ def run_script(config_class, training_class, description, argv, may_change, fold
         with user_errors():
             folder, config = RunFolder.resume(other["resume"], config_class, given, set(may_change))
         training = training_class(config)
-        with user_errors():
-            _restore(training, folder, may_change)
-            folder.write_config(config, training.backend)  # --epochs may have changed
     else:
         config = dataclasses.replace(config_class(), **given)
-        out = Path(other.get("out") or folder_for(config))
         with user_errors():  # before any data is made or read
+            out = Path(other.get("out") or folder_for(config))
             require(not out.exists(), f"the output folder {out} exists already: choose another --out.")
         training = training_class(config)
         with user_errors():
             folder = RunFolder.create(out, config, training.backend)
-    if not quiet:
-        print(f"run folder {folder.path}", file=sys.stderr)
-
-    with user_errors():
-        finished = training.run(folder, quiet)
-    if not finished:
-        at = f"epoch {training.epoch + 1}, step {training.step_in_epoch}"
-        print(
-            f"stopped at {at}; go on with: python {sys.argv[0]} --resume {shlex.quote(str(folder.path))}",
-            file=sys.stderr,
-        )
-        return 130
-    with user_errors():
-        finish(training, folder, quiet)
+    with user_errors(), folder.alone():
+        if "resume" in other:
+            _restore(training, folder, may_change)
+            folder.write_config(config, training.backend)  # --epochs may have changed
+        if not quiet:
+            print(f"run folder {folder.path}", file=sys.stderr)
+        if not training.run(folder, quiet):
+            at = f"epoch {training.epoch + 1}, step {training.step_in_epoch}"
+            again = f"python {sys.argv[0]} --resume {shlex.quote(str(folder.path))}"
+            print(f"stopped at {at}; go on with: {again}", file=sys.stderr)
+            return 130
+        with np.errstate(all="ignore"):  # as in training
+            finish(training, folder, quiet)
     return 0
 
 
@@ -374,11 +371,18 @@ def _restore(training: Training, folder: RunFolder, may_change) -> None:
     arrays, info = folder.load()
     try:
         training.restore(arrays, info)
+        training.check_folder(folder)
+        saved = {k: tuple(v) if isinstance(v, list) else v for k, v in info["config"].items()}
+        counts = [info[name] for name in ("epoch", "step_in_epoch", "metrics_bytes")]
+        if not all(type(n) is int and n >= 0 for n in counts):
+            raise TypeError(f"{counts} are no counts")
     except KeyError as error:
         raise ValueError(f"{folder.path} has a checkpoint of another program ({error} is missing).") from error
+    except (AttributeError, IndexError, TypeError) as error:
+        raise ValueError(f"{folder.path / CHECKPOINT} is damaged ({error}): restore it, or start a new run.") from error
     require(training.epoch <= config.epochs, f"{folder.path} is at epoch {training.epoch}: --epochs must not be less.")
-    saved = {k: tuple(v) if isinstance(v, list) else v for k, v in info["config"].items()}
     changed = [k for k, v in dataclasses.asdict(config).items() if v != saved.get(k) and k not in may_change]
     require(not changed, f"{folder.path} has a checkpoint of another configuration ({', '.join(changed)} differ).")
-    training.check_folder(folder)
+    at, n = training.step_in_epoch, training.steps_per_epoch
+    require(at < n, f"{folder.path / CHECKPOINT} is damaged (step {at} of {n}): restore it, or start a new run.")
     folder.rewind_metrics(info)

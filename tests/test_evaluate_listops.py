@@ -155,7 +155,7 @@ def replace(path, name, value):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda p: p.unlink(), "there is no checkpoint {path}."),
+        (lambda p: p.unlink(), "there is no checkpoint {path}: give another one, or begin anew."),
         (lambda p: p.write_bytes(p.read_bytes()[:-50]), "{path} is truncated or not a checkpoint of this project"),
         (lambda p: p.write_bytes(p.read_bytes()[:30]), "{path} is truncated or not a checkpoint of this project"),
         (lambda p: p.write_bytes(b"PK"), "{path} is truncated or not a checkpoint of this project"),
@@ -191,12 +191,16 @@ def test_a_checkpoint_that_cannot_be_evaluated(trained, tmp_path, capsys, spoil,
     assert message.format(path=path) in refused(capsys, given, trained / "test.tsv")
 
 
+def test_a_checkpoint_whose_name_is_too_long(trained, capsys):
+    assert "File name too long" in refused(capsys, "x" * 300, trained / "test.tsv")
+
+
 def test_a_checkpoint_of_another_script(trained, capsys):
     path = trained / "vae" / "checkpoint.safetensors"
     error = refused(capsys, path, trained / "test.tsv")
     assert f"{path} is a checkpoint of another program or version: its configuration differs" in error
     error = refused(capsys, trained / "vae", trained / "test.tsv")
-    assert f"there is no checkpoint {trained / 'vae' / 'best.safetensors'}." in error
+    assert f"there is no checkpoint {trained / 'vae' / 'best.safetensors'}: give another one" in error
 
 
 GOOD = "2\t( ( ( [MIN 2 ) 7 ) ] )"

@@ -498,6 +498,13 @@ def test_a_bad_flag_is_one_sentence_and_exit_code_2(tmp_path, capsys, flags, mes
     assert not (tmp_path / "run").exists()
 
 
+def test_a_flag_that_would_name_the_default_folder_is_checked_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert run("--problem", "x" * 300) == 2
+    refused(capsys, "unknown problem 'xxx")
+
+
 def test_tables_that_would_fill_the_memory_are_refused(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(measure_gradients, "TABLE_BYTES", 1e3)
     assert run("--problem", "vae", "--variables", 2, "--categories", 3, "--images", 3, "--out", tmp_path / "run") == 2
@@ -586,10 +593,11 @@ def row(estimator, bias, deviation, tau=None, interval=None):
         [row("exact", 0.0, 0.0)],
         [row("reinforce", 1e-15, 3.0)],
         [row("st", 0.2, 1.0, 1.0)],
+        [row("st", 0.2, 2.8, 1.0)],
         [row("rloo", 0.0, 2.0, interval=[0.0, 0.1]), row("st", 1e-4, 1.0, 1.0), row("st", 1e-4, 1.0, 1.0)],
         [row("rloo", None, None), row("spsa", 40.0, 1e3, interval=[30.0, 50.0])],
     ],
-    ids=["nothing to show", "no bias", "one point", "margin and twins", "missing numbers"],
+    ids=["nothing to show", "no bias", "one point", "one point of no range", "margin and twins", "missing numbers"],
 )
 def test_the_figure_of_few_or_strange_points(tmp_path, rows):
     measure_gradients.draw(tmp_path / "figure", rows, 1e-8)

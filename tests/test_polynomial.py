@@ -334,6 +334,15 @@ def test_an_output_folder_that_exists_is_left_alone(tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["keep.txt"]
 
 
+def test_a_default_folder_whose_name_is_too_long_is_a_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert run(*TINY, "--estimator", f"reinmax:tau=1.{'0' * 300}") == 2
+    captured = capsys.readouterr()
+    assert "File name too long" in captured.err
+    assert captured.err.count("\n") == 1
+
+
 @pytest.mark.parametrize("flags", [["--lr", "1e38"], ["--estimator", "noisy-rectifier", "--power", "1000"]])
 def test_a_loss_that_is_not_finite_is_one_sentence_and_exit_code_2(tmp_path, capsys, flags):
     assert run(*TINY, "--variables", 200, "--epochs", 20, *flags, "--out", tmp_path / "run") == 2

@@ -220,12 +220,32 @@ def test_a_damaged_run_is_left_out_and_said(tmp_path, capsys, name, content, mes
     assert rows_of(written(out), "A")[0][:3] == ["A", "2 of 3", "2.50 ± 0.71"]
 
 
-def test_a_damaged_sweep_does_not_hide_another_one(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda about: {"runs": 3},
+        lambda about: about | {"runs": []},
+        lambda about: about | {"report": REPORT | {"curve": 1}},
+        lambda about: about | {"runs": [about["runs"][0] | {"published": 0}]},
+        lambda about: about | {"runs": [about["runs"][0] | {"published": {"test": {}}}]},
+    ],
+)
+def test_a_damaged_sweep_does_not_hide_another_one(tmp_path, capsys, spoil):
     out = make(tmp_path)
-    (out / "other.sweep.json").write_text('{"runs": 3}')
+    about = json.loads((out / "tiny.sweep.json").read_text())
+    (out / "other.sweep.json").write_text(json.dumps(spoil(about)))
     assert report.main([str(out)]) == 0
     assert "other.sweep.json is damaged" in capsys.readouterr().err
     assert rows_of(written(out), "A")
+
+
+def test_a_curve_is_made_of_numbers(tmp_path):
+    out = make(tmp_path, {"A": [1.0]})
+    key = json.loads((out / "tiny.sweep.json").read_text())["runs"][0]["key"]
+    with open(out / key / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 3, "test": "low"}\n{"epoch": [4], "test": 1.0}\n')
+    ((_, _, _, [(_, (epochs, mean, _), _)]),) = report.picture_data(report.read_sweeps(out, []))
+    assert (epochs, mean) == ([1, 2], [11.0, 1.0])
 
 
 def test_a_sweep_without_a_finished_run_has_a_report_that_says_so(tmp_path):
@@ -236,7 +256,11 @@ def test_a_sweep_without_a_finished_run_has_a_report_that_says_so(tmp_path):
 
 
 def test_bad_folders_are_a_sentence(tmp_path, capsys):
-    for folder, message in ((tmp_path, "has no sweep in or below it"), (tmp_path / "nothing", "there is no folder")):
+    for folder, message in (
+        (tmp_path, "has no sweep in or below it"),
+        (tmp_path / "nothing", "there is no folder"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ):
         assert report.main([str(folder)]) == 2
         error = capsys.readouterr().err
         assert message in error

@@ -268,7 +268,7 @@ def remove(*names):
 
 
 def test_what_cannot_be_used_is_made_again(tmp_path, here):
-    """No checkpoint, half a one, an empty folder, a file that was being written, half a result."""
+    """No checkpoint, half a one, an empty folder, a file that was being written, half a result, that of another run."""
     spec, out = write(tmp_path, seeds=[0]), tmp_path / "runs"
     assert run(spec, out) == 0
     (folder,), expected = [path.parent for path in out.glob("*/result.json")], results(out)
@@ -277,6 +277,7 @@ def test_what_cannot_be_used_is_made_again(tmp_path, here):
         (remove("result.json"), "checkpoint.safetensors", b"PK"),
         (remove(), "config.json.part", b"{"),
         (remove("result.json"), "result.json", b'{"config"'),
+        (remove("result.json"), "result.json", b'{"config": {"seed": 7}, "metrics": {"train": 0.0}}'),
     ):
         removed(folder)
         (folder / written).write_bytes(content)
@@ -289,7 +290,7 @@ def test_what_cannot_be_used_is_made_again(tmp_path, here):
     [
         (lambda f: edit(f / "config.json", seed=7), "has a run of another configuration (seed differ)"),
         (lambda f: edit(f / "config.json", flavour=7), "has a run of another configuration (flavour differ)"),
-        (lambda f: (f / "config.json").write_text("{"), "its config.json is damaged"),
+        (lambda f: (f / "config.json").write_text("{"), "move it, or choose another --out"),
         (lambda f: (f / "config.json").rename(f / "thesis.txt"), "is no run folder, since it has no config.json"),
     ],
 )
@@ -665,6 +666,7 @@ def test_the_overview_shows_who_does_what_and_how_far_it_is(tmp_path, monkeypatc
     assert first.startswith("tiny: 1 of 3 finished, 1 running, 1 waiting, 0 failed; 0:00 so far")
     shown = "node7:4711 epoch 2 of 4 train_vae, seed 1: test 41.25"
     assert second.split() == [key, *shown.split()]
+    assert state.shown({"epoch": 2, "test": {"10": [0.5, 3]}, "train": 9.0}) == "train 9"  # only numbers
     overview.say("an event")
     assert "\x1b[2F\x1b[Jan event\n" in stream.getvalue()  # the table was taken away first
     plain = io.StringIO()
@@ -715,7 +717,7 @@ def test_dask_with_two_workers_one_of_which_is_killed(tmp_path):
             process.wait()
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), ([], 2), (["{"], 2)])
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), ([], 2), (["{"], 2), (["{}"], 2), (["5"], 2)])
 def test_a_run_started_by_hand_is_told_how_it_is_started(arguments, code):
     command = [sys.executable, str(ROOT / "scripts" / "sweep_run.py"), *arguments]
     result = subprocess.run(command, capture_output=True, text=True)

@@ -81,6 +81,23 @@ def changed(**changes):
     return lambda folder: edit(folder, **changes)
 
 
+def rewritten(part, name="checkpoint.safetensors", **changes):
+    """Spoils a checkpoint that stays one.   part: 0 for its arrays, 1 for the rest"""
+
+    def spoil(folder):
+        found = checkpoint.load(folder / name)
+        found[part].update(changes)
+        checkpoint.save(folder / name, *found)
+
+    return spoil
+
+
+def another_line(folder):
+    """The same metrics, but for the first line, which is as long."""
+    first, *rest = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_bytes(b"".join([b"7".ljust(len(first) - 1) + b"\n", *rest]))
+
+
 # ---- what each script adds to the common tables below
 
 VAE = Script(
@@ -102,6 +119,7 @@ VAE = Script(
         (changed(optimizer="sgd"), "", "belongs to another optimizer"),
         (changed(tau="warm"), "", "config.json is missing or damaged (tau is 'warm')"),
         (changed(hidden=["wide"]), "", "config.json is missing or damaged (hidden is ('wide',))"),
+        (changed(variables=2.5), "", "config.json is missing or damaged (variables is 2.5)"),
     ),
     bad=(
         ("--prior flat", "unknown prior 'flat'; the known ones are uniform, learned"),
@@ -251,8 +269,9 @@ CONDITIONAL = Script(
         ("--gate sigmoid --tau 1", "the baseline sigmoid has no temperature: leave --tau out"),
         ("--gate rectifier --sparsity 1", "the baseline rectifier has no sparsity cost: leave --sparsity out"),
         ("--gate rectifier --beta 2", "the baseline rectifier has no Beta noise: leave --beta out"),
-        ("--beta 1", "--beta must be 0, or above 1 and finite, got 1.0"),
-        ("--beta nan", "--beta must be 0, or above 1 and finite, got nan"),
+        ("--beta 1", "--beta must be 0, or above 1 and at most 1e9, got 1.0"),
+        ("--beta nan", "--beta must be 0, or above 1 and at most 1e9, got nan"),
+        ("--beta 1e20", "--beta must be 0, or above 1 and at most 1e9, got 1e+20"),
         ("--gate noisy-rectifier:noise=pink", "noise must be logistic or normal, got 'pink'"),
         ("--tau 0", "tau must be positive and finite, got 0"),
         ("--experts 0", "--experts must be at least 1, got 0"),
@@ -290,6 +309,7 @@ LISTOPS = Script(
         (None, "--encoder gold", "another configuration (--encoder latent, not gold)"),
         (None, "--split", "another configuration (--split False, not True)"),
         (lambda f: (f / "best.safetensors").unlink(), "", "there is no checkpoint"),
+        (rewritten(0, "best.safetensors", **{"model.query": np.zeros(3)}), "", "belongs to another model"),
         (changed(dim=9), "", "belongs to another model"),
         (changed(encoder="gold"), "", "belongs to another model"),
         (changed(optimizer="sgd"), "", "belongs to another optimizer"),
@@ -446,8 +466,16 @@ MISFITS = (
     (lambda f: (f / "metrics.jsonl").unlink(), "", "metrics.jsonl is shorter than when the checkpoint was made"),
     (lambda f: truncate(f / "metrics.jsonl", 0.3), "", "metrics.jsonl is shorter than when the checkpoint was made"),
     (lambda f: garble(f / "metrics.jsonl"), "", "metrics.jsonl is damaged"),
+    (another_line, "", "metrics.jsonl is damaged"),
+    (rewritten(1, epoch="2"), "", "checkpoint.safetensors is damaged"),
+    (rewritten(1, epoch=1.5), "", "checkpoint.safetensors is damaged"),
+    (rewritten(1, step_in_epoch=10**6), "", "checkpoint.safetensors is damaged (step 1000000 of "),
+    (rewritten(1, metrics_bytes=[]), "", "checkpoint.safetensors is damaged"),
+    (rewritten(1, config=[]), "", "checkpoint.safetensors is damaged"),
+    (rewritten(0, **{"optimizer.steps": np.zeros(0)}), "", "checkpoint.safetensors is damaged"),
     (changed(lr=0.5), "", "checkpoint of another configuration (lr differ)"),
     (changed(epochs="ten"), "", "config.json is missing or damaged (epochs is 'ten')"),
+    (changed(batch=True), "", "config.json is missing or damaged (batch is True)"),
     (None, "--lr 0.7", "another configuration (--lr "),
     (None, "--seed 1", "another configuration (--seed 0, not 1)"),
     (None, "--epochs 1", "--epochs must not be less"),
@@ -636,6 +664,18 @@ def test_cupy_without_a_usable_gpu(tmp_path, capsys, script):
         pytest.skip("this machine has a usable GPU")
 
 
+@every_script
+def test_two_processes_do_not_work_in_one_folder(tmp_path, capsys, finished, script):
+    shutil.copytree(finished(script), tmp_path / "run")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    capsys.readouterr()
+    with RunFolder(tmp_path / "run").alone():
+        assert script.resume(tmp_path / "run", "--epochs", 3) == 2
+    assert f"another process is at work in {tmp_path / 'run'}: wait until it has ended" in one_sentence(capsys)
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    assert script.resume(tmp_path / "run") == 0
+
+
 @pytest.mark.parametrize("at", ["the first step", "the last step of an epoch", "the second epoch"])
 @every_script
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
@@ -692,6 +732,30 @@ def test_the_script_itself_exits_with_2_without_a_traceback(tmp_path, script):
     assert list(tmp_path.iterdir()) == []
 
 
+@every_script
+def test_a_default_folder_whose_name_is_too_long_is_a_sentence(tmp_path, capsys, monkeypatch, script):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    name = "--gate" if script is CONDITIONAL else "--estimator"
+    others = ("--method", "sample") if script is SEMI_SUPERVISED else ()
+    assert script.main(name, "x" * 300, *others) == 2
+    assert "File name too long" in one_sentence(capsys)
+
+
+@pytest.mark.parametrize("script", IMAGES.values(), ids=IMAGES)
+def test_a_batch_of_any_size_is_one_step(script):
+    run = script.module.Training(script.module.Config(**(script.sizes | {"batch": 10**400})))
+    assert (run.steps_per_epoch, len(run.epoch_steps())) == (1, 1)
+
+
+def test_final_numbers_that_are_not_finite_are_not_written(tmp_path, capsys):
+    """The loss of so large a step is finite, and the square of its gradient is not."""
+    flags = "--epochs 1 --batch 2000 --lr 1e12 --estimator st-identity --gradient-draws 2"
+    assert VAE.run(tmp_path / "run", *flags.split()) == 2
+    assert "the evaluation became infinite or NaN" in one_sentence(capsys)
+    assert len(metrics(tmp_path / "run")) == 1
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("flags", ["--epochs 1000", "--epochs 1 --quiet"])
 def test_an_output_that_nobody_reads_is_one_sentence(tmp_path, flags, unbuffered):
@@ -724,6 +788,26 @@ def test_the_temperature_falls_in_steps_to_its_least_value():
     assert training.annealed(10**9, start=0.3, rate=0.0, least=0.5, every=5) == 0.3  # fixed
     published = lambda step: training.annealed(step, 1.0, 3e-5, 0.5, 2000)
     assert [published(n) for n in (1999, 2000, 22_000, 24_000)] == [1.0, np.exp(-0.06), np.exp(-0.66), 0.5]
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        ("bench.py", "nothing", "argument benchmark: invalid choice: 'nothing'"),
+        ("bench.py", "vae --rounds 0", "--rounds must be at least 1, got 0."),
+        ("bench.py", "vae --seconds 0", "--seconds must be positive and finite, got 0.0."),
+        ("bench.py", "vae --seconds nan", "--seconds must be positive and finite, got nan."),
+        ("bench.py", "vae --data-dir DIR", "--data-dir is for listops: leave it out."),
+        ("draw_curves.py", "", "the following arguments are required: runs; see --help."),
+        ("draw_merges.py", "--width 3", "unrecognized arguments: --width 3; see --help."),
+    ],
+)
+def test_a_script_without_a_run_says_what_is_wrong_in_one_sentence(tmp_path, script, flags, message):
+    command = [sys.executable, str(SCRIPTS / script), *flags.split()]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1), ran.stderr
+    assert ran.stderr.startswith(f"{script}: error: {message}")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("script", sorted(p.name for p in SCRIPTS.glob("*.py") if "__main__" in p.read_text()))
