@@ -154,7 +154,8 @@ def one_hot(index, classes: int, like):
     """index (...,) of integers in [0, classes) -> (..., classes) with the dtype of `like`, on its device."""
     xp = array_module(like)
     d = xp.zeros((index.size, classes), dtype=like.dtype)
-    d.reshape(-1)[xp.arange(0, index.size * classes, classes) + index.reshape(-1)] = 1.0
+    rows = xp.arange(0, index.size * classes, classes)
+    d.reshape(-1)[rows + index.reshape(-1).astype(rows.dtype, copy=False)] = 1.0  # int64 + uint64 would be floats
     return d.reshape(*index.shape, classes)
 
 

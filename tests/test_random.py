@@ -87,7 +87,8 @@ def test_one_hot_samples_have_probability_softmax():
 def test_a_tie_gives_one_one():
     d = argmax_one_hot(np.array([[1.0, 1.0, 0.0], [2.0, 2.0, 2.0]]))
     np.testing.assert_array_equal(d, [[1, 0, 0], [1, 0, 0]])
-    np.testing.assert_array_equal(one_hot(np.array([[2], [0]]), 3, d), [[[0, 0, 1]], [[1, 0, 0]]])
+    for dtype in "bBhHiIlLqQ":
+        np.testing.assert_array_equal(one_hot(np.array([[2], [0]], dtype), 3, d), [[[0, 0, 1]], [[1, 0, 0]]])
 
 
 def test_permutation_is_one():
