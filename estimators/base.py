@@ -80,11 +80,14 @@ class Estimator:
         self.code = known[code]
         return self
 
-    def check_code(self, code: str) -> None:
-        """ValueError unless it is for the variables called `code`: K logits of one choice look like K bits."""
+    def check_code(self, code: str, place: str = "it") -> None:
+        """ValueError unless it is for the variables called `code`: K logits of one choice look like K bits.
+
+        place: what in the model got it, for the message.
+        """
         if self.code.name != code:
-            found = f"{self.title} was made for {self.code.name} variables and these are {code}"
-            raise ValueError(f"{found}: create it with code={code!r}.")
+            found = f"the model has {code} variables, but {place} got {self.title} for {self.code.name} ones"
+            raise ValueError(f"{found}: create the estimator with code={code!r}.")
 
     def __call__(self, logits: Tensor, cost, rng, mask=None, inputs=None) -> Tensor:
         """cost's value for each example, (B,), with the estimator's gradient attached.

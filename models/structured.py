@@ -117,7 +117,7 @@ class StochasticNetwork(Module):
                 f"got {len(estimators)}, {len({id(e) for e in estimators})} of them different."
             )
         for l, estimator in enumerate(estimators):
-            estimator.check_code(self.code)
+            estimator.check_code(self.code, f"layer {l}")
             if samples > 1 and not (hasattr(estimator, "sample") and estimator.evaluations == "1"):
                 raise ValueError(
                     f"{estimator.title} is no sample with a rule: it estimates the gradient of a mean of costs, which "

@@ -34,7 +34,7 @@ from models.data import listops
 from models.semi_supervised import SemiSupervisedVAE
 from models.tree_lstm import TreeLSTM
 from models.vae import CategoricalVAE
-from run_folder import Parser, report_errors, require, user_errors
+from run_folder import Parser, at_least, report_errors, require, user_errors
 
 import numpy as np
 
@@ -473,7 +473,7 @@ def main(argv=None) -> None:
     )
     flags = parser.parse_args(argv)
     arguments, figure = (), flags.figure
-    require(flags.rounds >= 1, f"--rounds must be at least 1, got {flags.rounds}.")
+    at_least(1, flags, "rounds")
     require(0.0 < flags.seconds < math.inf, f"--seconds must be positive and finite, got {flags.seconds}.")
     require(not flags.data_dir or flags.benchmark == "listops", "--data-dir is for listops: leave it out.")
     if flags.benchmark == "listops":

@@ -251,8 +251,7 @@ class Training:
         total = c.epochs * self.steps_per_epoch
         done = self.steps
         progress = tqdm(total=total, initial=done, unit="step", disable=quiet, dynamic_ncols=True, smoothing=0.05)
-        # losses and parameters are looked at explicitly; NumPy's own warnings would only blur the message
-        with progress, Interrupt() as interrupt, np.errstate(all="ignore"):
+        with progress, Interrupt() as interrupt:
             if not done:
                 folder.save(*self.state())
             while self.epoch < c.epochs:
@@ -350,7 +349,8 @@ def run_script(config_class, training_class, description, argv, may_change, fold
         training = training_class(config)
         with user_errors():
             folder = RunFolder.create(out, config, training.backend)
-    with user_errors(), folder.alone():
+    # losses, parameters and metrics are looked at explicitly; NumPy's own warnings would only blur the message
+    with user_errors(), folder.alone(), np.errstate(all="ignore"):
         if "resume" in other:
             _restore(training, folder, may_change)
             folder.write_config(config, training.backend)  # --epochs may have changed
@@ -361,8 +361,7 @@ def run_script(config_class, training_class, description, argv, may_change, fold
             again = f"python {sys.argv[0]} --resume {shlex.quote(str(folder.path))}"
             print(f"stopped at {at}; go on with: {again}", file=sys.stderr)
             return 130
-        with np.errstate(all="ignore"):  # as in training
-            finish(training, folder, quiet)
+        finish(training, folder, quiet)
     return 0
 
 

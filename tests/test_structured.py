@@ -307,10 +307,7 @@ def test_nested_graphs_pass_the_audit(kind, specs):
     [
         (lambda: [create("st")], "needs as many estimators, each with a state of its own: got 1, 1 of them different"),
         (lambda: [create("st")] * 2, "got 2, 1 of them different"),
-        (
-            lambda: [create("st"), create("st", code="bernoulli")],
-            "made for bernoulli variables and these are categorical",
-        ),
+        (lambda: [create("st"), create("st", code="bernoulli")], "layer 1 got Straight-through for bernoulli ones"),
     ],
 )
 def test_estimators_that_do_not_fit_are_refused_in_one_sentence(make, message):

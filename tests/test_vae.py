@@ -278,5 +278,5 @@ def test_every_model_refuses_an_estimator_for_the_other_kind_of_variables(code, 
     """L bits and one choice of L classes have logits of the same shape: it would train, and train something else."""
     call(create("st", code=code))
     (other,) = {"categorical", "bernoulli"} - {code}
-    with pytest.raises(ValueError, match=f"was made for {other} variables and these are {code}: create it with code"):
+    with pytest.raises(ValueError, match=f"has {code} variables, but it got Straight-through for {other} ones: create"):
         call(create("st", code=other))
