@@ -41,6 +41,15 @@ def test_a_run_leaves_its_results_and_ends_with_the_promised_line(tmp_path, caps
     assert "run folder" in captured.err
 
 
+def test_a_final_likelihood_that_is_not_finite_is_not_written(tmp_path, capsys, monkeypatch):
+    usual = train_structured.Training.nll
+    final = lambda self, images, samples, rng: math.nan if samples == 5 else usual(self, images, samples, rng)
+    monkeypatch.setattr(train_structured.Training, "nll", final)
+    assert run("--out", tmp_path / "run") == 2
+    assert "the evaluation became infinite or NaN" in capsys.readouterr().err
+    assert [m["epoch"] for m in run_folder.RunFolder(tmp_path / "run").metrics()] == [1, 2]
+
+
 def test_upper_and_lower_half_are_the_rows_of_the_images():
     training = train_structured.Training(train_structured.Config(variables=3))
     images = training.images.train.reshape(-1, 8, 8)
