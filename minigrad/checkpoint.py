@@ -1,4 +1,5 @@
-"""Checkpoints that a power cut cannot spoil: arrays in a safetensors file, everything else as JSON in its header.
+"""Checkpoints that a power cut cannot spoil: arrays in a safetensors file, everything else as JSON in its header,
+behind a checksum of both.
 
 The file is written beside its final name, flushed to the disk, and renamed over the old one in a single step of the
 file system. Whoever reads finds either the old checkpoint or the new one, whole.
@@ -8,24 +9,29 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 
 class CheckpointError(ValueError):
-    """The checkpoint is missing, truncated or not one; the message is one sentence with the file's name."""
+    """The checkpoint is missing, damaged or not one; the message is one sentence with the file's name."""
 
 
 def write_atomically(path, data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the old content or the new, never a part."""
     path = Path(path)
     part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:  # on a full disk, what was written is in the way of the next try
+        part.unlink(missing_ok=True)
+        raise
 
 
 def save(path, arrays: dict[str, np.ndarray], info: dict) -> None:
@@ -38,11 +44,13 @@ def save(path, arrays: dict[str, np.ndarray], info: dict) -> None:
     if "__metadata__" in arrays:
         raise ValueError("an array in a checkpoint cannot be called '__metadata__': choose another name.")
     contiguous = {name: np.asarray(a, order="C") for name, a in arrays.items()}
-    write_atomically(path, to_bytes(contiguous, metadata={"info": json.dumps(info)}))
+    text = json.dumps(info)
+    # one entry: safetensors writes several in any order, and equal checkpoints would not be equal files
+    write_atomically(path, to_bytes(contiguous, metadata={"info": f"{_crc32(contiguous, text)} {text}"}))
 
 
 def load(path) -> tuple[dict[str, np.ndarray], dict]:
-    """(arrays, info) as they were saved. CheckpointError if the file is missing, truncated or something else."""
+    """(arrays, info) as they were saved. CheckpointError if the file is missing, damaged or something else."""
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -50,9 +58,20 @@ def load(path) -> tuple[dict[str, np.ndarray], dict]:
         raise CheckpointError(f"there is no checkpoint {path}: give another one, or begin anew.")
     try:
         with safe_open(path, framework="numpy") as file:
-            info = json.loads((file.metadata() or {})["info"])
-            return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118 (not a dict)
+            checksum, text = (file.metadata() or {})["info"].split(" ", 1)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            if _crc32(arrays, text) != checksum:
+                raise ValueError("its checksum is wrong")
+            return arrays, json.loads(text)
     except (SafetensorError, KeyError, ValueError, OSError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} is truncated or not a checkpoint of this project ({error}): give another one, or begin anew."
+            f"{path} is damaged or not a checkpoint of this project ({error}): give another one, or begin anew."
         ) from error
+
+
+def _crc32(arrays: dict[str, np.ndarray], text: str) -> str:
+    """A checksum of everything in a checkpoint: a disk can change a bit without an error."""
+    crc = zlib.crc32(text.encode())
+    for name in sorted(arrays):
+        crc = zlib.crc32(arrays[name].reshape(-1).view(np.uint8), zlib.crc32(name.encode(), crc))
+    return f"{crc:08x}"

@@ -286,10 +286,12 @@ class RunFolder:
                 file.truncate(kept)
 
     def log(self, line: dict) -> str:
-        """Append one JSON line to the metrics; returns it."""
+        """Append one JSON line to the metrics, and have it on the disk before a checkpoint counts on it; returns it."""
         text = json.dumps(line)
         with open(self.path / METRICS, "a") as file:
             file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         return text
 
     def metrics(self, size: int | None = None) -> list[dict]:

@@ -41,6 +41,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(tmp_path / "c", {"a": np.zeros(2)}, {"epoch": 2})
     assert checkpoint.load(tmp_path / "c")[1] == {"epoch": 1}
+    assert os.listdir(tmp_path) == ["c"]  # nothing is left of the new one, which would fill a full disk further
 
 
 def test_a_name_that_could_not_be_read_again_is_refused(tmp_path):
@@ -49,13 +50,29 @@ def test_a_name_that_could_not_be_read_again_is_refused(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+def test_one_changed_bit_anywhere_is_noticed(tmp_path):
+    path = tmp_path / "c"
+    checkpoint.save(path, {"a": np.arange(6.0), "b": np.float32(0.5)}, {"epoch": 1})
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(checkpoint.CheckpointError, match="damaged or not a checkpoint"):
+            checkpoint.load(path)
+
+
+def test_equal_checkpoints_are_equal_files(tmp_path):
+    for name in "123456":
+        checkpoint.save(tmp_path / name, {"b": np.ones(2), "a": np.zeros(3)}, {"epoch": 1})
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 @pytest.mark.parametrize("keep", [0, 1, 7, 30, 0.5, 0.99])
 def test_a_truncated_file_is_refused(tmp_path, keep):
     path = tmp_path / "c"
     checkpoint.save(path, {"a": np.ones(100)}, {"epoch": 1})
     content = path.read_bytes()
     path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
-    with pytest.raises(checkpoint.CheckpointError, match="truncated or not a checkpoint"):
+    with pytest.raises(checkpoint.CheckpointError, match="damaged or not a checkpoint"):
         checkpoint.load(path)
     with pytest.raises(checkpoint.CheckpointError, match="there is no checkpoint"):
         checkpoint.load(tmp_path / "other")
@@ -67,7 +84,7 @@ def test_a_file_with_numbers_that_numpy_does_not_have_is_refused(tmp_path):
         b'{"a":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]},"__metadata__":{"info":"{}"}}',
     )
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
-    with pytest.raises(checkpoint.CheckpointError, match="truncated or not a checkpoint"):
+    with pytest.raises(checkpoint.CheckpointError, match="damaged or not a checkpoint"):
         checkpoint.load(path)
 
 

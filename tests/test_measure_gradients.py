@@ -524,7 +524,7 @@ def refused(capsys, message):
     ("spoil", "flags", "message"),
     [
         (lambda f: (f / "checkpoint.safetensors").unlink(), [], "there is no checkpoint"),
-        (lambda f: (f / "checkpoint.safetensors").write_bytes(b"PK"), [], "truncated or not a checkpoint"),
+        (lambda f: (f / "checkpoint.safetensors").write_bytes(b"PK"), [], "damaged or not a checkpoint"),
         (lambda f: (f / "config.json").write_text("{"), [], "config.json is missing or damaged"),
         (lambda f: spoil_weights(f), [], "the exact gradient is not finite: the model's parameters are damaged"),
         (lambda f: None, ["--code", "categorical"], "--code is what the checkpoint says: leave it out"),

@@ -459,8 +459,8 @@ def finished(tmp_path_factory):
 
 MISFITS = (
     (lambda f: (f / "checkpoint.safetensors").unlink(), "", "there is no checkpoint"),
-    (lambda f: truncate(f / "checkpoint.safetensors", 0.6), "", "truncated or not a checkpoint"),
-    (lambda f: (f / "checkpoint.safetensors").write_bytes(b"PK"), "", "truncated or not a checkpoint"),
+    (lambda f: truncate(f / "checkpoint.safetensors", 0.6), "", "damaged or not a checkpoint"),
+    (lambda f: (f / "checkpoint.safetensors").write_bytes(b"PK"), "", "damaged or not a checkpoint"),
     (lambda f: (f / "config.json").unlink(), "", "config.json is missing or damaged"),
     (lambda f: truncate(f / "config.json", 0.5), "", "config.json is missing or damaged"),
     (lambda f: (f / "metrics.jsonl").unlink(), "", "metrics.jsonl is shorter than when the checkpoint was made"),
@@ -720,6 +720,28 @@ def test_a_full_disk_is_one_sentence_and_the_old_checkpoint_stays(tmp_path, caps
         assert script.run(out) == 2
     assert "No space left on device" in one_sentence(capsys)
     assert script.resume(out) == 0
+
+
+@every_script
+def test_metrics_are_on_the_disk_before_the_checkpoint_that_counts_on_them(tmp_path, monkeypatch, script):
+    """Else a power cut between the two would leave a run that cannot be resumed."""
+    on_disk, counted, fsync, save = {}, [], os.fsync, checkpoint.save
+
+    def note(descriptor):
+        fsync(descriptor)
+        about = os.fstat(descriptor)
+        on_disk[about.st_ino] = about.st_size
+
+    def look(path, arrays, info):
+        if info.get("metrics_bytes"):  # a best model counts on none
+            counted.append((info["metrics_bytes"], on_disk.get((path.parent / "metrics.jsonl").stat().st_ino)))
+        save(path, arrays, info)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(checkpoint, "save", look)
+    assert script.run(tmp_path / "run") == 0
+    assert counted
+    assert all(size == flushed for size, flushed in counted)
 
 
 @every_script
