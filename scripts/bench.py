@@ -1,7 +1,7 @@
 """How fast is a step? Everything is measured in one run, in turns, and reported as a ratio.
 
-    python scripts/bench.py vae      a training step of the categorical VAE beside its bare matrix products, and
-                                     beside PyTorch and JAX where they are installed
+    python scripts/bench.py vae      a training step of the categorical VAE beside its bare matrix products and its
+                                     updates alone, and beside PyTorch and JAX where they are installed
     python scripts/bench.py ops      one small op, forward and backward, in a chain of 2,000
     python scripts/bench.py listops  a training step of the latent-tree LSTM in linear time, beside the same on the tape
                                      and in PyTorch, on ten batches of 16 sequences of 6 to 95 tokens
@@ -65,6 +65,15 @@ def floor():
                 xs[i + 1] @ ws[i].T
 
     return step
+
+
+def updates():
+    """The optimizer's part of the step, whatever the gradients are."""
+    optimizer = Adam(CategoricalVAE(PIXELS, VARIABLES, CATEGORIES, HIDDEN, rng=Rng(0)).parameters(), LR)
+    optimizer.flat.grad[...] = Rng(0).site("gradients").normal(optimizer.flat.grad.shape)
+    for p in optimizer.flat.parameters:
+        p.grad = p.buffer
+    return optimizer.step
 
 
 def minigrad_vae():
@@ -320,6 +329,7 @@ def semi_supervised(estimator=None):
 CONTENDERS = {
     "vae": {
         "matrix products alone": (floor, None),
+        "Adam alone": (updates, None),
         "minigrad": (minigrad_vae, None),
         "PyTorch eager": (torch_vae, "torch"),
         "PyTorch compiled": (lambda: torch_vae(compiled=True), "torch"),
