@@ -52,7 +52,6 @@ class Learned:
         """Descend once along the gradients; without new ones nothing happens."""
         if self._gradients is None:
             return
-        self._optimizer.zero_grad()
         for name, p in self.parameters.items():
             p.buffer[...] = self._gradients[name].reshape(p.shape)
             p.grad = p.buffer

@@ -105,6 +105,12 @@ def test_the_right_rule_passes():
     gradcheck(lambda a, b: (a * b).sum(), [[1.0, 2.0], [3.0, 4.0]])
 
 
+def test_the_arrays_of_a_case_can_be_written_afterwards():
+    index = np.array([0, 1, 1])
+    check_rule(ops.take.rule, X, index)
+    index[0] = 1
+
+
 @pytest.mark.parametrize("rule", PLANTED, ids=lambda rule: rule.__name__)
 def test_a_planted_error_is_caught(rule):
     with pytest.raises(CheckFailed):
@@ -120,12 +126,26 @@ def test_a_seed_of_ones_would_have_missed_the_missing_sign():
 def test_a_case_whose_gradients_vanish_is_refused():
     with pytest.raises(CheckFailed, match="tests nothing"):
         check_rule(ops.relu.rule, -np.ones(3))
+    with pytest.raises(CheckFailed, match="tests nothing"):
+        check_rule(ops.exp.rule, np.ones((0, 3)))
+
+
+def test_an_input_without_elements_may_stand_beside_others():
+    check_rule(ops.concat.rule, np.ones((2, 3)), np.ones((0, 3)))
+    x, nothing = (Tensor(np.ones((n, 3)), requires_grad=True) for n in (2, 0))
+    result = audit(ops.concat(x, nothing).sum())
+    assert result.ok, str(result)
 
 
 def test_gradcheck_catches_a_wrong_op():
     bad = op(wrong_factor)
     with pytest.raises(CheckFailed):
         gradcheck(lambda x: (bad(x) * bad(x)).sum(), [X])
+    gradcheck(lambda x: (bad(x) * bad(x)).sum(), [X], tolerance=1e-2)
+
+
+def test_a_function_of_float64_constants_can_be_checked():
+    gradcheck(lambda x: (x * np.ones(3)).sum(), [X])
 
 
 def not_a_number(x):
@@ -262,6 +282,20 @@ def test_every_node_of_a_training_step_passes_the_audit(name, code, dtype):
     kl = {"kl_to_uniform"} if code == "categorical" else {"kl_to_fair_coin"}
     expected = {"linear_relu", "bce_with_logits"} | (kl if name != "vimco" else {"logsumexp"})
     assert expected <= {row.op for row in result.rows}
+
+
+def test_an_op_with_several_outputs_was_made_where_it_was_called():
+    def cut(x):
+        return ops.split(x, sections=3, axis=1)
+
+    (row, *_) = audit(cut(Tensor(X, requires_grad=True))[0].sum()).rows
+    assert (row.op, row.created) == ("split", f"test_check.py:{cut.__code__.co_firstlineno + 1}")
+
+
+def test_audit_takes_settings_and_constants_from_the_device(backend):
+    x, rows = Tensor(backend.to_device(X), requires_grad=True), backend.to_device(np.array([1, 1, 0]))
+    result = audit((2.0 * x[rows] * backend.to_device(np.array([1.0, 2.0, 3.0]))).sum())
+    assert result.ok, str(result)
 
 
 def test_audit_works_on_a_mixture_of_settings_and_several_outputs():

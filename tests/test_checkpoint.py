@@ -31,6 +31,15 @@ def test_arrays_and_info_come_back_to_the_bit(tmp_path):
     assert os.listdir(tmp_path) == ["c"]
 
 
+def test_the_whole_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    sizes, fsync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda file: (sizes.append((os.fstat(file).st_size, os.listdir(tmp_path))), fsync(file))
+    )
+    checkpoint.write_atomically(tmp_path / "c", b"12345")
+    assert sizes == [(5, ["c.part"])]
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     checkpoint.save(tmp_path / "c", {"a": np.ones(2)}, {"epoch": 1})
 

@@ -47,6 +47,11 @@ def test_the_sparse_prediction_is_the_dense_gated_one(unit, target):
     np.testing.assert_array_equal(active, (logits_of(model) > predict.threshold).sum(axis=1))
 
 
+def test_with_all_gates_on_the_network_is_the_one_without_gates():
+    predict = network("bit").predictor(-math.inf)
+    np.testing.assert_allclose(predict.without_gates(X), predict.all_experts(X), rtol=1e-12)
+
+
 def test_the_dense_gated_prediction_is_the_written_formula():
     model, c = network("smooth"), 0.2
     W_0, b_0, W_1, b_1, W_2, b_2, W_3, b_3 = (p.data for p in model.parameters())
@@ -174,10 +179,19 @@ def test_the_controller_follows_the_written_rule_step_by_step():
     assert float(controller.weight) == float(other.weight)
 
 
+def test_the_state_of_a_controller_is_on_the_host(backend):
+    controller = Controller(0.1, 0.5, backend.to_device(X))
+    state = controller.state_dict()
+    assert type(state["weight"]) is np.ndarray
+    controller.load_state_dict({"weight": np.array(0.25)})
+    controller.update(backend.to_device(np.array(0.3)))
+    assert float(backend.to_host(controller.weight)) == pytest.approx(0.25 * 1.1)
+
+
 # ---- the noise in the logits
 
 
-@pytest.mark.parametrize(("target", "beta"), [(0.1, 40.1), (0.3, 2.5)])
+@pytest.mark.parametrize(("target", "beta"), [(0.1, 40.1), (0.3, 2.5), (0.8, 2.5)])
 def test_the_noise_is_a_beta_distribution_with_its_mode_at_the_target(target, beta):
     noise = BetaNoise(target, beta)
     alpha = (target * (beta - 2.0) + 1.0) / (1.0 - target)

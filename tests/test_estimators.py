@@ -5,6 +5,7 @@ means in closed form, negative controls, the noise they draw, what they learn, a
 """
 
 import itertools
+import math
 
 import ladder
 from devsim import DevsimBackend, forbid
@@ -18,13 +19,14 @@ from estimators.antithetic import (
     disarm_gradient,
 )
 from estimators.arsm import arsm_gradient
+from estimators.base import value_and_grad
 from estimators.categorical import conditional_gumbel
 from estimators.darn import darn
 from estimators.double_cv import double_cv_gradient
 from estimators.enumeration import Given
 from estimators.gapped import expected_gap, gapped_logits, gapped_straight_through
 from estimators.gumbel_rao import gumbel_rao
-from estimators.gumbel_softmax import gumbel_softmax, st_gumbel_softmax
+from estimators.gumbel_softmax import decoupled_st_gumbel_softmax, gumbel_softmax, st_gumbel_softmax
 from estimators.local_expectation import local_expectation_gradient
 from estimators.muprop import muprop_gradient
 from estimators.rebar import Network, SoftenedCost
@@ -121,8 +123,9 @@ def test_the_two_kinds_of_variables_offer_the_same_and_agree():
     assert common <= names(bernoulli)
     rng = np.random.default_rng(2)
     a, q = rng.standard_normal((4, 3)), rng.random((4, 3))
+    q[0] = [0.0, 1.0, 0.5]  # a bit whose probability has rounded to 0 or 1 has finite log-odds all the same
     two = np.stack([0 * a, a], axis=-1)
-    np.testing.assert_allclose(bernoulli.probability(bernoulli.log_odds(q)), q)
+    np.testing.assert_allclose(bernoulli.probability(bernoulli.log_odds(q)), q, atol=1e-30)
     np.testing.assert_allclose(bernoulli.probability(a), categorical.probability(two)[..., 1])
     codes = bernoulli.outcomes((1, 3))
     as_pairs = np.stack([1 - codes, codes], axis=-1)
@@ -134,6 +137,11 @@ def test_the_two_kinds_of_variables_offer_the_same_and_agree():
     d, pair_z = np.stack([0 * a, 0 * a + 1], -1), np.stack([0 * z, z], -1)
     pair = categorical.conditional_vjp(categorical.probability(two), d, pair_z, np.stack([-u, u], -1))
     np.testing.assert_allclose(bernoulli.conditional_vjp(bernoulli.probability(a), 1 + 0 * a, z, u), pair[..., 1])
+
+
+def test_conditional_logistic_noise_is_finite_also_given_a_bit_of_no_probability():
+    z = bernoulli.conditional_logistic(np.array([-1e4, 1e4]), np.array([1.0, 0.0]), np.array([0.3, 0.3]))
+    assert np.isfinite(z).all()
 
 
 def test_muprop_has_no_variance_on_a_linear_cost_and_reinforce_has():
@@ -168,6 +176,47 @@ def test_rodeo_is_rloo_at_alpha_and_beta_zero_and_its_stein_operator_has_mean_ze
     h = lambda b: (b @ [1.0, -2.0, 0.5, 3.0] + 0.3) ** 3
     flips = np.stack([h(np.where(np.arange(4) == i, 1 - codes, codes)) for i in range(4)], axis=1)
     assert abs(q @ (w * (flips - h(codes)[:, None])).sum(axis=1)) < 1e-12
+
+
+def test_rodeo_is_its_formula_with_the_stein_operator_written_out():
+    """The corrections have mean 0, so that no expectation tells whether they are the stated ones."""
+    rng = np.random.default_rng(0)
+    p, codes, h, f = rng.random((1, 3)), bernoulli.outcomes((1, 3)), rng.random((3, 8)), rng.random(3)
+    w, drawn, alpha, beta = flip_weights(p, codes), [1, 6, 3], 0.7, -0.4
+    flip = lambda c, i: c ^ (4 >> i)  # codes count in binary, the first bit in front
+
+    def stein(v, c):
+        return sum(w[c, i] * (v[flip(c, i)] - v[c]) for i in range(3))
+
+    expected = 0.0
+    for s, c in enumerate(drawn):
+        others = np.mean([f[t] + alpha * stein(h[t], drawn[t]) for t in range(3) if t != s])
+        expected += (f[s] - others) * (codes[c] - p[0]) + beta * stein(h[s][:, None] * (codes - p), c)
+    flipped = np.array([[h[s, flip(c, i)] for i in range(3)] for s, c in enumerate(drawn)])
+    given = codes[drawn][:, None], f[:, None], h[[0, 1, 2], drawn][:, None], flipped[:, None]
+    np.testing.assert_allclose(rodeo_gradient(p, *given, alpha, beta)[0][0], expected / 3, atol=1e-14)
+
+
+def test_the_surrogate_of_rodeo_is_a_linearised_cost_and_a_network_at_its_scale():
+    problem, estimator = ladder.Problem("bernoulli", 3, 2, "cubic"), create("rodeo:hidden=3")
+    ladder.run(problem, estimator, 5, Rng(0))
+    for i, p in enumerate(estimator.learned.parameters.values()):
+        p.data[...] = np.random.default_rng(i).standard_normal(p.shape)
+    _, found = ladder.run(problem, estimator, 5, Rng(1))
+    W1, b1, w2, b2, alpha, beta = (p.data for p in estimator.learned.parameters.values())
+    logits = problem.rows(5).data
+    bs = np.stack([Rng(1).site(s).bernoulli(logits) for s in range(2)])
+    f, g = map(np.stack, zip(*(value_and_grad(problem.cost, b) for b in bs), strict=True))
+
+    def surrogate(t, y):
+        l, r = (g[t] * (y - bs[t])).sum(axis=-1), 1.0 + abs(f[t])
+        return l + r * (np.tanh(np.stack([l / r, f[t] / r], axis=-1) @ W1 + b1) @ w2 + b2)[:, 0]
+
+    h = np.stack([surrogate(1, bs[0]), surrogate(0, bs[1])])
+    flips = [np.where(np.arange(3) == i, 1.0 - bs, bs) for i in range(3)]
+    flipped = np.stack([[surrogate(1, b[0]), surrogate(0, b[1])] for b in flips], axis=-1)
+    expected, _ = rodeo_gradient(bernoulli.probability(logits), bs, f, h, flipped, alpha, beta)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_local_expectation_is_the_measure_valued_derivative_and_exact_for_one_variable():
@@ -593,6 +642,50 @@ def test_rebar_with_eta_zero_is_reinforce(code):
     assert np.abs(before - g).max() > 0.1
 
 
+@pytest.mark.parametrize(
+    ("name", "reference", "code"),
+    [
+        ("double-cv", "rloo", "bernoulli"),
+        ("rodeo", "rloo", "bernoulli"),
+        ("relax", "rebar", "categorical"),
+        ("relax", "rebar", "bernoulli"),
+        ("nvil:normalise=0", "reinforce", "categorical"),
+        ("nvil", "reinforce-mean", "bernoulli"),
+    ],
+)
+def test_what_has_learned_nothing_yet_changes_nothing(name, reference, code):
+    problem = ladder.Problem(code, 3, 2, "cubic")
+    found, plain = (ladder.run(problem, create(n, code=code), 20, Rng(3))[1] for n in (name, reference))
+    np.testing.assert_allclose(found, plain, atol=1e-12)
+
+
+def test_rebar_starts_with_the_stated_scale_and_temperature():
+    estimator = create("rebar:eta=0.7,tau=0.6")
+    ladder.run(ladder.Problem("categorical", 3, 2, "cubic"), estimator, 5, Rng(0))
+    control = SoftenedCost(one_cost, estimator.learned, categorical)
+    np.testing.assert_allclose([control.eta[0], control.tau[0]], [0.7, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("spec", "counts"),
+    [
+        ("rebar:tau_every=0", [3, 3, 3]),
+        ("rebar:tau_every=1", [7, 7, 7]),
+        ("rebar:tau_every=2", [7, 3, 7]),
+        ("rebar-coupled:tau_every=1", [4, 4, 4]),
+    ],
+)
+def test_the_temperature_of_rebar_is_trained_as_often_as_stated(spec, counts):
+    estimator, found = create(spec), []
+    for step in range(3):
+        seen = []
+        estimator(logits_of("categorical", 3), lambda d, seen=seen: (seen.append(d), one_cost(d))[1], Rng(0).at(step))
+        estimator.update()
+        found.append(len(seen))
+    assert found == counts
+    assert (estimator.learned["log_tau"][0] == math.log(0.5)) == spec.endswith("=0")
+
+
 # ---- through the call that all of them share
 
 
@@ -610,6 +703,97 @@ def logits_of(code, batch, dtype=np.float64):
 
 def true_gradient():
     return softmax_vjp(softmax_array(THETA), (WEIGHT + 0.5) ** 3)
+
+
+WITHOUT_BASELINE = ("reinforce", "reinforce-mean", "reinforce-minvar", "nvil", "ar", "lax")
+
+
+@pytest.mark.parametrize(("name", "code"), [p for p in PAIRS if p.values[0] not in WITHOUT_BASELINE])
+def test_a_constant_cost_has_no_gradient(name, code):
+    """Sample by sample: a baseline, or the difference of two costs, takes a constant away. (Added in the place of
+    subtracted, it would leave every expectation as it is.)"""
+    estimator, logits = create(name, code=code), logits_of(code, 50)
+    for step in range(2):  # the second time with what it has learned
+        logits.grad = None
+        estimator(logits, lambda d: 0.0 * one_cost(d) + 7.0, Rng(0).at(step)).sum().backward()
+        estimator.update()
+        np.testing.assert_allclose(logits.grad, 0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("baseline", [0, 1])
+def test_sum_and_sample_without_its_baseline_feels_a_constant(baseline):
+    logits = logits_of("categorical", 50)
+    create(f"sum-and-sample:baseline={baseline}")(logits, lambda d: 0.0 * one_cost(d) + 7.0, Rng(0)).sum().backward()
+    assert (np.abs(logits.grad).max() > 0.1) == (not baseline)
+
+
+hard = lambda x, r: r.one_hot(x.data)
+bit = lambda x, r: r.bernoulli(x.data)
+gumbel = lambda x, r: r.gumbel(x.shape, like=x.data)
+logistic = lambda x, r: r.logistic(x.shape, like=x.data)
+three = lambda x, r: r.site("conditional").exponential((3, *x.shape), like=x.data)
+
+
+@pytest.mark.parametrize(
+    ("spec", "code", "expected"),
+    [
+        ("st:tau=2", "categorical", lambda x, r: straight_through(x, hard(x, r), tau=2.0)),
+        ("st:tau=2", "bernoulli", lambda x, r: straight_through(x, bit(x, r), tau=2.0, code=bernoulli)),
+        ("reinmax:tau=2", "categorical", lambda x, r: reinmax(x, hard(x, r), tau=2.0)),
+        ("reinmax:tau=2", "bernoulli", lambda x, r: reinmax(x, bit(x, r), tau=2.0, code=bernoulli)),
+        ("gumbel-softmax:tau=2", "categorical", lambda x, r: gumbel_softmax(x, gumbel(x, r), tau=2.0)),
+        ("gumbel-softmax:tau=2", "bernoulli", lambda x, r: gumbel_softmax(x, logistic(x, r), tau=2.0, code=bernoulli)),
+        ("st-gs:tau=2", "categorical", lambda x, r: st_gumbel_softmax(x, gumbel(x, r), tau=2.0)),
+        ("st-gs:tau=2", "bernoulli", lambda x, r: st_gumbel_softmax(x, logistic(x, r), tau=2.0, code=bernoulli)),
+        ("gumbel-rao:tau=2,samples=3", "categorical", lambda x, r: gumbel_rao(x, hard(x, r), three(x, r), tau=2.0)),
+        ("gst:tau=2,gap=0.5", "categorical", lambda x, r: gapped_straight_through(x, hard(x, r), gap=0.5, tau=2.0)),
+        ("reinmax-rao:tau=2,samples=3", "categorical", lambda x, r: reinmax_rao(x, hard(x, r), three(x, r), tau=2.0)),
+        (
+            "reinmax-cv:tau=2,samples=3,scale=0.5",
+            "categorical",
+            lambda x, r: reinmax_cv(x, hard(x, r), three(x, r), gumbel(x, r), tau=2.0, scale=0.5),
+        ),
+        (
+            "st-decoupled:tau_f=2,tau_b=0.5",
+            "categorical",
+            lambda x, r: straight_through(x, r.one_hot(x.data / 2.0), tau=0.5),
+        ),
+        (
+            "st-decoupled:tau_f=2,tau_b=0.5",
+            "bernoulli",
+            lambda x, r: straight_through(x, r.bernoulli(x.data / 2.0), tau=0.5, code=bernoulli),
+        ),
+        (
+            "st-gs-decoupled:tau_f=2,tau_b=0.5",
+            "categorical",
+            lambda x, r: decoupled_st_gumbel_softmax(x, gumbel(x, r), tau_f=2.0, tau_b=0.5),
+        ),
+        (
+            "st-gs-decoupled:tau_f=2,tau_b=0.5",
+            "bernoulli",
+            lambda x, r: decoupled_st_gumbel_softmax(x, logistic(x, r), tau_f=2.0, tau_b=0.5, code=bernoulli),
+        ),
+    ],
+)
+def test_the_options_of_a_sampler_reach_its_rule(spec, code, expected):
+    found = []
+    for draw in (create(spec, code=code).sample, expected):
+        logits = logits_of(code, 20)
+        d = draw(logits, Rng(3))
+        d.backward(np.sin(np.arange(d.size, dtype=float)).reshape(d.shape))
+        found.append([d.data, logits.grad])
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("code", ["categorical", "bernoulli"])
+def test_spsa_is_the_difference_of_two_costs_at_the_same_noise(code):
+    estimator, logits, rng, c = create("spsa:width=0.8", code=code), logits_of(code, 40), Rng(6), 0.8
+    estimator(logits, one_cost, rng).sum().backward()
+    noise = estimator.code.noise(rng.site("common"), logits.data)
+    signs = np.where(rng.site("signs").uniform(logits.shape, like=logits.data) < 0.5, -1.0, 1.0)
+    above, below = (one_cost(estimator.code.harden(logits.data + s * signs + noise)) for s in (c, -c))
+    slope = (above - below) / (2 * c)
+    np.testing.assert_allclose(logits.grad, slope.reshape(-1, *[1] * (logits.ndim - 1)) * signs)
 
 
 SAMPLES = {"rloo": 2, "vimco": 5, "arm": 2, "disarm": 2, "arms": 4, "disarm-sb": 2, "double-cv": 2, "rodeo": 2}
@@ -1146,6 +1330,8 @@ def test_every_registered_estimator_states_its_facts():
         ("spsa:width=0", None, "width must be positive"),
         ("finite-differences:step=-1", None, "step must be positive"),
         ("nvil:hidden=0", None, "hidden must be an integer of at least 1"),
+        ("nvil:decay=1", None, "decay must be"),
+        ("rodeo:hidden=0", None, "hidden must be an integer of at least 1"),
         ("nvil:lr=0", None, "learning rate must be positive"),
         ("vimco:samples=1", None, "samples must be an integer of at least 2"),
         ("unordered-set:samples=9", None, "samples must be at most 8"),
@@ -1157,10 +1343,14 @@ def test_every_registered_estimator_states_its_facts():
         ("noisy-rectifier:noise=loud", None, "noise must be logistic or normal"),
         ("reinmax-cv:gs_noise=old", None, "gs_noise must be forward or fresh"),
         ("reinmax-cv:scale=big", None, "scale must be a finite number"),
+        ("reinmax-cv:scale=inf", None, "scale must be a finite number"),
         ("rebar:eta=2", None, "eta must lie between 0 and 2"),
         ("rebar:eta=much", None, "eta must lie between 0 and 2"),
         ("rebar-coupled:coupled=0", None, "no option 'coupled'"),
         ("arms:samples=1", None, "at least 2"),
+        ("st-slope:rate=-1", None, "rate must be at least 0 .* got -1 and 5.0"),
+        ("st-slope:rate=inf", None, "both finite, got inf and 5.0"),
+        ("st-slope:most=inf", None, "both finite, got 0.0001 and inf"),
         ("st-slope:rate=fast", None, "rate must be at least 0 .* got fast and 5.0"),
         ("rebar:lr=fast", None, "learning rate must be positive and finite, got 'fast'"),
         ("gst:consistent=False", None, "the option 'consistent' of the estimator gst must be 0 or 1, got 'False'"),
@@ -1191,6 +1381,7 @@ def test_options_in_the_name_reach_the_estimator():
     assert create("st", code="bernoulli").code is bernoulli
     assert create("rebar-coupled").coupled
     assert create("rebar:coupled=1").coupled
+    assert create("st-slope:rate=0,most=1").most == 1.0
     assert not create("gst:consistent=0").consistent
 
 
@@ -1257,6 +1448,23 @@ def test_exact_refuses_too_many_outcomes(name):
     logits = Tensor(np.zeros((1, 30, 10)), requires_grad=True)
     with pytest.raises(ValueError, match=r"10\*\*30 outcomes"):
         create(name)(logits, lambda d: d.sum(axis=(1, 2)), Rng(0))
+
+
+@pytest.mark.parametrize(("name", "code"), PAIRS)
+def test_no_two_draws_of_a_call_have_one_address(monkeypatch, name, code):
+    """The same address gives the same numbers: what must be independent would not be."""
+    seen, bits = [], Rng.bits
+    monkeypatch.setattr(Rng, "bits", lambda self, n: (seen.append(repr(self)), bits(self, n))[1])
+    create(name, code=code)(logits_of(code, 3), one_cost, Rng(0))
+    assert len(seen) == len(set(seen))
+
+
+def test_exact_allows_as_many_outcomes_as_it_says():
+    for variables, categories in ((14, 2), (7, 4), (2, 128), (1, 16384), (1000, 1)):
+        create("exact").check_size(variables, categories)
+    for variables, categories in ((15, 2), (1, 16385)):
+        with pytest.raises(ValueError, match="at most 16384 are allowed"):
+            create("exact").check_size(variables, categories)
 
 
 def test_darn_expanded_at_one_half_cannot_be_sampled():

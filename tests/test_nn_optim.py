@@ -75,6 +75,23 @@ def test_initialisers_have_their_moments():
         np.testing.assert_allclose(q.T @ q, np.eye(3), atol=1e-14)
 
 
+def test_a_leaky_relu_has_the_slope_of_its_layer():
+    x = np.linspace(-1.0, 1.0, 15).reshape(5, 3)
+    layer = nn.Linear(3, 4, Rng(0), relu=True, slope=0.3, dtype=np.float64)
+    y = x @ layer.weight.data + layer.bias.data
+    np.testing.assert_allclose(layer(x).data, np.where(y > 0, y, 0.3 * y))
+    mlp = nn.MLP([3, 4, 2], Rng(0), slope=0.3, dtype=np.float64)
+    first, last = mlp.layers
+    h = x @ first.weight.data + first.bias.data
+    np.testing.assert_allclose(mlp(x).data, np.where(h > 0, h, 0.3 * h) @ last.weight.data + last.bias.data)
+
+
+def test_an_initialiser_reaches_every_layer():
+    layers = nn.MLP([3, 4, 2], Rng(0), init=nn.he_normal, dtype=np.float64).layers
+    for n, (layer, shape) in enumerate(zip(layers, [(3, 4), (4, 2)], strict=True)):
+        np.testing.assert_array_equal(layer.weight.data, nn.he_normal(Rng(0).site(n).site("weight"), shape, np.float64))
+
+
 def test_embedding_and_lstm_learn():
     rng = Rng(0)
     embed, lstm, head = nn.Embedding(5, 4, rng.site(0)), nn.LSTM(4, 8, rng.site(1)), nn.Linear(8, 5, rng.site(2))

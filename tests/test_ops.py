@@ -237,6 +237,52 @@ def test_labels_and_ids_out_of_range_are_refused(bad):
         fused.embedding(np.zeros((3, 4)), index)
 
 
+@pytest.mark.parametrize("keepdims", [False, True])
+@pytest.mark.parametrize("axis", [None, 0, -1, (0, 2), (-1, 1)])
+def test_reductions_have_the_values_and_the_shapes_of_numpy(axis, keepdims):
+    x = np.random.default_rng(0).standard_normal((2, 3, 4))
+    settings = {"axis": axis, "keepdims": keepdims}
+    for op, numpy_s in ((ops.sum, np.sum), (ops.mean, np.mean), (ops.max, np.max)):
+        np.testing.assert_array_equal(op(x, **settings).data, numpy_s(x, **settings), strict=True)
+    expected = np.log(np.exp(x).sum(**settings))
+    np.testing.assert_allclose(ops.logsumexp(x, **settings).data, expected, rtol=1e-14, strict=True)
+
+
+@pytest.mark.parametrize("op", [ops.sum, ops.max, ops.logsumexp])
+@pytest.mark.parametrize("axis", [None, 0, -1])
+def test_a_single_number_is_its_own_reduction(op, axis):
+    """NumPy lets it have a last axis."""
+    x = Tensor(2.0, requires_grad=True)
+    y = op(x, axis=axis)
+    y.backward()
+    np.testing.assert_array_equal([y.data, x.grad], [2.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "settings", "slopes"),
+    [
+        (ops.relu, [0.0], {}, [0.0]),
+        (ops.leaky_relu, [0.0], {"slope": 0.2}, [0.2]),
+        (ops.absolute, [0.0], {}, [0.0]),
+        (ops.maximum, [0.5, 0.5], {}, [1.0, 0.0]),
+        (ops.minimum, [0.5, 0.5], {}, [1.0, 0.0]),
+        (ops.clip, [-1.0], {"low": -1.0, "high": 2.0}, [1.0]),
+        (ops.clip, [2.0], {"low": -1.0, "high": 2.0}, [1.0]),
+        (ops.power, [0.0, 2.0], {}, [0.0, 0.0]),
+        (ops.power, [0.0, 0.0], {}, [0.0, 0.0]),
+    ],
+)
+def test_the_slope_at_a_kink_is_the_stated_one(op, inputs, settings, slopes):
+    xs = [Tensor(x, requires_grad=True) for x in inputs]
+    op(*xs, **settings).backward()
+    np.testing.assert_array_equal([x.grad for x in xs], slopes)
+
+
+def test_dropout_at_rate_zero_drops_nothing():
+    y, backward = ops.dropout.rule(np.array([1.0, 2.0]), np.array([True, True]), rate=0.0)
+    np.testing.assert_array_equal([y, backward(np.ones(2))[0]], [[1.0, 2.0], [1.0, 1.0]])
+
+
 def test_ties_of_max_share_the_gradient():
     _, backward = ops.max.rule(np.array([2.0, 2.0, 1.0]))
     np.testing.assert_array_equal(backward(np.float64(1.0)), [0.5, 0.5, 0.0])

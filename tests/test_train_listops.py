@@ -349,6 +349,8 @@ def test_a_plateau_s_improvement_exceeds_the_best_by_a_ten_thousandth_of_it():
     assert schedule.step(-0.9998)
     assert schedule.best == -0.9998
     schedule = plateau()
+    assert [schedule.step(x) for x in (-100.0, -99.991, -99.98)] == [True, False, True]
+    schedule = plateau()
     assert schedule.step(0.0)  # the first report is the best one, whatever it is
     assert not schedule.step(0.0)
 

@@ -162,6 +162,12 @@ def test_levels_build_the_same_spans(lengths, seed):
     check_levels(batch_of(lengths, T + 3, Rng(seed)), lengths, T + 3)  # more padding than the longest needs
 
 
+@pytest.mark.parametrize("row", [[], [0], [2, 0], [0, 1], [-1, 0]])
+def test_choices_that_are_no_tree_are_refused(row):
+    with pytest.raises(ValueError, match="row 1 has 3 tokens, but its choices are not a tree over them"):
+        trees.levels([[0, 0], row], np.array([3, 3]), 3)
+
+
 def test_a_level_holds_as_many_merges_as_possible():
     starts = lambda choices: trees.levels(choices[None], np.array([len(choices) + 1]), len(choices) + 1)[2]
     assert starts(trees.balanced(8)) == [0, 4, 6, 7]

@@ -7,8 +7,9 @@ from estimators import ESTIMATORS, create, facts
 from minigrad import Rng, Tensor, grad, no_grad
 from minigrad.backend import Backend
 from minigrad.optim import Adam
-from models.conditional import ConditionalNetwork
+from models.conditional import BetaNoise, ConditionalNetwork
 from models.semi_supervised import SemiSupervisedVAE
+from models.structured import StochasticNetwork
 from models.tree_lstm import TreeLSTM
 from models.vae import BernoulliVAE, CategoricalVAE
 
@@ -125,6 +126,21 @@ def test_the_importance_bound_lies_between_elbo_and_likelihood_and_reaches_it(ki
         assert (np.abs(likelihood.mean(axis=1) - np.exp(-exact)) < 4.5 * error).all()
     with pytest.raises(ValueError, match="at least 1"):
         model.importance_bound(x, Rng(1), samples=0)
+    with pytest.raises(ValueError, match="at least 1"):
+        model.importance_bound(x, Rng(1), samples=5, chunk=0)
+
+
+@pytest.mark.parametrize(("kind", "learned"), PRIORS)
+def test_an_importance_weight_is_that_of_the_distribution_which_drew_the_sample(kind, learned):
+    """With one sample. (The mean over many does not tell: it is right for every q.)"""
+    model, x = small(kind, learned=learned)
+    codes, log_prior = codes_of(model)
+    theta, y = 0.4 * model.encode(x).data, model.decode(Tensor(codes)).data
+    log_joint = log_prior + (x[:, None] * y - np.logaddexp(0, y)).sum(axis=-1)
+    d = model.draw(theta, Rng(1).site(0)).reshape(4, 1, -1)
+    drawn = (codes.reshape(len(codes), -1) == d).all(axis=-1)
+    expected = -(log_joint - np.log(probabilities(model, theta)))[drawn]
+    np.testing.assert_allclose(model.importance_bound(x, Rng(1), 1, 1, sharpness=0.4), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("kind", "learned"), PRIORS)
@@ -260,8 +276,54 @@ def test_training_on_soft_codes_lowers_their_own_objective(name, kind):
     assert np.mean(curve[-10:]) < 0.75 * without_code < 0.9 * np.mean(curve[:10])
 
 
+WIDE = np.full((3, 7), 0.5, np.float32)
 X, LABELS = np.full((3, 4), 0.5, np.float32), np.array([0, 1, 1])
 IDS, LENGTHS = np.zeros((3, 4), np.int64), np.array([4, 3, 2])
+MADE = Rng(0).site("model")
+
+STEPS = {  # each model made and asked for its cost, with all noise from Rng(0)
+    "vae": lambda: CategoricalVAE(4, 3, 2, (3,), rng=MADE).negative_elbo(X, create("st"), Rng(0)),
+    "bits": lambda: BernoulliVAE(4, 3, (3,), rng=MADE).negative_elbo(X, create("darn"), Rng(0)),
+    "semi-supervised": lambda: SemiSupervisedVAE(4, 2, 3, (3,), rng=MADE).unlabelled(X, Rng(0), create("st")),
+    "conditional": lambda: ConditionalNetwork(
+        4, 2, experts=3, gater=2, unit="rectifier", noise=BetaNoise(0.1, 40.1), rng=MADE
+    ).cost(X, LABELS, create("noisy-rectifier"), Rng(0)),
+    "structured": lambda: StochasticNetwork(4, 4, 3, rng=MADE).cost(X, X, [create("darn"), create("darn")], Rng(0)),
+    "tree": lambda: tree().cost(IDS, LENGTHS, LABELS, Rng(0), create("st")),
+    "tree with affine leaves": lambda: tree(leaves="affine").cost(IDS, LENGTHS, LABELS, Rng(0), create("st")),
+    "tree on the tape": lambda: tree().cost(IDS, LENGTHS, LABELS, Rng(0), create("st"), plain=True),
+}
+
+
+def tree(**options):
+    return TreeLSTM(5, 2, dim=3, hidden=3, rng=MADE, **options)
+
+
+@pytest.mark.parametrize("model", STEPS)
+def test_no_two_draws_of_a_model_have_one_address(monkeypatch, model):
+    """Neither of its initial weights, nor of a step: numbers that must be independent would be the same ones."""
+    seen, bits = [], Rng.bits
+    monkeypatch.setattr(Rng, "bits", lambda self, n: (seen.append(repr(self)), bits(self, n))[1])
+    STEPS[model]()
+    assert len(seen) > 1
+    assert len(seen) == len(set(seen))
+
+
+@pytest.mark.parametrize(
+    ("code", "call"),
+    [
+        ("categorical", lambda e: CategoricalVAE(7, 3, 2, (), rng=Rng(0)).negative_elbo(WIDE, e, Rng(0))),
+        ("bernoulli", lambda e: BernoulliVAE(7, 3, (), rng=Rng(0)).negative_elbo(WIDE, e, Rng(0))),
+        ("categorical", lambda e: SemiSupervisedVAE(7, 2, 3, (3,), rng=Rng(0)).unlabelled(WIDE, Rng(0), e)),
+        ("bernoulli", lambda e: ConditionalNetwork(7, 2, experts=3, rng=Rng(0)).cost(WIDE, LABELS, e, Rng(0))),
+        ("bernoulli", lambda e: StochasticNetwork(7, 7, 3, layers=1, rng=Rng(0)).cost(WIDE, WIDE, [e], Rng(0))),
+    ],
+)
+def test_a_learned_baseline_looks_at_the_images(code, call):
+    """And not at the logits, which an estimator takes where it is given nothing else."""
+    estimator = create("nvil", code=code)
+    call(estimator)
+    assert estimator.learned["W1"].shape[0] == 7
 
 
 @pytest.mark.parametrize(
