@@ -1,6 +1,7 @@
 """Fixtures: the backends under test, and floating-point errors as exceptions."""
 
 from devsim import DevsimBackend
+from minigrad import Rng
 from minigrad.backend import Backend, BackendUnavailable, get_backend
 
 import numpy as np
@@ -26,3 +27,12 @@ def backend(request):
 @pytest.fixture
 def rng():
     return np.random.default_rng(7)
+
+
+@pytest.fixture
+def addresses(monkeypatch):
+    """The addresses of all noise drawn since the test began, in order. The same address gives the same numbers: what
+    must be independent would not be, if one came twice."""
+    drawn, bits = [], Rng.bits
+    monkeypatch.setattr(Rng, "bits", lambda self, n: (drawn.append(repr(self)), bits(self, n))[1])
+    return drawn

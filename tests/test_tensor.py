@@ -306,9 +306,10 @@ def test_a_wrong_gradient_is_named(gradient, message):
 def test_mixed_dtypes_are_an_error_and_constants_keep_the_dtype():
     a32 = Tensor(np.ones(2, np.float32), requires_grad=True)
     a64 = Tensor(np.ones(2), requires_grad=True)
-    for product in (lambda: a32 * a64, lambda: a64 * a32):
-        with pytest.raises(TypeError, match=r"multiply: float(32|64).*float(64|32).* mix dtypes"):
-            product()
+    with pytest.raises(TypeError, match=r"multiply: float32.*float64.* mix dtypes"):
+        a32 * a64
+    with pytest.raises(TypeError, match=r"multiply: float64.*float32.* mix dtypes"):
+        a64 * a32
     with pytest.raises(TypeError, match="add"):
         a32 + np.ones(2)
     for y in (a32 * 2.0, 2.0 / a32, a32**2, 1 - a32, a32.mean(), ops.where(np.array([True, False]), a32, 0.0)):

@@ -300,13 +300,11 @@ def tree(**options):
 
 
 @pytest.mark.parametrize("model", STEPS)
-def test_no_two_draws_of_a_model_have_one_address(monkeypatch, model):
-    """Neither of its initial weights, nor of a step: numbers that must be independent would be the same ones."""
-    seen, bits = [], Rng.bits
-    monkeypatch.setattr(Rng, "bits", lambda self, n: (seen.append(repr(self)), bits(self, n))[1])
+def test_no_two_draws_of_a_model_have_one_address(addresses, model):
+    """Neither of its initial weights, nor of a step."""
     STEPS[model]()
-    assert len(seen) > 1
-    assert len(seen) == len(set(seen))
+    assert len(addresses) > 1
+    assert len(addresses) == len(set(addresses))
 
 
 @pytest.mark.parametrize(
