@@ -100,12 +100,13 @@ def facts(name: str) -> Estimator:
     return create(name)
 
 
-def create(spec: str, tau: float | None = None, code: str | None = None) -> Estimator:
+def create(spec: str, tau: float | None = None, family: str | None = None, *, code: str | None = None) -> Estimator:
     """The estimator called `spec`: a registered name, or "name:option=value,option=value".
 
-    tau: the temperature, for those that have one.  code: "categorical" or "bernoulli", the kind of its variables
-    (default: the first kind that it handles).  ValueError, in one sentence, for an unknown name or option, a value
-    out of range, a temperature given to an estimator without one, or a kind of variables that it does not handle.
+    tau: the temperature, for those that have one.  family: "categorical" or "bernoulli", the kind of its variables
+    (default: the first that it handles; `code` is the former name of this argument).  ValueError, in one sentence, for
+    an unknown name or option, a value out of range, a temperature given to an estimator without one, or a kind of
+    variables that it does not handle.
     """
     name, _, text = spec.partition(":")
     if name not in ESTIMATORS:
@@ -126,7 +127,8 @@ def create(spec: str, tau: float | None = None, code: str | None = None) -> Esti
             raise ValueError(f"the option {key!r} of the estimator {name} must be 0 or 1, got {value!r}.")
     try:
         estimator = ESTIMATORS[name](**options)
-        return estimator if code is None else estimator.of(code)
+        family = code if family is None else family
+        return estimator if family is None else estimator.of(family)
     except TypeError as error:
         raise ValueError(f"the estimator {name} cannot take {text!r}: {error}.") from error
 

@@ -13,7 +13,7 @@ from minigrad.fused import TINY
 from minigrad.ops import stable_sigmoid, stack
 
 from . import bernoulli
-from .base import NO_BASELINE, Estimator, attach_gradient, check_samples, weigh
+from .base import NO_BASELINE, Estimator, attach_gradient, check_samples, scale_per_example
 
 
 def ar_gradient(u, costs):
@@ -28,7 +28,7 @@ def ar_gradient(u, costs):
 
     u (B, ...), costs (B,)   ->   da (B, ...)
     """
-    return weigh(costs, 1.0 - 2.0 * u)
+    return scale_per_example(costs, 1.0 - 2.0 * u)
 
 
 def arm_gradient(u, costs, mirror_costs):
@@ -43,7 +43,7 @@ def arm_gradient(u, costs, mirror_costs):
 
     u (B, ...), costs, mirror_costs (B,)   ->   da (B, ...)
     """
-    return weigh(costs - mirror_costs, u - 0.5)
+    return scale_per_example(costs - mirror_costs, u - 0.5)
 
 
 def disarm_gradient(logits, b, mirror, costs, mirror_costs):
@@ -58,7 +58,7 @@ def disarm_gradient(logits, b, mirror, costs, mirror_costs):
 
     logits a, b, mirror (B, ...), costs, mirror_costs (B,)   ->   da (B, ...)
     """
-    return weigh(0.5 * (costs - mirror_costs), (b - mirror) * stable_sigmoid(abs(logits)))
+    return scale_per_example(0.5 * (costs - mirror_costs), (b - mirror) * stable_sigmoid(abs(logits)))
 
 
 def dirichlet_copula(exponential):
@@ -90,7 +90,7 @@ def arms_gradient(p, bs, costs):
     q = xp.maximum(xp.minimum(p, 1.0 - p), TINY)
     both = xp.maximum(2.0 - q ** (-1.0 / n), 0.0) ** n
     shrinkage = (1.0 - both) / (1.0 - q)
-    return weigh((costs - costs.mean(axis=0)) / n, bs - p).sum(axis=0) / shrinkage
+    return scale_per_example((costs - costs.mean(axis=0)) / n, bs - p).sum(axis=0) / shrinkage
 
 
 def antithetic_samples(p, u):
@@ -102,19 +102,19 @@ def antithetic_samples(p, u):
 class _Antithetic(Estimator):
     exact_for = "all"
     cost_gradient = False
-    codes = (bernoulli,)
+    families = (bernoulli,)
     randomness = "uniform"
 
 
 class AR(_Antithetic):
     title = "AR, augment and REINFORCE"
-    caution = NO_BASELINE
+    warning = NO_BASELINE
     paper = "Yin & Zhou 2019"
     evaluations = "1"
 
     def estimate(self, logits, cost, rng):
         u = rng.uniform(logits.shape, like=logits.data)
-        f = cost(Tensor((u < self.code.probability(logits.data)).astype(u.dtype)))
+        f = cost(Tensor((u < self.family.probability(logits.data)).astype(u.dtype)))
         return attach_gradient(f, logits, ar_gradient(u, f.data))
 
 
@@ -125,7 +125,7 @@ class ARM(_Antithetic):
 
     def estimate(self, logits, cost, rng):
         u = rng.uniform(logits.shape, like=logits.data)
-        p, q = self.code.probability(logits.data), self.code.probability(-logits.data)  # 1 − p without cancellation
+        p, q = self.family.probability(logits.data), self.family.probability(-logits.data)  # 1 − p without cancellation
         b, mirror = (u > q).astype(u.dtype), (u < p).astype(u.dtype)
         f, f_mirror = cost(Tensor(b)), cost(Tensor(mirror))
         return attach_gradient(0.5 * (f + f_mirror), logits, self.gradient(logits.data, u, b, mirror, f, f_mirror))
@@ -154,7 +154,7 @@ class ARMS(_Antithetic):
         self.samples = check_samples(samples, least=2)
 
     def estimate(self, logits, cost, rng):
-        xp, p = array_module(logits.data), self.code.probability(logits.data)
+        xp, p = array_module(logits.data), self.family.probability(logits.data)
         u = dirichlet_copula(rng.exponential((self.samples, *logits.shape), like=logits.data))
         bs = antithetic_samples(p, u)
         fs = [cost(Tensor(b)) for b in bs]

@@ -68,7 +68,7 @@ class ARS(Estimator):
     evaluations = "K"
     cost_gradient = False
     randomness = "noise"
-    codes = (categorical,)
+    families = (categorical,)
 
     def estimate(self, logits, cost, rng):
         theta, K = logits.data, logits.shape[-1]

@@ -5,7 +5,7 @@ gradient only), and its backward pass leaves an estimate of ∇θ E f(D) in the 
 whatever the cost depends on (a decoder's weights, say).
 
     logits θ  (B, ..., K)   a Tensor; the axes between the batch B and the K classes hold independent variables.
-              (B, ...)      for bits (an estimator with code="bernoulli"): each place is one bit, p = σ(θ)
+              (B, ...)      for bits (an estimator with family="bernoulli"): each place is one bit, p = σ(θ)
     cost      d -> (B,)     a function of a Tensor d shaped like the logits (one-hot in the last axis, zeros and ones
                             for bits, or a relaxed point where an estimator says so), one value per example
     rng                     a `minigrad.Rng`; the same address gives the same sample
@@ -20,12 +20,14 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+from types import ModuleType
+from typing import Self
+
+import numpy as np
 
 from minigrad import Tensor, enable_grad, grad, op
 from minigrad.backend import asarray_like, to_host
 from minigrad.fused import mask_logits
-
-import numpy as np
 
 from . import bernoulli, categorical
 
@@ -55,39 +57,50 @@ class Estimator:
     cost_gradient = True  # does it differentiate the cost with respect to d?
     support = "hard"  # what the cost is evaluated on: "hard" samples, or "soft" points between them
     randomness = "sample"  # of one joint "sample" D, several "samples", "uniform" or other "noise", or "none"
-    codes = (categorical, bernoulli)  # the kinds of variables it handles; the first is the default
-    caution = ""  # why it may not train a model with discrete variables, if so
+    families = (categorical, bernoulli)  # the kinds of variables it handles; the first is the default
+    warning = ""  # why it may not train a model with discrete variables, if so
     episodes = False  # can it choose step by step (`episode`)?
-    sharpness = 1.0  # its samples have the logits sharpness · θ: not 1 where the forward distribution is changed
+    logit_scale = 1.0  # its samples have the logits logit_scale · θ: not 1 where the forward distribution is changed
+    single_sample = False  # is its value the cost at one sample, whose gradient follows from a rule?
     multi_sample = False  # is its value −log mean e^(−f), a bound of several samples, instead of a mean of costs?
     state: tuple[str, ...] = ()
     learned = None  # parameters that it trains by itself, a `Learned`
+    _family: str | None = None  # which of `families`, see `of`
     _latest = None  # what `update` shall learn from
-
-    def __init_subclass__(cls):
-        cls.code = cls.codes[0]
 
     @property
     def unbiased(self) -> bool:
         """Is its expectation ∇θ E f(D) for every f?"""
         return self.exact_for == "all" and self.objective == "E f(D)"
 
-    def of(self, code: str) -> Estimator:
-        """This estimator for the variables called `code`, "categorical" or "bernoulli"; ValueError if it has none."""
-        known = {module.name: module for module in self.codes}
-        if code not in known:
-            raise ValueError(f"{self.title} is for {' or '.join(known)} variables, not {code!r}.")
-        self.code = known[code]
+    @property
+    def family(self) -> ModuleType:
+        """The kind of variables that it is for: one of `families`, the first unless `of` has chosen another."""
+        if self._family is None:
+            return self.families[0]
+        return next(family for family in self.families if family.name == self._family)
+
+    @property
+    def code(self) -> ModuleType:
+        """The former name of `family`."""
+        return self.family
+
+    def of(self, family: str) -> Self:
+        """This estimator for the variables called `family`, "categorical" or "bernoulli"; ValueError if it has none."""
+        known = [module.name for module in self.families]
+        if family not in known:
+            raise ValueError(f"{self.title} is for {' or '.join(known)} variables, not {family!r}.")
+        self._family = family  # the name, since a module can be neither copied nor pickled
         return self
 
-    def check_code(self, code: str, place: str = "it") -> None:
-        """ValueError unless it is for the variables called `code`: K logits of one choice look like K bits.
+    def check_family(self, family: str, place: str = "it") -> None:
+        """ValueError unless it is for the variables called `family`: K logits of one choice look like K bits.
 
         place: what in the model got it, for the message.
         """
-        if self.code.name != code:
-            found = f"the model has {code} variables, but {place} got {self.title} for {self.code.name} ones"
-            raise ValueError(f"{found}: create the estimator with code={code!r}.")
+        if self.family.name != family:
+            found = f"the model has {family} variables, but {place} got {self.title} for {self.family.name} ones"
+            raise ValueError(f"{found}: create the estimator with family={family!r}.")
 
     def __call__(self, logits: Tensor, cost, rng, mask=None, inputs=None) -> Tensor:
         """cost's value for each example, (B,), with the estimator's gradient attached.
@@ -133,7 +146,7 @@ class Estimator:
     def _masked(self, logits, mask):
         if not isinstance(logits, Tensor):
             raise TypeError(f"the logits must be a Tensor, got {type(logits).__name__}.")
-        if self.code is categorical:
+        if self.family is categorical:
             return masked(logits, mask)
         if mask is not None:
             raise ValueError("a mask takes classes away; a bit has none to spare: leave the mask out.")
@@ -169,6 +182,7 @@ class Sampler(Estimator):
 
     evaluations = "1"
     episodes = True
+    single_sample = True
 
     def sample(self, logits: Tensor, rng, mask=None) -> Tensor:
         """A sample shaped like the logits; gradients that arrive at it continue to the logits by the rule."""
@@ -206,12 +220,12 @@ def cost_and_gradient(cost, point):
 class TemperedSampler(Sampler):
     """A sampler with a temperature. tau: positive and finite (ValueError)."""
 
-    coolest = 0.0  # no temperature may be below this one
+    min_tau = 0.0  # no temperature may be below this one
 
     def __init__(self, tau: float = 1.0):
         self.tau = check_tau(tau)
-        if self.tau < self.coolest:
-            raise ValueError(f"{self.title} needs a temperature of at least {self.coolest:g}, got {tau}.")
+        if self.tau < self.min_tau:
+            raise ValueError(f"{self.title} needs a temperature of at least {self.min_tau:g}, got {tau}.")
         if tau != 1.0 and self.support == "hard":
             self.exact_for = "none"  # a temperature trades what exactness there is for less variance
 
@@ -241,7 +255,7 @@ class AveragedSampler(TemperedSampler):
     """A tempered sampler of one-hots that averages over S ≥ 1 draws of the noise, given the sample (ValueError)."""
 
     randomness = "noise"
-    codes = (categorical,)
+    families = (categorical,)
 
     def __init__(self, tau: float = 1.0, samples: int = 10):
         super().__init__(tau)
@@ -256,7 +270,7 @@ class DecoupledSampler(Sampler):
     """A sampler with one temperature for the sample and another one for its derivative.
 
     D ~ Cat(softmax(θ/τ_f)): **the forward distribution changes**, so whatever else depends on it (a KL term, an
-    evaluation) must use the logits `sharpness`·θ, sharpness = 1/τ_f.
+    evaluation) must use the logits `logit_scale`·θ, logit_scale = 1/τ_f.
 
     tau_f, tau_b: positive and finite (ValueError).
     """
@@ -266,7 +280,7 @@ class DecoupledSampler(Sampler):
 
     def __init__(self, tau_f: float, tau_b: float):
         self.tau_f, self.tau_b = check_tau(tau_f), check_tau(tau_b)
-        self.sharpness = 1.0 / self.tau_f
+        self.logit_scale = 1.0 / self.tau_f
 
 
 def on_device(x, like):
@@ -307,12 +321,12 @@ def check_samples(samples: int, least: int, name: str = "samples") -> int:
     return int(samples)
 
 
-def mean_of_others(x):
+def leave_one_out_mean(x):
     """(1/(S−1)) Σ_{t≠s} xₜ for each s along the first axis."""
     return (x.sum(axis=0) - x) / (len(x) - 1)
 
 
-def weigh(weights, g):
+def scale_per_example(weights, g):
     """wᵢ gᵢ for each example i: a score function weighs every variable of an example by one number.
 
     weights (B,), g (B, ..., K)   ->   (B, ..., K);  leading axes for samples, (S, B) and (S, B, ..., K), may be added
@@ -336,6 +350,6 @@ def attach_gradient(value, logits, g):
     """
 
     def backward(w):
-        return w, lambda: weigh(w, g), None
+        return w, lambda: scale_per_example(w, g), None
 
     return value, backward

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
+
 from minigrad.backend import array_module
 from minigrad.fused import TINY
 from minigrad.ops import stable_sigmoid
-
-import numpy as np
 
 name = "bernoulli"
 
@@ -59,12 +59,12 @@ def outcomes(shape) -> np.ndarray:
     return np.array(list(itertools.product((0.0, 1.0), repeat=L))).reshape(-1, *shape[1:])
 
 
-def outcome_probability(p, codes):
-    """q(z) = Πₗ pₗ for zₗ = 1 and 1 − pₗ for zₗ = 0.   p (B, ...), codes (N, ...) -> (B, N)"""
-    p, codes = p.reshape(len(p), -1), codes.reshape(len(codes), -1)
-    q = array_module(p).ones((len(p), len(codes)), dtype=p.dtype)
+def outcome_probability(p, outcomes):
+    """q(z) = Πₗ pₗ for zₗ = 1 and 1 − pₗ for zₗ = 0.   p (B, ...), outcomes (N, ...) -> (B, N)"""
+    p, outcomes = p.reshape(len(p), -1), outcomes.reshape(len(outcomes), -1)
+    q = array_module(p).ones((len(p), len(outcomes)), dtype=p.dtype)
     for l in range(p.shape[1]):
-        q = q * (p[:, l, None] * codes[:, l] + (1.0 - p[:, l, None]) * (1.0 - codes[:, l]))
+        q = q * (p[:, l, None] * outcomes[:, l] + (1.0 - p[:, l, None]) * (1.0 - outcomes[:, l]))
     return q
 
 

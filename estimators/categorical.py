@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
+
 from minigrad.backend import array_module
 from minigrad.fused import MASKED, TINY, inner, softmax_array, softmax_vjp
 from minigrad.random import argmax_one_hot
-
-import numpy as np
 
 __all__ = [
     "conditional",
@@ -72,13 +72,13 @@ def outcomes(shape) -> np.ndarray:
     return np.eye(K)[index].reshape(-1, *shape[1:])
 
 
-def outcome_probability(p, codes):
-    """q(z) = Πₗ ⟨pₗ, zₗ⟩.   p (B, ..., K), codes (N, ..., K) -> (B, N)"""
+def outcome_probability(p, outcomes):
+    """q(z) = Πₗ ⟨pₗ, zₗ⟩.   p (B, ..., K), outcomes (N, ..., K) -> (B, N)"""
     L, K = sizes(p.shape)
-    p, codes = p.reshape(-1, L, K), codes.reshape(-1, L, K)
-    q = array_module(p).ones((len(p), len(codes)), dtype=p.dtype)
+    p, outcomes = p.reshape(-1, L, K), outcomes.reshape(-1, L, K)
+    q = array_module(p).ones((len(p), len(outcomes)), dtype=p.dtype)
     for l in range(L):
-        q = q * (p[:, l] @ codes[:, l].T)
+        q = q * (p[:, l] @ outcomes[:, l].T)
     return q
 
 

@@ -56,14 +56,14 @@ class Darn(Sampler):
     title = "DARN(½)"
     paper = "Gregor, Danihelka, Mnih, Blundell & Wierstra 2014"
     exact_for = "quadratic"
-    codes = (bernoulli,)
+    families = (bernoulli,)
 
     def __init__(self, expand_at: str = "sample"):
         if expand_at not in ("sample", "half"):
             raise ValueError(f"expand_at must be sample or half, got {expand_at!r}.")
         self.expand_at = expand_at
         if expand_at == "half":
-            self.exact_for, self.evaluations = "linear", "2"
+            self.exact_for, self.evaluations, self.single_sample = "linear", "2", False
 
     def sample(self, logits, rng, mask=None):
         if self.expand_at == "half":
@@ -73,12 +73,12 @@ class Darn(Sampler):
         return super().sample(logits, rng, mask)
 
     def draw(self, logits, rng):
-        return darn(logits, self.code.sample(rng, logits.data))
+        return darn(logits, self.family.sample(rng, logits.data))
 
     def estimate(self, logits, cost, rng):
         if self.expand_at == "sample":
             return super().estimate(logits, cost, rng)
-        p, b = self.code.probability(logits.data), self.code.sample(rng, logits.data)
+        p, b = self.family.probability(logits.data), self.family.sample(rng, logits.data)
         f = cost(Tensor(b))
         _, half_g = value_and_grad(cost, array_module(p).full(p.shape, 0.5, dtype=p.dtype))
         return attach_gradient(f, logits, darn_half_gradient(p, b, half_g))

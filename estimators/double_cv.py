@@ -6,7 +6,7 @@ from minigrad.backend import array_module
 from minigrad.ops import stack
 
 from . import bernoulli
-from .base import Estimator, attach_gradient, check_samples, cost_and_gradient, mean_of_others, weigh
+from .base import Estimator, attach_gradient, check_samples, cost_and_gradient, leave_one_out_mean, scale_per_example
 from .learned import Learned, squared_norm_gradient
 
 
@@ -23,8 +23,8 @@ def double_cv_gradient(p, bs, costs, gs, alpha):
     p (B, ...), bs, gs (S, B, ...), costs (S, B), alpha a number   ->   da (B, ...), ∂da/∂α (B, ...)
     """
     score = bs - p
-    c = (mean_of_others(gs) * score).sum(axis=tuple(range(2, bs.ndim)))
-    rloo = lambda v: weigh(v - mean_of_others(v), score).mean(axis=0)
+    c = (leave_one_out_mean(gs) * score).sum(axis=tuple(range(2, bs.ndim)))
+    rloo = lambda v: scale_per_example(v - leave_one_out_mean(v), score).mean(axis=0)
     slope = rloo(c) - bernoulli.vjp(p, gs.mean(axis=0))
     return rloo(costs) + alpha * slope, slope
 
@@ -37,15 +37,15 @@ class DoubleCV(Estimator):
     exact_for = "all"
     evaluations = "S"
     randomness = "samples"
-    codes = (bernoulli,)
+    families = (bernoulli,)
 
     def __init__(self, samples: int = 2, lr: float = 1e-2):
         self.samples, self.learned = check_samples(samples, least=2), Learned(lr)
 
     def estimate(self, logits, cost, rng):
-        xp, p = array_module(logits.data), self.code.probability(logits.data)
+        xp, p = array_module(logits.data), self.family.probability(logits.data)
         self.learned.start(lambda: {"alpha": 0.0}, like=p)
-        bs = [self.code.sample(rng.site(s), logits.data) for s in range(self.samples)]
+        bs = [self.family.sample(rng.site(s), logits.data) for s in range(self.samples)]
         fs, gs = zip(*(cost_and_gradient(cost, b) for b in bs), strict=True)
         costs = xp.stack([f.data for f in fs])
         g, slope = double_cv_gradient(p, xp.stack(bs), costs, xp.stack(gs), self.learned["alpha"])

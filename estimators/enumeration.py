@@ -1,8 +1,8 @@
 """Noise that is given instead of drawn: how an expectation over an estimator's samples is taken exactly.
 
-codes, q = ...                                   # all outcomes (N, ...) and their probabilities
+outcomes, q = ...                                   # all outcomes (N, ...) and their probabilities
 logits = the same θ in N rows
-estimator(logits, cost, Given(samples=[codes]))  # row n has the outcome n; weigh the gradients by q
+estimator(logits, cost, Given(samples=[outcomes]))  # row n has the outcome n; weigh the gradients by q
 """
 
 from __future__ import annotations

@@ -10,24 +10,24 @@ from minigrad.backend import array_module, asarray_like
 from minigrad.ops import stack
 
 from . import categorical
-from .base import Estimator, attach_gradient, check_positive, weigh
+from .base import Estimator, attach_gradient, check_positive, scale_per_example
 
 LIMIT = 16384  # joint outcomes
 
 
-def exact_gradient(p, codes, costs, code=categorical):
+def exact_gradient(p, outcomes, costs, family=categorical):
     """The gradient of E f(D) by enumeration of all N joint outcomes z.
 
         E f = Σ_z q(z) f(z),   q(z) = Πₗ q(zₗ)           ∇θ log q(z) = z − p
         ∇θ E f = Σ_z q(z) f(z) (z − p)
 
-    p (B, ...), codes (N, ...) the outcomes, costs (B, N)   ->   dθ (B, ...), q (B, N)
+    p (B, ...), outcomes (N, ...), costs (B, N)   ->   dθ (B, ...), q (B, N)
 
     Exact for every cost; no variance. For one variable of K classes it is J(p) F with Fₖ = f(eₖ).
     """
-    q = code.outcome_probability(p, codes)
+    q = family.outcome_probability(p, outcomes)
     weight = q * costs
-    dtheta = (weight @ codes.reshape(len(codes), -1)).reshape(p.shape) - weigh(weight.sum(axis=-1), p)
+    dtheta = (weight @ outcomes.reshape(len(outcomes), -1)).reshape(p.shape) - scale_per_example(weight.sum(axis=-1), p)
     return dtheta, q
 
 
@@ -40,20 +40,20 @@ def check_outcomes(variables: int, categories: int) -> None:
         )
 
 
-def enumerate_costs(cost, logits, code):
-    """(codes (N, ...), the costs of all outcomes as Tensors (B,)): each outcome for the whole batch at a time."""
-    check_outcomes(*code.sizes(logits.shape))
+def enumerate_costs(cost, logits, family):
+    """(outcomes (N, ...), the costs of all outcomes as Tensors (B,)): each outcome for the whole batch at a time."""
+    check_outcomes(*family.sizes(logits.shape))
     xp = array_module(logits.data)
-    codes = asarray_like(code.outcomes(logits.shape).astype(logits.dtype), logits.data)
-    return codes, [cost(Tensor(xp.broadcast_to(z, logits.shape))) for z in codes]
+    outcomes = asarray_like(family.outcomes(logits.shape).astype(logits.dtype), logits.data)
+    return outcomes, [cost(Tensor(xp.broadcast_to(z, logits.shape))) for z in outcomes]
 
 
-def finite_difference_gradient(logits, codes, costs, step, code=categorical):
+def finite_difference_gradient(logits, outcomes, costs, step, family=categorical):
     """Central differences of the exact expectation E(θ) = Σ_z q(z; θ) f(z), one logit at a time.
 
         dθⱼ = (E(θ + h eⱼ) − E(θ − h eⱼ)) / 2h = ∂E/∂θⱼ + O(h²)
 
-    logits (B, ...), codes (N, ...), costs (B, N)   ->   dθ (B, ...).  The cost is not evaluated again: only q moves.
+    logits (B, ...), outcomes (N, ...), costs (B, N)   ->   dθ (B, ...).  The cost is not evaluated again: only q moves.
     """
     xp = array_module(logits)
     dtheta = xp.empty_like(logits)
@@ -63,7 +63,7 @@ def finite_difference_gradient(logits, codes, costs, step, code=categorical):
         for h in (step, -step):
             moved = logits.copy()
             moved[here] += h
-            values.append((code.outcome_probability(code.probability(moved), codes) * costs).sum(axis=1))
+            values.append((family.outcome_probability(family.probability(moved), outcomes) * costs).sum(axis=1))
         dtheta[here] = (values[0] - values[1]) / (2.0 * step)
     return dtheta
 
@@ -82,13 +82,13 @@ class Exact(Estimator):
         check_outcomes(variables, categories)
 
     def estimate(self, logits, cost, rng):
-        codes, costs = enumerate_costs(cost, logits, self.code)
+        outcomes, costs = enumerate_costs(cost, logits, self.family)
         F = array_module(logits.data).stack([f.data for f in costs], axis=1)
-        dtheta, q = self.gradient(logits.data, codes, F)
+        dtheta, q = self.gradient(logits.data, outcomes, F)
         return attach_gradient((stack(*costs, axis=1) * q).sum(axis=1), logits, dtheta)
 
-    def gradient(self, logits, codes, costs):
-        return exact_gradient(self.code.probability(logits), codes, costs, self.code)
+    def gradient(self, logits, outcomes, costs):
+        return exact_gradient(self.family.probability(logits), outcomes, costs, self.family)
 
 
 class FiniteDifferences(Exact):
@@ -101,6 +101,6 @@ class FiniteDifferences(Exact):
     def __init__(self, step: float = 1e-2):
         self.step = check_positive("step", step)
 
-    def gradient(self, logits, codes, costs):
-        q = self.code.outcome_probability(self.code.probability(logits), codes)
-        return finite_difference_gradient(logits, codes, costs, self.step, self.code), q
+    def gradient(self, logits, outcomes, costs):
+        q = self.family.outcome_probability(self.family.probability(logits), outcomes)
+        return finite_difference_gradient(logits, outcomes, costs, self.step, self.family), q

@@ -96,7 +96,7 @@ class GappedStraightThrough(TemperedSampler):
     title = "Gapped straight-through"
     paper = "Fan, Chi, Rudnicky & Ramadge 2022"
     exact_for = "none"
-    codes = (categorical,)
+    families = (categorical,)
 
     def __init__(self, tau: float = 1.0, gap: float | str = 1.0, consistent: bool = True, detached: bool = True):
         super().__init__(tau)

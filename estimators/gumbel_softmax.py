@@ -13,7 +13,7 @@ from .base import DecoupledSampler, TemperedSampler
 
 
 @op
-def gumbel_softmax(logits, noise, *, tau=1.0, code=categorical):
+def gumbel_softmax(logits, noise, *, tau=1.0, family=categorical):
     """Gumbel-Softmax (Jang, Gu & Poole 2017; Maddison, Mnih & Teh 2017).   G iid standard Gumbel, drawn by the caller.
 
     Estimates    ∇θ E f(y),  y = softmax((θ + G)/τ): the cost is evaluated on a point inside the simplex
@@ -26,20 +26,20 @@ def gumbel_softmax(logits, noise, *, tau=1.0, code=categorical):
 
     logits, noise (..., K)   ->   y (..., K) in the simplex;    for bits (...), in [0, 1]
     """
-    y = code.probability((logits + noise) / tau)
+    y = family.probability((logits + noise) / tau)
 
     def backward(g):
-        return lambda: code.vjp(y, g) / tau, None
+        return lambda: family.vjp(y, g) / tau, None
 
     return y, backward
 
 
-def _relaxation(logits, noise, *, tau=1.0, code=categorical):
-    return (0,), lambda logits: code.probability((logits + noise) / tau)
+def _relaxation(logits, noise, *, tau=1.0, family=categorical):
+    return (0,), lambda logits: family.probability((logits + noise) / tau)
 
 
 @op(surrogate=_relaxation)
-def st_gumbel_softmax(logits, noise, *, tau=1.0, code=categorical):
+def st_gumbel_softmax(logits, noise, *, tau=1.0, family=categorical):
     """Straight-through Gumbel-Softmax (Jang, Gu & Poole 2017, section 2.2).   G iid standard Gumbel.
 
     Estimates    ∇θ E f(D),  D = onehot(argmax(θ + G)) ~ Cat(softmax(θ))
@@ -54,17 +54,17 @@ def st_gumbel_softmax(logits, noise, *, tau=1.0, code=categorical):
     z = logits + noise
 
     def backward(g):
-        return lambda: code.vjp(code.probability(z / tau), g) / tau, None
+        return lambda: family.vjp(family.probability(z / tau), g) / tau, None
 
-    return code.harden(z), backward
+    return family.harden(z), backward
 
 
-def _decoupled_relaxation(logits, noise, *, tau_f=1.0, tau_b=1.0, code=categorical):
-    return (0,), lambda logits: code.probability(logits / tau_b + noise)
+def _decoupled_relaxation(logits, noise, *, tau_f=1.0, tau_b=1.0, family=categorical):
+    return (0,), lambda logits: family.probability(logits / tau_b + noise)
 
 
 @op(surrogate=_decoupled_relaxation)
-def decoupled_st_gumbel_softmax(logits, noise, *, tau_f=1.0, tau_b=1.0, code=categorical):
+def decoupled_st_gumbel_softmax(logits, noise, *, tau_f=1.0, tau_b=1.0, family=categorical):
     """Decoupled ST Gumbel-Softmax (Shah, Yan, Mozer & Liu 2024).   G iid standard Gumbel.
 
     Estimates    ∇θ E f(D),  D = onehot(argmax(θ/τ_f + G)) ~ Cat(softmax(θ/τ_f)): **the forward distribution changes**
@@ -78,9 +78,9 @@ def decoupled_st_gumbel_softmax(logits, noise, *, tau_f=1.0, tau_b=1.0, code=cat
     """
 
     def backward(g):
-        return lambda: code.vjp(code.probability(logits / tau_b + noise), g) / tau_b, None
+        return lambda: family.vjp(family.probability(logits / tau_b + noise), g) / tau_b, None
 
-    return code.harden(logits / tau_f + noise), backward
+    return family.harden(logits / tau_f + noise), backward
 
 
 class GumbelSoftmax(TemperedSampler):
@@ -92,7 +92,7 @@ class GumbelSoftmax(TemperedSampler):
     randomness = "noise"
 
     def draw(self, logits, rng):
-        return gumbel_softmax(logits, self.code.noise(rng, logits.data), tau=self.tau, code=self.code)
+        return gumbel_softmax(logits, self.family.noise(rng, logits.data), tau=self.tau, family=self.family)
 
 
 class STGumbelSoftmax(TemperedSampler):
@@ -102,7 +102,7 @@ class STGumbelSoftmax(TemperedSampler):
     randomness = "noise"
 
     def draw(self, logits, rng):
-        return st_gumbel_softmax(logits, self.code.noise(rng, logits.data), tau=self.tau, code=self.code)
+        return st_gumbel_softmax(logits, self.family.noise(rng, logits.data), tau=self.tau, family=self.family)
 
 
 class DecoupledSTGumbelSoftmax(DecoupledSampler):
@@ -116,5 +116,5 @@ class DecoupledSTGumbelSoftmax(DecoupledSampler):
         super().__init__(tau_f, tau_b)
 
     def draw(self, logits, rng):
-        noise = self.code.noise(rng, logits.data)
-        return decoupled_st_gumbel_softmax(logits, noise, tau_f=self.tau_f, tau_b=self.tau_b, code=self.code)
+        noise = self.family.noise(rng, logits.data)
+        return decoupled_st_gumbel_softmax(logits, noise, tau_f=self.tau_f, tau_b=self.tau_b, family=self.family)

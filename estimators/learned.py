@@ -6,11 +6,11 @@ estimates, and hands it over; the step is taken in `update`. Nothing of this tou
 
 from __future__ import annotations
 
+import numpy as np
+
 from minigrad import Tensor
 from minigrad.backend import array_module, asarray_like
 from minigrad.optim import Adam
-
-import numpy as np
 
 from .base import LEARNED, check_positive
 

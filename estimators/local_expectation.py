@@ -13,7 +13,7 @@ from . import bernoulli, categorical
 from .base import Estimator, attach_gradient
 
 
-def local_expectation_gradient(p, local_costs, code=categorical):
+def local_expectation_gradient(p, local_costs, family=categorical):
     """Local expectation gradients (Titsias & Lázaro-Gredilla 2015).   D ~ Cat(p), drawn by the caller.
 
     Estimates    ∇θ E f(D) for L variables
@@ -25,7 +25,7 @@ def local_expectation_gradient(p, local_costs, code=categorical):
 
     p (B, ..., K), local_costs F (B, L, K)   ->   dθ (B, ..., K)
     """
-    return code.local_vjp(p, local_costs)
+    return family.local_vjp(p, local_costs)
 
 
 def measure_valued_gradient(p, local_costs, others):
@@ -54,17 +54,17 @@ class LocalExpectation(Estimator):
     cost_gradient = False
 
     def estimate(self, logits, cost, rng):
-        d = self.code.sample(rng, logits.data)
+        d = self.family.sample(rng, logits.data)
         f = cost(Tensor(d))
-        L, K = self.code.sizes(logits.shape)
+        L, K = self.family.sizes(logits.shape)
         local_costs = array_module(d).empty((len(d), L, K), dtype=d.dtype)
         with no_grad():
-            for l, k, moved in self.code.local_outcomes(d):
+            for l, k, moved in self.family.local_outcomes(d):
                 local_costs[:, l, k] = cost(Tensor(moved)).data
         return attach_gradient(f, logits, self.gradient(logits.data, local_costs, rng))
 
     def gradient(self, logits, local_costs, rng):
-        return local_expectation_gradient(self.code.probability(logits), local_costs, self.code)
+        return local_expectation_gradient(self.family.probability(logits), local_costs, self.family)
 
 
 class MeasureValued(LocalExpectation):
@@ -75,7 +75,7 @@ class MeasureValued(LocalExpectation):
     randomness = "samples"
 
     def gradient(self, logits, local_costs, rng):
-        if self.code is bernoulli:
+        if self.family is bernoulli:
             return super().gradient(logits, local_costs, rng)
         xp, theta = array_module(logits), logits.reshape(local_costs.shape)
         K = theta.shape[-1]

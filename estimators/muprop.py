@@ -8,10 +8,10 @@ from __future__ import annotations
 from minigrad import Tensor, no_grad
 
 from . import categorical
-from .base import Estimator, attach_gradient, value_and_grad, weigh
+from .base import Estimator, attach_gradient, scale_per_example, value_and_grad
 
 
-def muprop_gradient(p, d, costs, mean_costs, mean_g, code=categorical):
+def muprop_gradient(p, d, costs, mean_costs, mean_g, family=categorical):
     """MuProp (Gu, Levine, Sutskever & Mnih 2016, eq. 5).   D ~ Cat(p), p = softmax(θ), drawn by the caller.
 
     Estimates    ∇θ E f(D)
@@ -27,7 +27,7 @@ def muprop_gradient(p, d, costs, mean_costs, mean_g, code=categorical):
     score = d - p
     axes = tuple(range(1, p.ndim))
     residual = costs - mean_costs - (mean_g * score).sum(axis=axes)
-    return weigh(residual, score) + code.vjp(p, mean_g)
+    return scale_per_example(residual, score) + family.vjp(p, mean_g)
 
 
 def simple_muprop_gradient(p, d, costs, mean_costs):
@@ -38,7 +38,7 @@ def simple_muprop_gradient(p, d, costs, mean_costs):
     Exact when   always: p does not depend on the sample.
     Costs        two evaluations of f and no gradient.
     """
-    return weigh(costs - mean_costs, d - p)
+    return scale_per_example(costs - mean_costs, d - p)
 
 
 class MuProp(Estimator):
@@ -48,9 +48,9 @@ class MuProp(Estimator):
     evaluations = "2"
 
     def estimate(self, logits, cost, rng):
-        p, d = self.code.probability(logits.data), self.code.sample(rng, logits.data)
+        p, d = self.family.probability(logits.data), self.family.sample(rng, logits.data)
         f = cost(Tensor(d))
-        g = muprop_gradient(p, d, f.data, *value_and_grad(cost, p), self.code)
+        g = muprop_gradient(p, d, f.data, *value_and_grad(cost, p), self.family)
         return attach_gradient(f, logits, g)
 
 
@@ -62,7 +62,7 @@ class SimpleMuProp(Estimator):
     cost_gradient = False
 
     def estimate(self, logits, cost, rng):
-        p, d = self.code.probability(logits.data), self.code.sample(rng, logits.data)
+        p, d = self.family.probability(logits.data), self.family.sample(rng, logits.data)
         f = cost(Tensor(d))
         with no_grad():
             mean_costs = cost(Tensor(p)).data

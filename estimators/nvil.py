@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from minigrad import Tensor, enable_grad, grad
 from minigrad.backend import array_module
 from minigrad.fused import MASKED, linear
 from minigrad.nn import xavier_uniform
 from minigrad.ops import tanh
 
-import numpy as np
-
-from .base import Estimator, attach_gradient, check_decay, check_samples, exponential_mean, on_device, weigh
+from .base import Estimator, attach_gradient, check_decay, check_samples, exponential_mean, on_device, scale_per_example
 from .learned import Learned
 
 
@@ -25,7 +25,7 @@ def nvil_gradient(p, d, costs, baseline, scale=1.0):
 
     p, d (B, ..., K), costs and baseline C_ψ(x) + c (B,), scale max(1, σ)   ->   dθ (B, ..., K)
     """
-    return weigh((costs - baseline) / scale, d - p)
+    return scale_per_example((costs - baseline) / scale, d - p)
 
 
 class Nvil(Estimator):
@@ -56,7 +56,7 @@ class Nvil(Estimator):
         self.started = False
 
     def estimate(self, logits, cost, rng):
-        xp, p, d = array_module(logits.data), self.code.probability(logits.data), self.code.sample(rng, logits.data)
+        xp, p, d = array_module(logits.data), self.family.probability(logits.data), self.family.sample(rng, logits.data)
         f = cost(Tensor(d))
         x = xp.where(logits.data > 0.5 * MASKED, logits.data, 0.0) if self.inputs is None else self.inputs
         x = x.reshape(len(x), -1)

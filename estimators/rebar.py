@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from minigrad import Tensor
 from minigrad.backend import array_module
 from minigrad.fused import MASKED
 from minigrad.nn import xavier_uniform
 
-import numpy as np
-
 from . import categorical
-from .base import Estimator, attach_gradient, check_samples, check_tau, value_and_grad, weigh
+from .base import Estimator, attach_gradient, check_samples, check_tau, scale_per_example, value_and_grad
 from .learned import Learned, dot, squared_norm_gradient
 
 
-def relax_gradient(p, d, z_given, costs, c_given, dc, dc_given, code=categorical):
+def relax_gradient(p, d, z_given, costs, c_given, dc, dc_given, family=categorical):
     """RELAX (Grathwohl, Choi, Wu, Roeder & Duvenaud 2018, eq. 7), and REBAR with its choice of c (Tucker et al. 2017).
 
     Estimates    ∇θ E f(D),   D = harden(z), z = θ + G, and z̃ another draw of z given D
@@ -38,7 +38,7 @@ def relax_gradient(p, d, z_given, costs, c_given, dc, dc_given, code=categorical
 
     p, d, z_given z̃ (B, ..., K); costs, c_given = c(z̃) (B,); dc = ∇c(z), dc_given = ∇c(z̃) (B, ..., K)
     """
-    return weigh(costs - c_given, d - p) + dc - code.conditional_vjp(p, d, z_given, dc_given)
+    return scale_per_example(costs - c_given, d - p) + dc - family.conditional_vjp(p, d, z_given, dc_given)
 
 
 def lax_gradient(score, costs, c, dc):
@@ -51,7 +51,7 @@ def lax_gradient(score, costs, c, dc):
 
     score = ∂ log q(z)/∂θ (B, ..., K), 1 − e^(−G) for Gumbel noise; costs, c (B,); dc (B, ..., K)   ->   dθ (B, ..., K)
     """
-    return weigh(costs - c, score) + dc
+    return scale_per_example(costs - c, score) + dc
 
 
 # ---- control variates: values c(z), gradients ∇c(z), and the mixed derivative that their training needs
@@ -60,17 +60,17 @@ def lax_gradient(score, costs, c, dc):
 class SoftenedCost:
     """c(z) = η f(softmax(z/λ)): the cost itself, softened.  η = 2σ(w), λ = e^w', both learned."""
 
-    def __init__(self, cost, learned: Learned, code):
-        self.cost, self.code = cost, code
+    def __init__(self, cost, learned: Learned, family):
+        self.cost, self.family = cost, family
         self.eta, self.tau = 2.0 / (1.0 + array_module(learned["w"]).exp(-learned["w"])), learned["log_tau"]
         self.tau = array_module(self.tau).exp(self.tau)
         self.seen: list = []  # (ζ, ψ(ζ), ψ'(ζ)) of every point, for the mixed derivative
 
     def _psi(self, zeta):
         """ψ(ζ) = f(softmax ζ) and ψ'(ζ) = J f'."""
-        soft = self.code.probability(zeta)
+        soft = self.family.probability(zeta)
         value, g = value_and_grad(self.cost, soft)
-        return value, self.code.vjp(soft, g)
+        return value, self.family.vjp(soft, g)
 
     def __call__(self, z):
         """c(z) = η ψ(z/λ), (B,), and ∇c(z) = η ψ'(z/λ)/λ."""
@@ -169,26 +169,26 @@ class Rebar(Estimator):
         return {"w": math.log(self.eta / (2.0 - self.eta)), "log_tau": math.log(self.tau)}
 
     def controls(self, cost) -> list:
-        return [SoftenedCost(cost, self.learned, self.code)]
+        return [SoftenedCost(cost, self.learned, self.family)]
 
     def estimate(self, logits, cost, rng):
-        theta, code = logits.data, self.code
+        theta, family = logits.data, self.family
         self.learned.start(lambda: self.initial(rng.site("weights"), theta.size // len(theta)), like=theta)
-        p = code.probability(theta)
-        z = theta + code.noise(rng, theta)
-        d = code.harden(z)
-        z_given = z if self.coupled else code.conditional(rng.site("conditional"), theta, d)
+        p = family.probability(theta)
+        z = theta + family.noise(rng, theta)
+        d = family.harden(z)
+        z_given = z if self.coupled else family.conditional(rng.site("conditional"), theta, d)
         f = cost(Tensor(d))
 
         controls = self.controls(cost)
         at_z = [c(z) for c in controls]
         at_given = at_z if self.coupled else [c(z_given) for c in controls]
         (c_given, dc_given), dc = _total(at_given), _total(at_z)[1]
-        g = relax_gradient(p, d, z_given, f.data, c_given, dc, dc_given, code)
+        g = relax_gradient(p, d, z_given, f.data, c_given, dc, dc_given, family)
 
         # ∂‖ĝ‖²/∂φ: ĝ is linear in c(z̃), ∇c(z) and ∇c(z̃), so u = 2ĝ/B reaches them as −⟨u, D − p⟩, u and −(∂z̃/∂θ) u
         u = squared_norm_gradient(g)
-        a, v = -dot(u, d - p), -code.conditional_jvp(p, d, z_given, u)
+        a, v = -dot(u, d - p), -family.conditional_jvp(p, d, z_given, u)
         self.learned.learn(self.mixed(controls, [(0, 0.0 * a, u), (0 if self.coupled else 1, a, v)]))
         return attach_gradient(f, logits, g)
 
@@ -245,10 +245,10 @@ class Lax(Estimator):
         theta = logits.data
         inputs = theta.size // len(theta)
         self.learned.start(lambda: Network.initial(rng.site("weights"), inputs, self.hidden), like=theta)
-        noise = self.code.noise(rng, theta)
+        noise = self.family.noise(rng, theta)
         z = theta + noise
-        f, network = cost(Tensor(self.code.harden(z))), Network(self.learned)
-        score = self.code.noise_score(noise) * (theta > 0.5 * MASKED)  # a masked class has no part in it
+        f, network = cost(Tensor(self.family.harden(z))), Network(self.learned)
+        score = self.family.noise_score(noise) * (theta > 0.5 * MASKED)  # a masked class has no part in it
         c, dc = network(z)
         g = lax_gradient(score, f.data, c, dc)
         w = squared_norm_gradient(g)

@@ -8,14 +8,14 @@ from . import categorical
 from .base import TemperedSampler
 
 
-def _heun_surrogate(logits, d, *, tau=1.0, code=categorical):
-    q = 0.5 * (code.probability(logits / tau) + d)
-    shift = code.log_odds(q) - logits  # so that softmax(θ + shift) = q at the present θ, and J(q) its slope
-    return (0,), lambda logits: 2.0 * code.probability(logits + shift) - 0.5 * code.probability(logits)
+def _heun_surrogate(logits, d, *, tau=1.0, family=categorical):
+    q = 0.5 * (family.probability(logits / tau) + d)
+    shift = family.log_odds(q) - logits  # so that softmax(θ + shift) = q at the present θ, and J(q) its slope
+    return (0,), lambda logits: 2.0 * family.probability(logits + shift) - 0.5 * family.probability(logits)
 
 
 @op(surrogate=_heun_surrogate)
-def reinmax(logits, d, *, tau=1.0, code=categorical):
+def reinmax(logits, d, *, tau=1.0, family=categorical):
     """ReinMax (Liu, Dong, Liu, Yu & Gao 2023).   D ~ Cat(p), p = softmax(θ), drawn by the caller.
 
     Estimates    ∇θ E f(D) = Σᵢⱼ pⱼ (f(eᵢ) − f(eⱼ)) ∇θ pᵢ        (any baseline is free: Σᵢ ∇θ pᵢ = 0)
@@ -35,9 +35,9 @@ def reinmax(logits, d, *, tau=1.0, code=categorical):
 
     def backward(g):
         def dlogits():
-            p = code.probability(logits)
-            q = p if tau == 1.0 else code.probability(logits / tau)
-            return 2.0 * code.vjp(0.5 * (q + d), g) - 0.5 * code.vjp(p, g)
+            p = family.probability(logits)
+            q = p if tau == 1.0 else family.probability(logits / tau)
+            return 2.0 * family.vjp(0.5 * (q + d), g) - 0.5 * family.vjp(p, g)
 
         return dlogits, None
 
@@ -50,7 +50,7 @@ class ReinMax(TemperedSampler):
     title = "ReinMax"
     paper = "Liu, Dong, Liu, Yu & Gao 2023"
     exact_for = "quadratic"
-    coolest = 1.0
+    min_tau = 1.0
 
     def draw(self, logits, rng):
-        return reinmax(logits, self.code.sample(rng, logits.data), tau=self.tau, code=self.code)
+        return reinmax(logits, self.family.sample(rng, logits.data), tau=self.tau, family=self.family)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from minigrad import Tensor, enable_grad, grad
 from minigrad.backend import array_module
 from minigrad.fused import linear
 from minigrad.nn import xavier_uniform
 from minigrad.ops import stack, tanh
 
-import numpy as np
-
 from . import bernoulli
-from .base import Estimator, attach_gradient, check_samples, cost_and_gradient, mean_of_others, weigh
+from .base import Estimator, attach_gradient, check_samples, cost_and_gradient, leave_one_out_mean, scale_per_example
 from .learned import Learned, squared_norm_gradient
 
 
@@ -45,14 +45,14 @@ def rodeo_gradient(p, bs, costs, h, h_flipped, alpha, beta):
     """
     S, score, w, turn = len(bs), bs - p, flip_weights(p, bs), 1.0 - 2.0 * bs
     stein = (w * (h_flipped - h[..., None])).sum(axis=-1)
-    others = weigh(mean_of_others(stein), score)
-    vector = weigh(stein, score) + w * h_flipped * turn
-    rloo = weigh(costs - mean_of_others(costs), score)
+    others = scale_per_example(leave_one_out_mean(stein), score)
+    vector = scale_per_example(stein, score) + w * h_flipped * turn
+    rloo = scale_per_example(costs - leave_one_out_mean(costs), score)
     g = (rloo - alpha * others + beta * vector).mean(axis=0)
 
     def backward(u):
         along = (u * score).sum(axis=-1)  # ⟨u, bₛ − p⟩, (S, B)
-        d_stein = (beta * along - alpha * mean_of_others(along)) / S
+        d_stein = (beta * along - alpha * leave_one_out_mean(along)) / S
         d_flipped = w * d_stein[..., None] + (beta / S) * u * w * turn
         return -(w.sum(axis=-1)) * d_stein, d_flipped, -(u * others).sum() / S, (u * vector).sum() / S
 
@@ -72,7 +72,7 @@ class Rodeo(Estimator):
     exact_for = "all"
     evaluations = "S"
     randomness = "samples"
-    codes = (bernoulli,)
+    families = (bernoulli,)
 
     def __init__(self, samples: int = 2, hidden: int = 10, lr: float = 1e-2):
         self.samples, self.hidden = check_samples(samples, least=2), check_samples(hidden, 1, "hidden")
@@ -84,19 +84,19 @@ class Rodeo(Estimator):
         return net | {"alpha": 0.0, "beta": 0.0}
 
     def estimate(self, logits, cost, rng):
-        xp, p, S = array_module(logits.data), self.code.probability(logits.data), self.samples
+        xp, p, S = array_module(logits.data), self.family.probability(logits.data), self.samples
         self.learned.start(lambda: self.initial(rng.site("weights")), like=p)
-        bs = [self.code.sample(rng.site(s), logits.data) for s in range(S)]
+        bs = [self.family.sample(rng.site(s), logits.data) for s in range(S)]
         fs, gs = zip(*(cost_and_gradient(cost, b) for b in bs), strict=True)
         value = stack(*fs).mean(axis=0)
 
         bs, gs = (xp.stack(x).reshape(S, len(p), -1) for x in (bs, gs))
         costs, p = xp.stack([f.data for f in fs]), p.reshape(len(p), -1)
-        slope = mean_of_others(gs)
-        at = (slope * bs).sum(axis=-1) - mean_of_others((gs * bs).sum(axis=-1))  # l at bₛ …
+        slope = leave_one_out_mean(gs)
+        at = (slope * bs).sum(axis=-1) - leave_one_out_mean((gs * bs).sum(axis=-1))  # l at bₛ …
         flipped = at[..., None] + slope * (1.0 - 2.0 * bs)  # … and with each bit flipped
         linear_part = xp.concatenate([at[..., None], flipped], axis=-1)
-        level = xp.broadcast_to(mean_of_others(costs)[..., None], linear_part.shape)
+        level = xp.broadcast_to(leave_one_out_mean(costs)[..., None], linear_part.shape)
         with enable_grad():
             W1, b1, w2, b2 = (self.learned.parameters[name] for name in ("W1", "b1", "w2", "b2"))
             scale = 1.0 / (1.0 + abs(level))  # the net sees numbers of the size of 1

@@ -7,12 +7,12 @@ f without changing the expectation; a good one changes the variance a lot.
 
 from __future__ import annotations
 
+import numpy as np
+
 from minigrad import Tensor
 from minigrad.backend import array_module
 from minigrad.fused import TINY
 from minigrad.ops import stack
-
-import numpy as np
 
 from .base import (
     NO_BASELINE,
@@ -21,9 +21,9 @@ from .base import (
     check_decay,
     check_samples,
     exponential_mean,
-    mean_of_others,
+    leave_one_out_mean,
     on_device,
-    weigh,
+    scale_per_example,
 )
 
 
@@ -38,7 +38,7 @@ def reinforce_gradient(p, d, costs, baseline=0.0):
 
     p, d (B, ..., K), costs (B,), baseline a number or (B,)   ->   dθ (B, ..., K);    for bits, p and d are (B, ...)
     """
-    return weigh(costs - baseline, d - p)
+    return scale_per_example(costs - baseline, d - p)
 
 
 def minimum_variance_gradient(p, d, costs, baseline):
@@ -70,13 +70,13 @@ def rloo_gradient(p, ds, costs):
     p (B, ..., K), ds (S, B, ..., K), costs (S, B)   ->   dθ (B, ..., K)
     """
     advantage = (costs - costs.mean(axis=0)) / (costs.shape[0] - 1)
-    return weigh(advantage, ds - p).sum(axis=0)
+    return scale_per_example(advantage, ds - p).sum(axis=0)
 
 
 class Reinforce(Estimator):
     title = "REINFORCE"
     paper = "Williams 1992"
-    caution = NO_BASELINE
+    warning = NO_BASELINE
     exact_for = "all"
     evaluations = "1"
     cost_gradient = False
@@ -86,7 +86,7 @@ class Reinforce(Estimator):
         return 0.0
 
     def estimate(self, logits, cost, rng):
-        p, d = self.code.probability(logits.data), self.code.sample(rng, logits.data)
+        p, d = self.family.probability(logits.data), self.family.sample(rng, logits.data)
         f = cost(Tensor(d))
         self.observe(f.data)
         g = reinforce_gradient(p, d, f.data, self.baseline(p))
@@ -109,7 +109,7 @@ class ReinforceRunningMean(Reinforce):
     """
 
     title = "REINFORCE, running mean"
-    caution = ""
+    warning = ""
     paper = "Williams 1992; Mnih & Gregor 2014"
     state = ("mean", "started")
 
@@ -147,10 +147,10 @@ class ReinforceMinimumVariance(Estimator):
         self.weighted_cost = self.weight = np.zeros(0)  # E[‖D − p‖² f] and E[‖D − p‖²]; empty before the first batch
 
     def estimate(self, logits, cost, rng):
-        p, d = self.code.probability(logits.data), self.code.sample(rng, logits.data)
+        p, d = self.family.probability(logits.data), self.family.sample(rng, logits.data)
         f = cost(Tensor(d))
-        square = self.code.square(d - p)
-        self._latest = weigh(f.data, square).mean(axis=0), square.mean(axis=0)
+        square = self.family.square(d - p)
+        self._latest = scale_per_example(f.data, square).mean(axis=0), square.mean(axis=0)
         baseline = 0.0
         if self.weight.size:
             below = array_module(p).maximum(on_device(self.weight, p), TINY)
@@ -180,10 +180,10 @@ class Rloo(Estimator):
 
     def estimate(self, logits, cost, rng):
         xp = array_module(logits.data)
-        ds = [self.code.sample(rng.site(s), logits.data) for s in range(self.samples)]
+        ds = [self.family.sample(rng.site(s), logits.data) for s in range(self.samples)]
         fs = [cost(Tensor(d)) for d in ds]
         costs = xp.stack([f.data for f in fs])
-        g = rloo_gradient(self.code.probability(logits.data), xp.stack(ds), costs)
+        g = rloo_gradient(self.family.probability(logits.data), xp.stack(ds), costs)
         return attach_gradient(stack(*fs).mean(axis=0), logits, g)
 
     def episode(self, play, rng):
@@ -191,6 +191,6 @@ class Rloo(Estimator):
         fs, log_qs = zip(*(play(None, rng.site(s)) for s in range(self.samples)), strict=True)
         costs = array_module(fs[0].data).stack([f.data for f in fs])
         value = stack(*fs).mean(axis=0)
-        for log_q, advantage in zip(log_qs, (costs - mean_of_others(costs)) / self.samples, strict=True):
+        for log_q, advantage in zip(log_qs, (costs - leave_one_out_mean(costs)) / self.samples, strict=True):
             value = attach_gradient(value, log_q, advantage)
         return value

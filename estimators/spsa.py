@@ -5,7 +5,7 @@ from __future__ import annotations
 from minigrad import Tensor, no_grad
 from minigrad.backend import array_module
 
-from .base import Estimator, attach_gradient, check_positive, weigh
+from .base import Estimator, attach_gradient, check_positive, scale_per_example
 
 
 def spsa_gradient(plus, minus, delta, width):
@@ -19,7 +19,7 @@ def spsa_gradient(plus, minus, delta, width):
 
     plus, minus (B,), delta (B, ...)   ->   dθ (B, ...)
     """
-    return weigh((plus - minus) / (2.0 * width), delta)
+    return scale_per_example((plus - minus) / (2.0 * width), delta)
 
 
 class Spsa(Estimator):
@@ -39,11 +39,11 @@ class Spsa(Estimator):
         self.width = check_positive("width", width)
 
     def estimate(self, logits, cost, rng):
-        theta, code = logits.data, self.code
-        noise, c = code.noise(rng.site("common"), theta), self.width
+        theta, family = logits.data, self.family
+        noise, c = family.noise(rng.site("common"), theta), self.width
         xp = array_module(theta)
         delta = xp.where(rng.site("signs").uniform(theta.shape, like=theta) < 0.5, -1.0, 1.0).astype(theta.dtype)
-        f = cost(Tensor(code.sample(rng, theta)))
+        f = cost(Tensor(family.sample(rng, theta)))
         with no_grad():
-            plus, minus = (cost(Tensor(code.harden(theta + s * c * delta + noise))).data for s in (1.0, -1.0))
+            plus, minus = (cost(Tensor(family.harden(theta + s * c * delta + noise))).data for s in (1.0, -1.0))
         return attach_gradient(f, logits, spsa_gradient(plus, minus, delta, c))

@@ -74,7 +74,7 @@ class StickBreakingDisARM(Estimator):
     evaluations = "2"
     cost_gradient = False
     randomness = "uniform"
-    codes = (categorical,)
+    families = (categorical,)
 
     def estimate(self, logits, cost, rng):
         xp = array_module(logits.data)

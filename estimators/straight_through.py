@@ -15,12 +15,12 @@ from . import bernoulli, categorical
 from .base import DecoupledSampler, Sampler, TemperedSampler
 
 
-def _softened(logits, d, *, tau=1.0, code=categorical):
-    return (0,), lambda logits: code.probability(logits / tau)
+def _softened(logits, d, *, tau=1.0, family=categorical):
+    return (0,), lambda logits: family.probability(logits / tau)
 
 
 @op(surrogate=_softened)
-def straight_through(logits, d, *, tau=1.0, code=categorical):
+def straight_through(logits, d, *, tau=1.0, family=categorical):
     """Straight-through with the derivative of softmax.   D ~ Cat(p), p = softmax(θ), drawn by the caller.
 
     Estimates    ∇θ E f(D) = Σᵢ f(eᵢ) ∇θ pᵢ
@@ -37,7 +37,7 @@ def straight_through(logits, d, *, tau=1.0, code=categorical):
     """
 
     def backward(g):
-        return lambda: code.vjp(code.probability(logits / tau), g) / tau, None
+        return lambda: family.vjp(family.probability(logits / tau), g) / tau, None
 
     return d, backward
 
@@ -76,18 +76,18 @@ class StraightThrough(TemperedSampler):
     exact_for = "linear"
 
     def draw(self, logits, rng):
-        return straight_through(logits, self.code.sample(rng, logits.data), tau=self.tau, code=self.code)
+        return straight_through(logits, self.family.sample(rng, logits.data), tau=self.tau, family=self.family)
 
 
 class IdentityStraightThrough(Sampler):
     title = "Straight-through, identity"
-    caution = "its gradient is too large by 1/(p(1 − p)), and outweighs the KL term beside it"
+    warning = "its gradient is too large by 1/(p(1 − p)), and outweighs the KL term beside it"
     paper = "Hinton 2012; Bengio, Léonard & Courville 2013"
     exact_for = "none"
-    codes = (bernoulli,)
+    families = (bernoulli,)
 
     def draw(self, logits, rng):
-        return identity_straight_through(logits, self.code.sample(rng, logits.data))
+        return identity_straight_through(logits, self.family.sample(rng, logits.data))
 
 
 class DecoupledStraightThrough(DecoupledSampler):
@@ -100,14 +100,14 @@ class DecoupledStraightThrough(DecoupledSampler):
         super().__init__(tau_f, tau_b)
 
     def draw(self, logits, rng):
-        d = self.code.sample(rng, logits.data / self.tau_f)
-        return straight_through(logits, d, tau=self.tau_b, code=self.code)
+        d = self.family.sample(rng, logits.data / self.tau_f)
+        return straight_through(logits, d, tau=self.tau_b, family=self.family)
 
 
 class SlopeAnnealedStraightThrough(Sampler):
     """Straight-through with a slope s that grows while one trains, so that σ(s a) comes closer to a step.
 
-    b ~ Bernoulli(σ(s a)): **the forward distribution changes** with s, see `sharpness`.
+    b ~ Bernoulli(σ(s a)): **the forward distribution changes** with s, see `logit_scale`.
         surrogate="sigmoid":  da = s p(1 − p) f'(b),  p = σ(s a)        surrogate="hard": with the hard sigmoid
 
     s = min(most, 1 + rate · updates). Chung et al. add 0.04 an epoch up to 5; the default rate is that for epochs of
@@ -118,7 +118,7 @@ class SlopeAnnealedStraightThrough(Sampler):
     paper = "Chung, Ahn & Bengio 2017"
     objective = "E f(b), b ~ σ(s·a)"
     exact_for = "linear"
-    codes = (bernoulli,)
+    families = (bernoulli,)
     state = ("updates",)
 
     def __init__(self, rate: float = 1e-4, most: float = 5.0, surrogate: str = "sigmoid"):
@@ -132,15 +132,15 @@ class SlopeAnnealedStraightThrough(Sampler):
             self.exact_for = "none"
 
     @property
-    def sharpness(self):
+    def logit_scale(self):
         return min(self.most, 1.0 + self.rate * int(self.updates))
 
     def draw(self, logits, rng):
-        s = self.sharpness
-        d = self.code.sample(rng, logits.data * s)
+        s = self.logit_scale
+        d = self.family.sample(rng, logits.data * s)
         if self.surrogate == "hard":
             return hard_sigmoid_straight_through(logits, d, slope=s)
-        return straight_through(logits, d, tau=1.0 / s, code=self.code)
+        return straight_through(logits, d, tau=1.0 / s, family=self.family)
 
     def update(self):
         self.updates += 1

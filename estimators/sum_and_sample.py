@@ -41,7 +41,7 @@ class SumAndSample(Estimator):
     evaluations = "L·(C + 1) + 1"
     cost_gradient = False
     randomness = "samples"
-    codes = (categorical,)
+    families = (categorical,)
 
     def __init__(self, summed: int = 1, baseline: bool = True):
         self.summed, self.baseline = check_samples(summed, 1, "summed"), bool(baseline)

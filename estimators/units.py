@@ -53,16 +53,16 @@ def noisy_rectifier(logits, noise):
 
 class StochasticTimesSmooth(Sampler):
     title = "Stochastic times smooth"
-    caution = NO_BIT
+    warning = NO_BIT
     paper = "Bengio, Léonard & Courville 2013"
     objective = "E f(h), h = b·√p"
     exact_for = "none"
     support = "soft"
     randomness = "noise"
-    codes = (bernoulli,)
+    families = (bernoulli,)
 
     def draw(self, logits, rng):
-        xp, p = array_module(logits.data), self.code.probability(logits.data)
+        xp, p = array_module(logits.data), self.family.probability(logits.data)
         b = (rng.uniform(logits.shape, like=logits.data) < xp.sqrt(p)).astype(p.dtype)
         return stochastic_times_smooth(logits, b)
 
@@ -71,13 +71,13 @@ class NoisyRectifier(Sampler):
     """noise: "logistic", with P(h > 0) = σ(a), or "normal", as in the paper's experiments; else ValueError."""
 
     title = "Noisy rectifier"
-    caution = NO_BIT
+    warning = NO_BIT
     paper = "Bengio, Léonard & Courville 2013"
     objective = "E f(h), h = max(0, a + z)"
     exact_for = "all"
     support = "soft"
     randomness = "noise"
-    codes = (bernoulli,)
+    families = (bernoulli,)
 
     def __init__(self, noise: str = "logistic"):
         if noise not in ("logistic", "normal"):

@@ -14,7 +14,7 @@ from minigrad.ops import stack
 from minigrad.random import one_hot
 
 from . import categorical
-from .base import Estimator, attach_gradient, check_samples, weigh
+from .base import Estimator, attach_gradient, check_samples, scale_per_example
 
 _FLOOR = -1e6  # a joint outcome with a lower log-probability is masked
 
@@ -97,7 +97,7 @@ def unordered_set_gradient(p, ds, costs, first, second):
     p (B, ..., K), ds (S, B, ..., K), costs (S, B), first (S, B), second (S, S, B)   ->   dθ (B, ..., K)
     """
     advantage = costs - (second * costs).sum(axis=1)
-    return weigh(first * advantage, ds - p).sum(axis=0)
+    return scale_per_example(first * advantage, ds - p).sum(axis=0)
 
 
 class UnorderedSet(Estimator):
@@ -109,7 +109,7 @@ class UnorderedSet(Estimator):
     evaluations = "S"
     cost_gradient = False
     randomness = "samples"
-    codes = (categorical,)
+    families = (categorical,)
 
     def __init__(self, samples: int = 4):
         self.samples = check_samples(samples, least=2)

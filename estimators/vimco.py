@@ -8,7 +8,7 @@ from minigrad import Tensor
 from minigrad.backend import array_module
 from minigrad.ops import logsumexp, stack
 
-from .base import Estimator, attach_gradient, check_samples, mean_of_others, weigh
+from .base import Estimator, attach_gradient, check_samples, leave_one_out_mean, scale_per_example
 
 
 def log_mean_exp(x):
@@ -31,13 +31,13 @@ def vimco_gradient(p, ds, costs):
     p (B, ..., K), ds (S, B, ..., K), costs f (S, B)   ->   dθ (B, ..., K)
     """
     xp, bound = array_module(p), log_mean_exp(-costs)
-    others = mean_of_others(costs)
+    others = leave_one_out_mean(costs)
     signals = []
     for s in range(len(costs)):
         swapped = -costs
         swapped[s] = -others[s]
         signals.append(bound - log_mean_exp(swapped))
-    return -weigh(xp.stack(signals), ds - p).sum(axis=0)
+    return -scale_per_example(xp.stack(signals), ds - p).sum(axis=0)
 
 
 class Vimco(Estimator):
@@ -58,8 +58,8 @@ class Vimco(Estimator):
 
     def estimate(self, logits, cost, rng):
         xp = array_module(logits.data)
-        ds = [self.code.sample(rng.site(s), logits.data) for s in range(self.samples)]
+        ds = [self.family.sample(rng.site(s), logits.data) for s in range(self.samples)]
         fs = [cost(Tensor(d)) for d in ds]
-        g = vimco_gradient(self.code.probability(logits.data), xp.stack(ds), xp.stack([f.data for f in fs]))
+        g = vimco_gradient(self.family.probability(logits.data), xp.stack(ds), xp.stack([f.data for f in fs]))
         value = -logsumexp(stack(*[-f for f in fs]), axis=0) + math.log(self.samples)
         return attach_gradient(value, logits, g)

@@ -8,15 +8,15 @@ from . import categorical
 from .base import Sampler
 
 
-def _half_and_half(logits, d, *, code=categorical):
+def _half_and_half(logits, d, *, family=categorical):
     """½ softmax(θ) for the first half; for the second, ½ D ⟨D − p, θ⟩, whose θ-gradient along g is ½⟨g, D⟩(D − p),
     and −½ p ⟨D − p, θ⟩ to turn D into D − p. The θ inside D − p are constants."""
-    score = d - code.probability(logits)
-    return (0,), lambda logits: 0.5 * code.probability(logits) + 0.5 * score * code.inner(score, logits)
+    score = d - family.probability(logits)
+    return (0,), lambda logits: 0.5 * family.probability(logits) + 0.5 * score * family.inner(score, logits)
 
 
 @op(surrogate=_half_and_half)
-def zgr(logits, d, *, code=categorical):
+def zgr(logits, d, *, family=categorical):
     """ZGR (Shekhovtsov 2023).   D ~ Cat(p), p = softmax(θ), drawn by the caller.
 
     Estimates    ∇θ E f(D), as the limit τ → 0 of Gumbel-Rao's mean given D
@@ -32,9 +32,9 @@ def zgr(logits, d, *, code=categorical):
 
     def backward(g):
         def dlogits():
-            p = code.probability(logits)
+            p = family.probability(logits)
             score = d - p
-            return 0.5 * (code.vjp(p, g) + score * code.inner(score, g))
+            return 0.5 * (family.vjp(p, g) + score * family.inner(score, g))
 
         return dlogits, None
 
@@ -47,4 +47,4 @@ class Zgr(Sampler):
     exact_for = "quadratic"
 
     def draw(self, logits, rng):
-        return zgr(logits, self.code.sample(rng, logits.data), code=self.code)
+        return zgr(logits, self.family.sample(rng, logits.data), family=self.family)

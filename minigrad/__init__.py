@@ -9,10 +9,6 @@
 train with them. The engine itself is `minigrad.tensor`.
 """
 
-from . import blas
-
-blas.choose_kernels()  # before anything imports NumPy
-
 from . import backend, check, checkpoint, fused, nn, ops, optim, random
 from .backend import get_backend
 from .random import Rng
@@ -23,7 +19,6 @@ __all__ = [
     "Rng",
     "Tensor",
     "backend",
-    "blas",
     "check",
     "checkpoint",
     "enable_grad",

@@ -45,7 +45,7 @@ class FlatBuffer:
         for p in self.parameters:
             p.grad = None
 
-    def complete(self) -> None:
+    def collect_gradients(self) -> None:
         """A parameter that no gradient reached has gradient 0; one that was set by hand is copied to its place.
         RuntimeError if another optimizer was made for these parameters since, or one was given another array."""
         for p, (data, buffer) in zip(self.parameters, self._views, strict=True):
@@ -84,7 +84,7 @@ class Optimizer:
 
     def step(self) -> None:
         """Update all parameters from their gradients."""
-        self.flat.complete()
+        self.flat.collect_gradients()
         self.steps += 1
         update = self._update()
         n, arrays = self.flat.data.size, (self.flat.data, self.flat.grad, *self.state.values())
@@ -241,7 +241,7 @@ def clip_grad_norm(optimizer: Optimizer, max_norm: float):
     if not max_norm > 0:
         raise ValueError(f"max_norm must be positive, got {max_norm}.")
     flat = optimizer.flat
-    flat.complete()
+    flat.collect_gradients()
     xp = array_module(flat.grad)
     norm = xp.sqrt(flat.grad @ flat.grad)
     flat.grad *= xp.minimum(max_norm / (norm + 1e-6), 1.0).astype(flat.grad.dtype)

@@ -25,6 +25,8 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
+
 from minigrad import Tensor, op
 from minigrad.backend import array_module, asarray_like
 from minigrad.fused import (
@@ -37,8 +39,6 @@ from minigrad.fused import (
     tree_lstm_cell,
 )
 from minigrad.ops import concat, where
-
-import numpy as np
 
 from .trees import levels
 

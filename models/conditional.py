@@ -23,14 +23,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+from scipy.special import betaincinv
+
 from minigrad import Rng, Tensor, no_grad
 from minigrad.backend import array_module, asarray_like, to_host
 from minigrad.fused import cross_entropy
 from minigrad.nn import Linear, Module, normal, xavier_uniform
 from minigrad.ops import exp, log, relu, sigmoid, softplus, stable_sigmoid, tanh
-
-import numpy as np
-from scipy.special import betaincinv
 
 EPSILON = 1e-6  # inside the logarithms of the sparsity cost
 NONZERO = 15  # weights into each rectifier gate that do not begin at 0
@@ -125,12 +125,12 @@ class DenseGate:
     """A baseline's gates, called as an estimator is: σ(a + noise·z) or max(0, a + noise·z) with z ~ N(0, 1), without
     bits, differentiated as they stand.   unit: "sigmoid" or "rectifier"."""
 
-    sharpness = 1.0
+    logit_scale = 1.0
 
     def __init__(self, unit: str, noise: float = 0.0):
         self.function, self.noise = {"sigmoid": sigmoid, "rectifier": relu}[unit], noise
 
-    def check_code(self, code: str) -> None:
+    def check_family(self, family: str) -> None:
         """It has no bits, but takes their place."""
 
     def __call__(self, logits, cost, rng, inputs=None) -> Tensor:
@@ -196,7 +196,7 @@ class ConditionalNetwork(Module):
 
         ValueError for an estimator of other variables than bits.
         """
-        estimator.check_code("bernoulli")
+        estimator.check_family("bernoulli")
         H, a, seen = self.experts(x), self.gate_logits(x), []
         if self.noise:
             a = a + self.noise.draw(rng.site("noise"), a.shape, a.data)
@@ -206,7 +206,7 @@ class ConditionalNetwork(Module):
             return cross_entropy(self.output(H * h), labels)
 
         value = estimator(a, cost, rng, inputs=x)
-        return value, a if estimator.sharpness == 1.0 else a * estimator.sharpness, seen[0]
+        return value, a if estimator.logit_scale == 1.0 else a * estimator.logit_scale, seen[0]
 
     def sparsity_cost(self, a, h, target: float):
         """What λ multiplies: `activity_cost` of the logits a, or Σ|h| for rectifiers, through the unit's own rule."""

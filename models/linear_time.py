@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from minigrad import Tensor, grad, op
 from minigrad.backend import array_module, asarray_like
 from minigrad.fused import cell_forward, cell_slopes, cell_vjp, log_softmax, mask_logits
-
-import numpy as np
 
 from .composition import candidates, check_lengths
 

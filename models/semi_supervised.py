@@ -24,14 +24,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from minigrad import Rng, Tensor, no_grad
 from minigrad.backend import array_module
 from minigrad.fused import bce_with_logits, cross_entropy, kl_to_standard_normal, kl_to_uniform, softmax
 from minigrad.nn import MLP, Linear, Module, normal, parameter
 from minigrad.ops import matmul, relu, split, stable_sigmoid
 from minigrad.random import one_hot
-
-import numpy as np
 
 NO_BOUND_OF_SEVERAL = "is a bound of several samples, which needs the density of each z; take an estimator of a mean."
 
@@ -59,7 +59,7 @@ class SemiSupervisedVAE(Module):
     all ≥ 1 (ValueError).  rng: where the initial weights come from.
 
     The defaults are the dense networks of Kingma et al.  Inputs x are (B, D) in [0, 1], arrays on the model's device.
-    sharpness: some estimators draw from the logits sharpness·θ; q(y|x) then has these logits.
+    logit_scale: some estimators draw from the logits logit_scale·θ; q(y|x) then has these logits.
     """
 
     def __init__(self, pixels=784, classes=10, latent=50, hidden=(500,), *, rng: Rng, dtype=np.float32):
@@ -72,10 +72,10 @@ class SemiSupervisedVAE(Module):
         self.encoder = WithClass(pixels, classes, hidden, 2 * latent, rng.site("encoder"), dtype)
         self.decoder = WithClass(latent, classes, hidden, pixels, rng.site("decoder"), dtype)
 
-    def classify(self, x, sharpness: float = 1.0) -> Tensor:
+    def classify(self, x, logit_scale: float = 1.0) -> Tensor:
         """The logits of q(y|x).   x (B, D) -> (B, K)"""
         theta = self.classifier(x)
-        return theta if sharpness == 1.0 else theta * sharpness
+        return theta if logit_scale == 1.0 else theta * logit_scale
 
     def style(self, x, y) -> tuple[Tensor, Tensor]:
         """μ and log σ² of q(z|x, y).   x (B, D), y (..., B or 1, K) -> (..., B, M) each"""
@@ -97,10 +97,10 @@ class SemiSupervisedVAE(Module):
 
     # -- the objective: two terms, each the mean of one of these
 
-    def labelled(self, x, labels, rng: Rng, alpha: float = 1.0, sharpness: float = 1.0) -> Tensor:
+    def labelled(self, x, labels, rng: Rng, alpha: float = 1.0, logit_scale: float = 1.0) -> Tensor:
         """L(x, y) − α log q(y|x), (B,).   labels (B,): integers in [0, K) on the model's device"""
         bound = self.cost(x, one_hot(labels, self.classes, x), rng) + math.log(self.classes)
-        return bound + alpha * cross_entropy(self.classify(x, sharpness), labels)
+        return bound + alpha * cross_entropy(self.classify(x, logit_scale), labels)
 
     def unlabelled(self, x, rng: Rng, estimator=None) -> Tensor:
         """U(x), (B,): by the sum over all classes, in one pass over K·B rows, or with an estimator of E_{y ~ q(y|x)}.
@@ -109,11 +109,11 @@ class SemiSupervisedVAE(Module):
         """
         if estimator is None:
             return self._marginal(x, self.classify(x), rng)
-        estimator.check_code("categorical")
+        estimator.check_family("categorical")
         if estimator.multi_sample:
             raise ValueError(f"{estimator.title} {NO_BOUND_OF_SEVERAL}")
         theta, cost = self.classify(x), lambda y: self.cost(x, y, rng.site("style"))
-        logits = theta if estimator.sharpness == 1.0 else theta * estimator.sharpness
+        logits = theta if estimator.logit_scale == 1.0 else theta * estimator.logit_scale
         return estimator(theta, cost, rng.site("class"), inputs=x) + kl_to_uniform(logits)
 
     def _marginal(self, x, logits, rng: Rng) -> Tensor:
@@ -122,10 +122,10 @@ class SemiSupervisedVAE(Module):
 
     # -- evaluation
 
-    def bound(self, x, rng: Rng, sharpness: float = 1.0):
+    def bound(self, x, rng: Rng, logit_scale: float = 1.0):
         """U(x) with the class marginalised and one z, an array (B,)."""
         with no_grad():
-            return self._marginal(x, self.classify(x, sharpness), rng).data
+            return self._marginal(x, self.classify(x, logit_scale), rng).data
 
     def predict(self, x):
         """The most probable class of each x, integers (B,)."""

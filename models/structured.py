@@ -28,13 +28,13 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
+
 from minigrad import Rng, Tensor, no_grad
 from minigrad.backend import array_module
 from minigrad.fused import bce_with_logits, softmax
 from minigrad.nn import Linear, Module, xavier_uniform
 from minigrad.ops import logsumexp, sigmoid
-
-import numpy as np
 
 
 class StochasticNetwork(Module):
@@ -44,8 +44,8 @@ class StochasticNetwork(Module):
     The defaults are the published network, 392-200-200-392; variables=20, categories=10 is the categorical one.
     rng: where the initial weights come from (Glorot's; the biases are 0).  y is (B, O) in [0, 1], binary or gray.
 
-    sharpness: one number for each layer; its samples have the logits sharpness·θ, as those of some estimators do, and
-    then they must be evaluated with it. None: 1 for all.
+    logit_scale: one number for each layer; its samples have the logits logit_scale·θ, as those of some estimators do,
+    and then they must be evaluated with it. None: 1 for all.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class StochasticNetwork(Module):
                 f"sizes must be at least 1, got inputs {inputs}, outputs {outputs}, variables {variables}, "
                 f"categories {categories}, layers {layers}."
             )
-        self.code = "bernoulli" if categories is None else "categorical"
-        self.code_shape = (variables,) if categories is None else (variables, categories)
-        sizes = itertools.pairwise([inputs, *[math.prod(self.code_shape)] * layers, outputs])
+        self.family = "bernoulli" if categories is None else "categorical"
+        self.latent_shape = (variables,) if categories is None else (variables, categories)
+        sizes = itertools.pairwise([inputs, *[math.prod(self.latent_shape)] * layers, outputs])
         options = {"init": xavier_uniform, "bias": 0.0, "dtype": dtype}
         self.layers = [Linear(i, o, rng.site(n), **options) for n, (i, o) in enumerate(sizes)]
 
@@ -75,13 +75,13 @@ class StochasticNetwork(Module):
         below: a Tensor, x (..., I) for l = 0, else d (..., L, K) or (..., L)
         """
         if l > 0:
-            below = below.reshape(*below.shape[: below.ndim - len(self.code_shape)], math.prod(self.code_shape))
+            below = below.reshape(*below.shape[: below.ndim - len(self.latent_shape)], math.prod(self.latent_shape))
         theta = self.layers[l](below)
-        return theta if l == self.depth else theta.reshape(*theta.shape[:-1], *self.code_shape)
+        return theta if l == self.depth else theta.reshape(*theta.shape[:-1], *self.latent_shape)
 
     def draw(self, logits, rng: Rng):
         """Hard d with these logits, an array like them."""
-        return rng.bernoulli(logits) if self.code == "bernoulli" else rng.one_hot(logits)
+        return rng.bernoulli(logits) if self.family == "bernoulli" else rng.one_hot(logits)
 
     # -- training
 
@@ -117,8 +117,8 @@ class StochasticNetwork(Module):
                 f"got {len(estimators)}, {len({id(e) for e in estimators})} of them different."
             )
         for l, estimator in enumerate(estimators):
-            estimator.check_code(self.code, f"layer {l}")
-            if samples > 1 and not (hasattr(estimator, "sample") and estimator.evaluations == "1"):
+            estimator.check_family(self.family, f"layer {l}")
+            if samples > 1 and not estimator.single_sample:
                 raise ValueError(
                     f"{estimator.title} is no sample with a rule: it estimates the gradient of a mean of costs, which "
                     f"the bound of {samples} samples is not; train with one."
@@ -131,25 +131,25 @@ class StochasticNetwork(Module):
 
     def mean_field(self, x) -> Tensor:
         """The logits of y in the deterministic network that passes probabilities on instead of samples.  -> (B, O)"""
-        below, mean = Tensor(x), sigmoid if self.code == "bernoulli" else softmax
+        below, mean = Tensor(x), sigmoid if self.family == "bernoulli" else softmax
         for l in range(self.depth):
             below = mean(self.logits(l, below))
         return self.logits(self.depth, below)
 
     # -- evaluation, with hard samples and no gradient
 
-    def sample(self, x, n: int, rng: Rng, sharpness=None):
+    def sample(self, x, n: int, rng: Rng, logit_scale=None):
         """The logits of p(y|d) for n samples d of each x, an array (n, B, O)."""
-        sharpness = [1.0] * self.depth if sharpness is None else sharpness
+        logit_scale = [1.0] * self.depth if logit_scale is None else logit_scale
         with no_grad():
             theta = self.logits(0, Tensor(x)).data
             theta = array_module(theta).broadcast_to(theta, (n, *theta.shape))
             for l in range(self.depth):
-                d = self.draw(theta * sharpness[l], rng.site(l))
+                d = self.draw(theta * logit_scale[l], rng.site(l))
                 theta = self.logits(l + 1, Tensor(d)).data
         return theta
 
-    def nll(self, x, y, rng: Rng, samples: int = 1000, chunk: int = 100, sharpness=None):
+    def nll(self, x, y, rng: Rng, samples: int = 1000, chunk: int = 100, logit_scale=None):
         """−log (1/M) Σₘ p(y|dₘ) with M hard samples, (B,) in nats: above −log p(y|x) in the mean, and tight as M → ∞.
 
         chunk: how many samples are drawn at a time.  ValueError if it or `samples` is below 1.
@@ -158,6 +158,6 @@ class StochasticNetwork(Module):
             raise ValueError(f"samples and chunk must be at least 1, got {samples} and {chunk}.")
         parts = []
         for start in range(0, samples, chunk):
-            logits = self.sample(x, min(chunk, samples - start), rng.site(start), sharpness)
+            logits = self.sample(x, min(chunk, samples - start), rng.site(start), logit_scale)
             parts.append(-bce_with_logits.rule(logits, y)[0])
         return math.log(samples) - logsumexp.rule(array_module(logits).concatenate(parts), axis=0)[0]

@@ -14,13 +14,13 @@ settings of Fan et al. (2022) for ListOps.
 
 from __future__ import annotations
 
+import numpy as np
+
 from minigrad import Rng, Tensor, no_grad
 from minigrad.backend import array_module, asarray_like
 from minigrad.fused import cross_entropy
 from minigrad.nn import LSTM, Embedding, Linear, Module, he_normal, normal, orthogonal, parameter
 from minigrad.ops import dropout, split
-
-import numpy as np
 
 from .composition import Draw, check_lengths, compose_given, compose_plain
 from .linear_time import compose, compose_greedy
@@ -122,7 +122,7 @@ class TreeLSTM(Module):
         if self.encoder != "latent":
             return loss(self._known(h, c, lengths, trees))
 
-        estimator.check_code("categorical")
+        estimator.check_family("categorical")
 
         def play(sampler, rng):
             scored, sampler = sampler is None, sampler or Draw

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from minigrad import Rng, Tensor, no_grad
 from minigrad.backend import array_module
 from minigrad.fused import bce_with_logits, kl_to_fair_coin, kl_to_uniform, log_softmax, softmax
 from minigrad.nn import MLP, Module, parameter
 from minigrad.ops import logsumexp, sigmoid, softplus, stable_sigmoid
-
-import numpy as np
 
 
 class DiscreteVAE(Module):
@@ -33,19 +33,19 @@ class DiscreteVAE(Module):
     only, as 784-200-784): all ≥ 1.   slope: of leaky ReLUs, 0 for plain ones.   learned_prior: is p(d) trained, too?
     rng: where the initial weights come from.  Inputs x are (B, D) in [0, 1], binary or gray.
 
-    sharpness: some estimators draw their samples with the logits sharpness·θ; q(d|x) then has these logits, and so
+    logit_scale: some estimators draw their samples with the logits logit_scale·θ; q(d|x) then has these logits, and so
     they must be evaluated.
     """
 
-    def __init__(self, pixels: int, code_shape: tuple, hidden, rng: Rng, dtype, slope=0.0, learned_prior=False):
-        self.code_shape, options = code_shape, {"slope": slope, "dtype": dtype}
-        self.encoder = MLP([pixels, *hidden, math.prod(code_shape)], rng.site("encoder"), **options)
-        self.decoder = MLP([math.prod(code_shape), *reversed(hidden), pixels], rng.site("decoder"), **options)
-        self.prior = parameter(np.zeros(code_shape, dtype)) if learned_prior else None  # the logits of p(d)
+    def __init__(self, pixels: int, latent_shape: tuple, hidden, rng: Rng, dtype, slope=0.0, learned_prior=False):
+        self.latent_shape, options = latent_shape, {"slope": slope, "dtype": dtype}
+        self.encoder = MLP([pixels, *hidden, math.prod(latent_shape)], rng.site("encoder"), **options)
+        self.decoder = MLP([math.prod(latent_shape), *reversed(hidden), pixels], rng.site("decoder"), **options)
+        self.prior = parameter(np.zeros(latent_shape, dtype)) if learned_prior else None  # the logits of p(d)
 
-    # what the two kinds of codes differ in
+    # what the two families differ in
 
-    code = ""  # the kind, as an estimator names it
+    family = ""  # the kind, as an estimator names it
 
     def kl(self, logits) -> Tensor:
         """KL(q(·|x) ‖ p(d)) for each example, (B,)."""
@@ -70,12 +70,12 @@ class DiscreteVAE(Module):
 
     def encode(self, x) -> Tensor:
         """θ, the logits of q(d|x).   x (B, D) -> (B, ...)"""
-        return self.encoder(x).reshape(x.shape[0], *self.code_shape)
+        return self.encoder(x).reshape(x.shape[0], *self.latent_shape)
 
     def decode(self, d) -> Tensor:
-        """The logits of p(x|d).   d (..., *code_shape), a Tensor -> (..., D)"""
-        leading = d.shape[: d.ndim - len(self.code_shape)]
-        return self.decoder(d.reshape(*leading, math.prod(self.code_shape)))
+        """The logits of p(x|d).   d (..., *latent_shape), a Tensor -> (..., D)"""
+        leading = d.shape[: d.ndim - len(self.latent_shape)]
+        return self.decoder(d.reshape(*leading, math.prod(self.latent_shape)))
 
     def negative_elbo(self, x, estimator, rng: Rng) -> tuple[Tensor, Tensor]:
         """(reconstruction −log p(x|d), KL), each (B,) in nats; their sum is −ELBO. Both carry gradients.
@@ -84,9 +84,9 @@ class DiscreteVAE(Module):
         the KL divergence inside, and the second one is 0.
         ValueError for an estimator of the other kind of variables.
         """
-        estimator.check_code(self.code)
+        estimator.check_family(self.family)
         theta = self.encode(x)
-        logits = theta if estimator.sharpness == 1.0 else theta * estimator.sharpness
+        logits = theta if estimator.logit_scale == 1.0 else theta * estimator.logit_scale
         reconstruct = lambda d: bce_with_logits(self.decode(d), x)
         if estimator.multi_sample:
             cost = lambda d: reconstruct(d) + self.log_q(logits, d) - self.log_prior(d)
@@ -94,14 +94,14 @@ class DiscreteVAE(Module):
             return bound, Tensor(array_module(bound.data).zeros_like(bound.data))
         return estimator(theta, reconstruct, rng, inputs=x), self.kl(logits)
 
-    def evaluate(self, x, rng: Rng, sharpness: float = 1.0):
+    def evaluate(self, x, rng: Rng, logit_scale: float = 1.0):
         """(reconstruction, KL) as arrays (B,), with one hard sample d ~ q(d|x) per image and no gradient."""
         with no_grad():
-            logits = self.encode(x) * sharpness
+            logits = self.encode(x) * logit_scale
             d = Tensor(self.draw(logits.data, rng))
             return bce_with_logits(self.decode(d), x).data, self.kl(logits).data
 
-    def importance_bound(self, x, rng: Rng, samples: int = 1000, chunk: int = 100, sharpness: float = 1.0):
+    def importance_bound(self, x, rng: Rng, samples: int = 1000, chunk: int = 100, logit_scale: float = 1.0):
         """−log (1/M) Σₘ p(x|dₘ) p(dₘ) / q(dₘ|x) with M hard samples: an upper bound of −log p(x), tighter than −ELBO
         and tight as M → ∞ (Burda, Grosse & Salakhutdinov 2016, eq. 8).   x (B, D) -> (B,) in nats
 
@@ -111,7 +111,7 @@ class DiscreteVAE(Module):
             raise ValueError(f"samples and chunk must be at least 1, got {samples} and {chunk}.")
         log_weights = []
         with no_grad():
-            logits = self.encode(x) * sharpness
+            logits = self.encode(x) * logit_scale
             xp = array_module(logits.data)
             for start in range(0, samples, chunk):
                 shape = (min(chunk, samples - start), *logits.shape)
@@ -120,16 +120,16 @@ class DiscreteVAE(Module):
                 log_weights.append((log_likelihood + self.log_prior(d) - self.log_q(logits, d)).data)
         return math.log(samples) - logsumexp.rule(xp.concatenate(log_weights), axis=0)[0]
 
-    def reconstruct(self, x, rng: Rng, sharpness: float = 1.0):
+    def reconstruct(self, x, rng: Rng, logit_scale: float = 1.0):
         """The mean image σ(decoder) for one hard code of each x.   (B, D) -> (B, D) in (0, 1)"""
         with no_grad():
-            logits = self.encode(x) * sharpness
+            logits = self.encode(x) * logit_scale
             return stable_sigmoid(self.decode(Tensor(self.draw(logits.data, rng))).data)
 
     def sample(self, n: int, rng: Rng):
         """n images from the model: d from the prior, then the mean image.   -> (n, D) in (0, 1)"""
         like = self.decoder.parameters()[0].data
-        logits = array_module(like).zeros((n, *self.code_shape), dtype=like.dtype)
+        logits = array_module(like).zeros((n, *self.latent_shape), dtype=like.dtype)
         if self.prior is not None:
             logits = logits + self.prior.data
         with no_grad():
@@ -139,7 +139,7 @@ class DiscreteVAE(Module):
 class CategoricalVAE(DiscreteVAE):
     """L variables of K classes: θ and d are (B, L, K), d one-hot in the last axis."""
 
-    code = "categorical"
+    family = "categorical"
 
     def __init__(
         self, pixels=784, variables=30, categories=10, hidden=(512, 256), *, rng: Rng, dtype=np.float32, **options
@@ -168,7 +168,7 @@ class CategoricalVAE(DiscreteVAE):
 class BernoulliVAE(DiscreteVAE):
     """L bits: θ and d are (B, L), d zeros and ones."""
 
-    code = "bernoulli"
+    family = "bernoulli"
 
     def __init__(self, pixels=784, variables=200, hidden=(512, 256), *, rng: Rng, dtype=np.float32, **options):
         super().__init__(pixels, (variables,), hidden, rng, dtype, **options)

@@ -26,17 +26,17 @@ import statistics
 import sys
 from time import perf_counter
 
+import numpy as np
+
 from estimators import create
+from experiments.run_folder import Parser, at_least, report_errors, require, user_errors
+from experiments.start import VARIABLE, keep_freed_memory
 from minigrad import Rng, Tensor
-from minigrad.blas import VARIABLE, keep_freed_memory
 from minigrad.optim import Adam, clip_grad_norm
 from models.data import listops
 from models.semi_supervised import SemiSupervisedVAE
 from models.tree_lstm import TreeLSTM
 from models.vae import CategoricalVAE
-from run_folder import Parser, at_least, report_errors, require, user_errors
-
-import numpy as np
 
 PIXELS, HIDDEN, VARIABLES, CATEGORIES, BATCH, TAU, LR = 784, (512, 256), 30, 10, 100, 1.0, 1e-3
 SIZES = [PIXELS, *HIDDEN, VARIABLES * CATEGORIES, *reversed(HIDDEN), PIXELS]
@@ -494,7 +494,7 @@ def main(argv=None) -> None:
             listops_batches(flags.data_dir)
     require(not figure or flags.benchmark in AXES, f"--figure is for {' and '.join(AXES)}: leave it out.")
     if figure:
-        from pictures import speed  # the other benchmarks do without matplotlib
+        from experiments.pictures import speed  # the other benchmarks do without matplotlib
     medians = measure(flags.benchmark, flags.rounds, flags.seconds, *arguments)
     show(flags.benchmark, medians)
     if figure:

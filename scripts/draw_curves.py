@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pictures import several_curves
-from run_folder import METRICS, Parser, RunFolder, report_errors, require, user_errors
+from experiments.pictures import several_curves
+from experiments.run_folder import METRICS, Parser, RunFolder, report_errors, require, user_errors
 
 
 @report_errors

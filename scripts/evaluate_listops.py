@@ -16,14 +16,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from experiments.run_folder import UserError, flag, parse_flags, report_errors, require, user_errors
 from minigrad import Rng, checkpoint
 from minigrad.backend import BACKENDS, get_backend
 from models import trees
 from models.data import listops
-from run_folder import UserError, flag, parse_flags, report_errors, require, user_errors
 from train_listops import BEST, SHORTEST, Config, evaluate, make_model, short_enough, spelled, summary
-
-import numpy as np
 
 POSITIONAL = (
     ("checkpoint", {"help": f"a checkpoint of train_listops.py, or its run folder, for {BEST} in it"}),

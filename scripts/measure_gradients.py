@@ -40,16 +40,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
 import train_vae
 from estimators import ESTIMATORS, Estimator, bernoulli, categorical, create
-from estimators.base import check_tau, value_and_grad, weigh
+from estimators.base import check_tau, scale_per_example, value_and_grad
 from estimators.enumeration import Given
 from estimators.exact import check_outcomes, exact_gradient
-from minigrad import Rng, Tensor, grad, no_grad, op
-from minigrad.backend import get_backend
-from minigrad.fused import bce_with_logits
-from minigrad.ops import softplus, stable_sigmoid, tanh
-from run_folder import (
+from experiments.run_folder import (
     DTYPES,
     RunFolder,
     UserError,
@@ -62,18 +63,17 @@ from run_folder import (
     require,
     user_errors,
 )
-
-import numpy as np
-from matplotlib import colormaps, rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from minigrad import Rng, Tensor, grad, no_grad, op
+from minigrad.backend import get_backend
+from minigrad.fused import bce_with_logits
+from minigrad.ops import softplus, stable_sigmoid, tanh
 
 PROBLEMS = ("small", "vae")
 DEFAULT_ESTIMATORS = (
     *("reinforce", "rloo", "muprop", "local-expectation", "disarm", "disarm-sb", "rebar"),
     *("st", "gumbel-softmax", "st-gs", "gumbel-rao", "gst-1.0", "darn", "reinmax"),
 )
-CODES = {"categorical": categorical, "bernoulli": bernoulli}
+FAMILIES = {"categorical": categorical, "bernoulli": bernoulli}
 SAMPLES = {"small": 2000, "vae": 400}
 GROUPS, T = 20, 2.0930  # of the jackknife, and Student's t at 97.5 % with 19 degrees of freedom
 ROWS = 4096  # estimates in one call, if the images allow it
@@ -92,14 +92,14 @@ class Config:
     images: int = flag(100, "test images of the VAE, or points θ of the small problem")
     samples: int | None = flag(None, "estimates per image, where sampled; else 2000 (small) or 400 (vae)", type=int)
     seed: int = flag(0, "fixes the noise, the small problem, and the weights of a fresh VAE")
-    code: str = flag("", f"{' or '.join(CODES)}: the kind of variables; else the first, or the checkpoint's")
+    code: str = flag("", f"{' or '.join(FAMILIES)}: the kind of variables; else the first, or the checkpoint's")
     variables: int | None = flag(None, "L of a fresh VAE; else 4 categorical ones or 12 bits", type=int)
     categories: int = flag(8, "K of a fresh VAE")
     dtype: str = flag("float64", f"one of {', '.join(DTYPES)}")
 
     def check(self, given) -> None:
         """UserError, one sentence, for the first flag out of range or of no use beside the others."""
-        one_of(self, problem=PROBLEMS, dtype=DTYPES, code=("", *CODES))
+        one_of(self, problem=PROBLEMS, dtype=DTYPES, code=("", *FAMILIES))
         if self.problem == "small":
             unused = {"checkpoint", "data_dir", "variables", "categories"} & given.keys()
             why = "is for --problem vae"
@@ -132,8 +132,8 @@ class SmallProblem:
 
     inputs = None
 
-    def __init__(self, points: int, code, rng: Rng, dtype):
-        self.code, shape = code, (3, 4) if code is categorical else (6,)
+    def __init__(self, points: int, family, rng: Rng, dtype):
+        self.family, shape = family, (3, 4) if family is categorical else (6,)
         draw = lambda name, shape: rng.site(name).normal(shape, like=np.empty(0, dtype))
         self.logits = draw("logits", (points, *shape))
         self.w, self.v = 0.5 * draw("w", (math.prod(shape), 8)), draw("v", (8, 1))
@@ -143,14 +143,14 @@ class SmallProblem:
         hidden = tanh(d.reshape(d.shape[0], -1) @ self.w)
         return 1.0 + 0.5 * (hidden @ self.v).reshape(-1)
 
-    def costs(self, codes):
-        return np.broadcast_to(self._at(codes)[0], (len(self.logits), len(codes)))
+    def costs(self, outcomes):
+        return np.broadcast_to(self._at(outcomes)[0], (len(self.logits), len(outcomes)))
 
-    def slopes(self, codes):
-        return np.broadcast_to(self._at(codes)[1], (len(self.logits), *codes.shape))
+    def slopes(self, outcomes):
+        return np.broadcast_to(self._at(outcomes)[1], (len(self.logits), *outcomes.shape))
 
-    def _at(self, codes):
-        return value_and_grad(lambda d: self.cost(d, None), codes)
+    def _at(self, outcomes):
+        return value_and_grad(lambda d: self.cost(d, None), outcomes)
 
     def zero_grad(self) -> None:
         pass
@@ -163,7 +163,7 @@ class VAEProblem:
     """
 
     def __init__(self, training: train_vae.Training, images: int, dtype):
-        self.model, self.code = training.model, training.estimator.code
+        self.model, self.family = training.model, training.estimator.family
         self.inputs = training.test[:images].astype(dtype)
         for p in self.model.parameters():
             p.data, p.buffer = p.data.astype(dtype), None  # the buffer is the optimizer's, which has no part in this
@@ -179,22 +179,22 @@ class VAEProblem:
         """f for each row of d (n, ...) and the image with its index: images (n,) -> (n,)"""
         return bce_with_logits(self.model.decode(d), self.inputs[images])
 
-    def costs(self, codes):
+    def costs(self, outcomes):
         """f(z) for every image and outcome: y depends on the outcome only.   codes (N, ...) -> (B, N)"""
         with no_grad():
-            y = self.model.decode(Tensor(codes))
+            y = self.model.decode(Tensor(outcomes))
             return softplus(y).data.sum(axis=-1) - self.inputs @ y.data.T
 
-    def slopes(self, codes):
+    def slopes(self, outcomes):
         """∇f(z) for every image and outcome.   codes (N, ...) -> (B, N, ...)
 
         With y = h W + b, the last layer, the gradient with respect to h is (σ(y) − x) Wᵀ = σ(y) Wᵀ − x Wᵀ: the largest
         product is one for all images, and the forward pass, too.
         """
         *layers, last = self.model.decoder.layers
-        z = Tensor(codes, requires_grad=True)
-        h = functools.reduce(lambda h, layer: layer(h), layers, z.reshape(len(codes), -1))
-        W, g = last.weight.data, np.empty((len(self.inputs), *codes.shape), codes.dtype)
+        z = Tensor(outcomes, requires_grad=True)
+        h = functools.reduce(lambda h, layer: layer(h), layers, z.reshape(len(outcomes), -1))
+        W, g = last.weight.data, np.empty((len(self.inputs), *outcomes.shape), outcomes.dtype)
         from_y = stable_sigmoid(last(h).data) @ W.T
         for i, x in enumerate(self.inputs):
             g[i] = grad(h, [z], from_y - x @ W.T, keep=True)[0]
@@ -205,7 +205,7 @@ def make_problem(c: Config):
     """(the problem, what its results record besides the flags). UserError or ValueError for what cannot be measured."""
     dtype = np.dtype(c.dtype)
     if c.problem == "small":
-        return SmallProblem(c.images, CODES[c.code or "categorical"], Rng(c.seed).site("problem"), dtype), {}
+        return SmallProblem(c.images, FAMILIES[c.code or "categorical"], Rng(c.seed).site("problem"), dtype), {}
     facts = {}
     if c.checkpoint:
         folder, stored = RunFolder.resume(c.checkpoint, train_vae.Config, {}, set())
@@ -222,11 +222,11 @@ def make_problem(c: Config):
         check_outcomes(variables, 2 if bits else c.categories)
         sizes = {"variables": variables, "categories": c.categories, "code": c.code or "categorical"}
         training = train_vae.Training(train_vae.Config(seed=c.seed, **sizes))
-    code, shape = training.estimator.code, (1, *training.model.code_shape)
-    check_outcomes(*code.sizes(shape))
+    family, shape = training.estimator.family, (1, *training.model.latent_shape)
+    check_outcomes(*family.sizes(shape))
     found = len(training.test)
     require(c.images <= found, f"--images {c.images}: there are only {found} test images.")
-    L, K = code.sizes(shape)
+    L, K = family.sizes(shape)
     require(
         c.images * K**L * math.prod(shape) * dtype.itemsize <= TABLE_BYTES,
         f"--images {c.images}: the tables of {K**L} outcomes would exceed {TABLE_BYTES:.0e} bytes, use fewer images.",
@@ -240,7 +240,7 @@ def make_problem(c: Config):
 @op
 def tabulated(d, *, values, slopes):
     """f(d) and ∇f(d), found in a table.   d (n, ...)  ->  values (n,);  slopes() gives (n, ...)"""
-    return values, lambda w: weigh(w, slopes())
+    return values, lambda w: scale_per_example(w, slopes())
 
 
 class Table:
@@ -251,17 +251,17 @@ class Table:
 
     def __init__(self, problem):
         self.problem, theta = problem, problem.logits
-        code, (L, K) = problem.code, problem.code.sizes(theta.shape)
-        self.codes = code.outcomes(theta.shape).astype(theta.dtype)
+        family, (L, K) = problem.family, problem.family.sizes(theta.shape)
+        self.outcomes = family.outcomes(theta.shape).astype(theta.dtype)
         place = K ** np.arange(L)[::-1]  # of each variable in the number of an outcome; the last one runs fastest
-        self._place = (np.outer(place, np.arange(K)) if code is categorical else place).astype(theta.dtype).ravel()
-        self.costs = problem.costs(self.codes)
-        codes, costs = self.codes.astype(np.float64), self.costs.astype(np.float64)
-        self.gradient = exact_gradient(code.probability(theta.astype(np.float64)), codes, costs, code)[0]
+        self._place = (np.outer(place, np.arange(K)) if family is categorical else place).astype(theta.dtype).ravel()
+        self.costs = problem.costs(self.outcomes)
+        outcomes, costs = self.outcomes.astype(np.float64), self.costs.astype(np.float64)
+        self.gradient = exact_gradient(family.probability(theta.astype(np.float64)), outcomes, costs, family)[0]
 
     @functools.cached_property
     def slopes(self):
-        return self.problem.slopes(self.codes)
+        return self.problem.slopes(self.outcomes)
 
     def cost(self, images, repeats: int):
         """The cost for rows of which `repeats` in succession belong to each image.   images (b,), d (b·repeats, ...)
@@ -272,8 +272,8 @@ class Table:
 
         def cost(d):
             flat = d.data.reshape(len(image), -1)
-            index = np.rint(flat @ self._place).astype(np.int64).clip(0, len(self.codes) - 1)
-            if np.array_equal(self.codes[index], d.data):
+            index = np.rint(flat @ self._place).astype(np.int64).clip(0, len(self.outcomes) - 1)
+            if np.array_equal(self.outcomes[index], d.data):
                 values = self.costs[image, index]
                 return tabulated(d, values=values, slopes=lambda: self.slopes[image, index])
             points = d.data.reshape(len(images), repeats, *d.shape[1:])
@@ -306,12 +306,12 @@ def enumerated(make: Callable[[], Estimator], table: Table, rng: Rng) -> dict:
     if estimator.randomness == "none":
         mean, variance = table.estimates(estimator, np.arange(B), 1, rng)[:, 0], 0.0
     else:
-        p = problem.code.probability(estimator.sharpness * problem.logits.astype(np.float64))
-        q = problem.code.outcome_probability(p, table.codes.astype(np.float64))
+        p = problem.family.probability(estimator.logit_scale * problem.logits.astype(np.float64))
+        q = problem.family.outcome_probability(p, table.outcomes.astype(np.float64))
         mean, variance = np.empty_like(g), 0.0
         for i in range(B):
-            given = Given(samples=[table.codes], rng=rng)
-            estimates = table.estimates(estimator, np.array([i]), len(table.codes), given)[0]
+            given = Given(samples=[table.outcomes], rng=rng)
+            estimates = table.estimates(estimator, np.array([i]), len(table.outcomes), given)[0]
             mean[i] = q[i] @ estimates
             variance += q[i] @ np.square(estimates - mean[i]).sum(axis=1)
     size, bias2 = np.square(g).sum(), np.square(mean - g).sum()
@@ -427,11 +427,11 @@ class Row:
     make: Callable[[], Estimator]
 
 
-def rows(specs, taus, code: str, remark) -> list[Row]:
+def rows(specs, taus, family: str, remark) -> list[Row]:
     """The rows of the table. UserError for an estimator that cannot be measured, a remark for a refused temperature."""
     found = []
     for spec in specs:
-        plain = functools.partial(create, spec, None, code)
+        plain = functools.partial(create, spec, None, family)
         estimator = plain()
         require(
             not estimator.multi_sample,
@@ -442,7 +442,7 @@ def rows(specs, taus, code: str, remark) -> list[Row]:
             found.append(Row(spec, getattr(estimator, "tau", None), plain))
             continue
         for tau in taus:
-            make = functools.partial(create, spec, tau, code)
+            make = functools.partial(create, spec, tau, family)
             try:
                 make()
             except ValueError as error:
@@ -453,9 +453,9 @@ def rows(specs, taus, code: str, remark) -> list[Row]:
     return found
 
 
-def handles(name: str, code: str) -> bool:
+def handles(name: str, family: str) -> bool:
     """Is the estimator called `name` one for this kind of variables?"""
-    return any(module.name == code for module in create(name).codes)
+    return any(module.name == family for module in create(name).families)
 
 
 def measure(row: Row, table: Table, rng: Rng, samples: int) -> dict:
@@ -643,20 +643,20 @@ def main(argv=None) -> int:
         config.check(given)
         path = Path(other.get("out") or default_folder("gradients", config.problem, f"s{config.seed}"))
         problem, facts = make_problem(config)
-        code = problem.code.name
+        family = problem.family.name
         if "estimators" not in given:
-            config = dataclasses.replace(config, estimators=tuple(n for n in config.estimators if handles(n, code)))
-        config = dataclasses.replace(config, code=code, samples=config.samples or SAMPLES[config.problem])
-        todo = rows(config.estimators, config.taus, code, remark)
+            config = dataclasses.replace(config, estimators=tuple(n for n in config.estimators if handles(n, family)))
+        config = dataclasses.replace(config, code=family, samples=config.samples or SAMPLES[config.problem])
+        todo = rows(config.estimators, config.taus, family, remark)
         for row in todo:
-            row.make().check_size(*problem.code.sizes(problem.logits.shape))
+            row.make().check_size(*problem.family.sizes(problem.logits.shape))
         start = time.perf_counter()
         table = Table(problem)
         norm = math.sqrt(np.square(table.gradient).sum())
         require(math.isfinite(norm), "the exact gradient is not finite: the model's parameters are damaged.")
         require(norm > 0, "the exact gradient is 0: there is nothing to compare with.")
         RunFolder.create(path, config, get_backend("numpy"))
-    (N, *_), seconds = table.codes.shape, time.perf_counter() - start
+    (N, *_), seconds = table.outcomes.shape, time.perf_counter() - start
     remark(f"folder {path}\nexact gradient of {config.images} × {N} outcomes in {seconds:.2f} s, norm {norm:.4g}")
 
     width = 2 + max(len("estimator"), *(len(row.spec) for row in todo))

@@ -38,12 +38,12 @@ import math
 import sys
 from dataclasses import dataclass
 
+import numpy as np
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
 from estimators import ESTIMATORS, create
-from minigrad import Rng, Tensor
-from minigrad.backend import BACKENDS, get_backend
-from minigrad.ops import stable_sigmoid
-from minigrad.optim import Adam
-from run_folder import (
+from experiments.run_folder import (
     DTYPES,
     RunFolder,
     UserError,
@@ -56,10 +56,10 @@ from run_folder import (
     require,
     user_errors,
 )
-
-import numpy as np
-from matplotlib.figure import Figure
-from tqdm import tqdm
+from minigrad import Rng, Tensor
+from minigrad.backend import BACKENDS, get_backend
+from minigrad.ops import stable_sigmoid
+from minigrad.optim import Adam
 
 START = 0.01  # θ starts uniformly between −START and START
 MOST = 10**9  # examples in a step: more are a mistake, and the machine would notice only while it computes
@@ -142,7 +142,7 @@ class Descent:
         self.config, self.estimator = config, estimator
         self.theta = Tensor(start, requires_grad=True)
         self.optimizer = Adam([self.theta], config.lr)
-        self.bits = estimator.code.name == "bernoulli"
+        self.bits = estimator.family.name == "bernoulli"
         classes = () if self.bits else (2,)
         self.rows = xp.zeros((batch, config.variables, *classes), dtype=start.dtype)  # added, they repeat θ
         self.shape = (batch * config.variables, 1, *classes)
@@ -150,7 +150,7 @@ class Descent:
     def probability(self):
         """The mean over the variables of P(z = 1) for a hard sample, on the device."""
         theta = self.theta.data
-        return stable_sigmoid(self.estimator.sharpness * (theta[:, 0] - theta[:, 1])).mean()
+        return stable_sigmoid(self.estimator.logit_scale * (theta[:, 0] - theta[:, 1])).mean()
 
     def step(self, rng: Rng):
         """(mean of the estimator's values, mean P(z = 1)) at θ, on the device; then θ moves."""

@@ -20,14 +20,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from scipy.special import stdtrit
+
+from experiments.pictures import comparison_bars, comparison_curves
+from experiments.run_folder import METRICS, UserError, flag, parse_flags, report_errors, require, user_errors
+from experiments.specification import check_report, describe, is_number, without_path_flags
 from minigrad import checkpoint
-from pictures import comparison_bars, comparison_curves
-from run_folder import METRICS, UserError, flag, parse_flags, report_errors, require, user_errors
-from specification import check_report, describe, is_number, without_places
 from sweep import MANIFEST
 from sweep_run import read_result
-
-from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 RUNS = (("runs", {"help": "a folder with sweeps in or below it"}),)
@@ -117,7 +117,7 @@ def read_sweep(folder: Path, about: dict, notes: list[str]) -> list[Panel]:
     panels: dict[str, Panel] = {}
     runs, settings, unfinished = about["runs"], check_report(about["report"]), 0
     same = {k: v for k, v in runs[0]["config"].items() if all(r["config"].get(k) == v for r in runs)}
-    same = {k: v for k, v in without_places(same).items() if v not in (None, "")}
+    same = {k: v for k, v in without_path_flags(same).items() if v not in (None, "")}
     for run in runs:
         name = run["panel"]
         title = f"{about['title']}: {name}" if name else about["title"]
@@ -129,7 +129,7 @@ def read_sweep(folder: Path, about: dict, notes: list[str]) -> list[Panel]:
         row.expected += 1
         try:
             result = read_result(folder / run["key"])
-            if result and without_places(result["config"]) != without_places(run["config"]):
+            if result and without_path_flags(result["config"]) != without_path_flags(run["config"]):
                 raise UserError(f"{folder / run['key']} is of another configuration.")
             if result:
                 seed = run["config"].get("seed", 0)

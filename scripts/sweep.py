@@ -38,9 +38,9 @@ from concurrent.futures import FIRST_COMPLETED, Executor, ThreadPoolExecutor, wa
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from experiments.run_folder import METRICS, Interrupt, UserError, flag, parse_flags, report_errors, require, user_errors
+from experiments.specification import PATH_FLAGS, Run, Specification, arguments, is_number, load_script
 from minigrad import checkpoint
-from run_folder import METRICS, Interrupt, UserError, flag, parse_flags, report_errors, require, user_errors
-from specification import PLACES, Run, Specification, arguments, is_number, load_script
 from sweep_run import check_folder, read_result
 
 EXECUTORS = ("processes", "dask", "mpi")
@@ -88,7 +88,7 @@ class Flags:
 
 
 @dataclass
-class Place:
+class Worker:
     """An executor with a function that does a command there: command -> CompletedProcess."""
 
     title: str
@@ -116,7 +116,7 @@ def processes(flags: Flags, backends: set[str]):
 
     title = f"{workers} at a time" + (f" on {len(gpus)} GPUs" if gpus else "")
     with ThreadPoolExecutor(workers) as pool:  # a thread for each process, to wait for it
-        yield Place(title, pool, start)
+        yield Worker(title, pool, start)
 
 
 def cores() -> int:
@@ -156,7 +156,7 @@ def dask(flags: Flags, backends: set[str]):
         n = len(client.scheduler_info(n_workers=-1)["workers"])
         title = f"{n} worker{'s' * (n != 1)} of {flags.scheduler}"
         start = functools.partial(subprocess.run, **QUIET)
-        yield Place(title, client.get_executor(pure=False), start, lambda: client.status == "running")
+        yield Worker(title, client.get_executor(pure=False), start, lambda: client.status == "running")
 
 
 @contextlib.contextmanager
@@ -166,10 +166,10 @@ def mpi(flags: Flags, backends: set[str]):
     except (ImportError, RuntimeError) as error:  # a RuntimeError where there is no MPI library
         raise UserError(f"MPI cannot be used ({str(error).splitlines()[0]}): pip install mpi4py, and MPI.") from error
     with MPIPoolExecutor(flags.workers) as pool:
-        yield Place("MPI", pool, functools.partial(subprocess.run, **QUIET))
+        yield Worker("MPI", pool, functools.partial(subprocess.run, **QUIET))
 
 
-PLACES_TO_RUN = {"processes": processes, "dask": dask, "mpi": mpi}
+EXECUTORS_ = {"processes": processes, "dask": dask, "mpi": mpi}
 
 
 # ---- the sweep
@@ -196,8 +196,8 @@ class Sweep:
 
     def command(self, run: Run) -> list[str]:
         module, out = load_script(run.script), self.out.resolve()
-        flags = {k: v for k, v in run.flags.items() if k not in PLACES}
-        places = {k: v for k, v in run.flags.items() if k in PLACES and v}
+        flags = {k: v for k, v in run.flags.items() if k not in PATH_FLAGS}
+        places = {k: v for k, v in run.flags.items() if k in PATH_FLAGS and v}
         task = {
             "script": run.script,
             "folder": str(out / run.key),
@@ -212,7 +212,7 @@ class Sweep:
     def lock(self, key: str) -> Path:
         return self.out / ".sweep" / f"{key}.lock"
 
-    def perform(self, place: Place, overview) -> bool:
+    def perform(self, place: Worker, overview) -> bool:
         """Do what is left. False if the user interrupted."""
         submit = lambda run: place.executor.submit(place.start, self.command(run))
         left = [run for key, run in self.runs.items() if key not in self.finished]
@@ -230,7 +230,7 @@ class Sweep:
                     self.ask_to_stop()
                 for future in done:
                     run = futures.pop(future)
-                    if self.judge(run, future, overview, interrupt.requested):
+                    if self.handle_result(run, future, overview, interrupt.requested):
                         futures[submit(run)] = run
                 overview.show(self)
         self.stop.unlink(missing_ok=True)
@@ -250,7 +250,7 @@ class Sweep:
             self.ask_to_stop()
             raise
 
-    def judge(self, run: Run, future, overview, stopping: bool) -> bool:
+    def handle_result(self, run: Run, future, overview, stopping: bool) -> bool:
         """Note what has become of a run. -> is it to be submitted again?"""
         process, why = None, ""
         try:
@@ -396,7 +396,7 @@ def main(argv=None) -> int:
         begun = f"{len(sweep.finished)} finished before, {resumed} to resume"
         finished = True
         if len(sweep.finished) < len(runs):
-            with PLACES_TO_RUN[flags.executor](flags, {run.config.get("backend", "") for run in runs}) as place:
+            with EXECUTORS_[flags.executor](flags, {run.config.get("backend", "") for run in runs}) as place:
                 overview.say(f"{spec.name}: {len(runs)} runs in {out}, {begun}; {place.title}")
                 finished = sweep.perform(place, overview)
                 overview.clear()

@@ -36,9 +36,9 @@ import threading
 import time
 from pathlib import Path
 
+from experiments.run_folder import CHECKPOINT, CONFIG, RunFolder, UserError, lock, report_errors, require, user_errors
+from experiments.specification import load_script, without_path_flags
 from minigrad import checkpoint
-from run_folder import CHECKPOINT, CONFIG, RunFolder, UserError, lock, report_errors, require, user_errors
-from specification import load_script, without_places
 
 RESULT = "result.json"
 LOOK_EVERY = 0.25  # seconds
@@ -74,20 +74,22 @@ def check_folder(folder: Path, config: dict) -> str:
         raise UserError(
             f"{folder} is no run folder: its {CONFIG} is damaged ({error}): move it, or choose another --out."
         ) from error
-    differ = without_places(dict.fromkeys(differ))
+    differ = without_path_flags(dict.fromkeys(differ))
     require(
         not differ,
         f"{folder} has a run of another configuration ({', '.join(differ)} differ): move it, or choose another --out.",
     )
     with contextlib.suppress(UserError):
         result = read_result(folder)
-        if result and without_places(result["config"]) == without_places(config):  # else it was copied from elsewhere
+        if result and without_path_flags(result["config"]) == without_path_flags(
+            config
+        ):  # else it was copied from elsewhere
             return "result"
     return "checkpoint" if (folder / CHECKPOINT).exists() else ""
 
 
 @contextlib.contextmanager
-def alone(path: Path):
+def locked(path: Path):
     """Hold the lock file for the time of the run; wait if another process has it. It says who is at work."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
@@ -141,7 +143,7 @@ def main(argv=None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=watch, args=(Path(task["stop"]), os.getppid()), daemon=True).start()
     sys.argv[0] = f"{task['script']}.py"  # whose errors they are
-    with user_errors(), alone(Path(task["lock"])):
+    with user_errors(), locked(Path(task["lock"])):
         return perform(task["script"], Path(task["folder"]), task["config"], task["flags"], task["places"])
 
 

@@ -19,15 +19,15 @@ import sys
 import time
 from dataclasses import dataclass
 
-import training
+import numpy as np
+
 from estimators import create
+from experiments import loop as training
+from experiments.pictures import gate_curves
+from experiments.run_folder import RunFolder, at_least, default_folder, flag, report_errors, require, unused
 from minigrad import no_grad
 from minigrad.optim import SGD
 from models.conditional import BetaNoise, ConditionalNetwork, Controller, DenseGate
-from pictures import gate_curves
-from run_folder import RunFolder, at_least, default_folder, flag, report_errors, require, unused
-
-import numpy as np
 
 CLASSES = 10
 EVALUATION_BATCH = 1000

@@ -16,24 +16,24 @@ import sys
 import time
 from dataclasses import dataclass
 
-import training
+import numpy as np
+
 from estimators import ESTIMATORS, create, facts
 from estimators.base import CANNOT_CHOOSE
+from experiments import loop as training
+from experiments.pictures import forest, learning_curves
+from experiments.run_folder import RunFolder, at_least, default_folder, flag, one_of, report_errors, require, unused
 from minigrad import Rng, checkpoint
 from minigrad.optim import OPTIMIZERS, Plateau, clip_grad_norm
 from models import trees
 from models.data import listops
 from models.tree_lstm import LEAVES, TreeLSTM
-from pictures import forest, learning_curves
-from run_folder import RunFolder, at_least, default_folder, flag, one_of, report_errors, require, unused
-
-import numpy as np
 
 log = logging.getLogger(__name__)
 
 BRANCHING = {"left": trees.left_branching, "right": trees.right_branching, "balanced": trees.balanced}
 ENCODERS = ("latent", "lstm", *BRANCHING, "gold")
-CHOOSERS = [name for name in ESTIMATORS if facts(name).episodes and facts(name).code.name == "categorical"]
+CHOOSERS = [name for name in ESTIMATORS if facts(name).episodes and facts(name).family.name == "categorical"]
 EVALUATION_BATCH, EVALUATION_TOKENS = 64, 64 * 100
 BEST = "best.safetensors"
 MOST = 2_000_000  # sequences that fit into a few gigabytes of memory

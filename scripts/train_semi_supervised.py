@@ -15,15 +15,25 @@ import sys
 import time
 from dataclasses import dataclass
 
-import training
+import numpy as np
+
 from estimators import ESTIMATORS, create
+from experiments import loop as training
+from experiments.pictures import learning_curves, page
+from experiments.run_folder import (
+    RunFolder,
+    at_least,
+    default_folder,
+    flag,
+    one_of,
+    report_errors,
+    require,
+    sizes,
+    unused,
+)
 from minigrad import Rng, Tensor
 from models.data import PIXELS
 from models.semi_supervised import NO_BOUND_OF_SEVERAL, SemiSupervisedVAE
-from pictures import learning_curves, page
-from run_folder import RunFolder, at_least, default_folder, flag, one_of, report_errors, require, sizes, unused
-
-import numpy as np
 
 METHODS = ("marginal", "sample")
 EVALUATION_BATCH = 200  # images; each is decoded once for every class
@@ -113,19 +123,19 @@ class Training(training.ImageTraining):
         self.labelled, self.train = self.train[to_device(used[known])], self.train[to_device(used[unknown])]
 
     @property
-    def sharpness(self) -> float:
-        return 1.0 if self.estimator is None else self.estimator.sharpness
+    def logit_scale(self) -> float:
+        return 1.0 if self.estimator is None else self.estimator.logit_scale
 
     # -- one step
 
     def step(self, index) -> None:
         """Update the parameters on the images `index` without labels, and as many, or all, of those with labels."""
         c, rng = self.config, self.rng.site("step").at(self.steps)
-        self.cool()
+        self.set_temperature()
         known = self.backend.to_device(rng.site("known").permutation(len(self.labelled))[: c.batch])
         x, labels = self.binarised(self.labelled[known], rng.site("labelled pixels")), self.labels[known]
         self.optimizer.zero_grad()
-        labelled = self.model.labelled(x, labels, rng.site("labelled"), c.alpha, self.sharpness).mean()
+        labelled = self.model.labelled(x, labels, rng.site("labelled"), c.alpha, self.logit_scale).mean()
         if c.labelled_only:
             objective, unlabelled = labelled, Tensor(0.0 * labelled.data)
         else:
@@ -146,7 +156,7 @@ class Training(training.ImageTraining):
         bounds, classes, to_host = [], [], self.backend.to_host
         for start in range(0, len(self.test), EVALUATION_BATCH):
             x = self.test[start : start + EVALUATION_BATCH]
-            bounds.append(to_host(self.model.bound(x, rng.site(start), self.sharpness)))
+            bounds.append(to_host(self.model.bound(x, rng.site(start), self.logit_scale)))
             classes.append(to_host(self.model.predict(x)))
         right = np.concatenate(classes) == self.images.test_labels
         return np.concatenate(bounds).mean(dtype=np.float64), right.mean()

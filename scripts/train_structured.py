@@ -15,17 +15,17 @@ import sys
 import time
 from dataclasses import dataclass
 
-import training
+import numpy as np
+
 from estimators import ESTIMATORS, create
+from experiments import loop as training
+from experiments.pictures import curves, page
+from experiments.run_folder import RunFolder, at_least, default_folder, flag, one_of, report_errors, require
 from minigrad import Rng, no_grad
 from minigrad.fused import bce_with_logits
 from minigrad.ops import stable_sigmoid
 from models.data import PIXELS
 from models.structured import StochasticNetwork
-from pictures import curves, page
-from run_folder import RunFolder, at_least, default_folder, flag, one_of, report_errors, require
-
-import numpy as np
 
 CODES = ("bernoulli", "categorical")
 NONE = "none"
@@ -70,8 +70,8 @@ class Estimators(list):
     """One estimator for each stochastic layer, all of one kind, as one: their updates and their states."""
 
     @property
-    def sharpness(self) -> list[float]:
-        return [estimator.sharpness for estimator in self]
+    def logit_scale(self) -> list[float]:
+        return [estimator.logit_scale for estimator in self]
 
     @property
     def tau(self) -> float:
@@ -128,7 +128,7 @@ class Training(training.ImageTraining):
         if self.estimator is None:
             cost = bce_with_logits(self.model.mean_field(x), y)
         else:
-            self.cool()
+            self.set_temperature()
             cost = self.model.cost(x, y, self.estimator, rng.site("network"), self.config.train_samples)
         cost.mean().backward()
         self.optimizer.step()
@@ -153,7 +153,7 @@ class Training(training.ImageTraining):
                 with no_grad():
                     nats = bce_with_logits(self.model.mean_field(x), y).data
             else:
-                nats = self.model.nll(x, y, rng.site(start), samples, sharpness=self.estimator.sharpness)
+                nats = self.model.nll(x, y, rng.site(start), samples, logit_scale=self.estimator.logit_scale)
             total += float(self.backend.to_host(nats).sum(dtype=np.float64))
         return total / len(images)
 
@@ -177,7 +177,7 @@ class Training(training.ImageTraining):
         curves(folder.path / "curve.png", folder.metrics(), title, "−log p(lower half | upper half), nats", labels)
         x, _ = self.halves(self.test[:COMPLETED])
         if sampled:
-            completed = stable_sigmoid(self.model.sample(x, AVERAGED, rng, self.estimator.sharpness))
+            completed = stable_sigmoid(self.model.sample(x, AVERAGED, rng, self.estimator.logit_scale))
             lower = [completed.mean(axis=0), *completed[:COMPLETIONS]]
             title = f"test images, their mean completions, and {COMPLETIONS} sampled ones"
         else:

@@ -13,14 +13,24 @@ import sys
 import time
 from dataclasses import dataclass
 
-import training
+import numpy as np
+
 from estimators import ESTIMATORS, create
+from experiments import loop as training
+from experiments.pictures import curves, page
+from experiments.run_folder import (
+    RunFolder,
+    at_least,
+    default_folder,
+    flag,
+    one_of,
+    report_errors,
+    require,
+    sizes,
+    unused,
+)
 from minigrad import Rng, grad
 from models.vae import BernoulliVAE, CategoricalVAE
-from pictures import curves, page
-from run_folder import RunFolder, at_least, default_folder, flag, one_of, report_errors, require, sizes, unused
-
-import numpy as np
 
 CODES = ("", "categorical", "bernoulli")
 PRIORS = ("uniform", "learned")
@@ -67,7 +77,7 @@ class Training(training.ImageTraining):
         self.estimator = c.create_estimator()
         self.first_tau = c.first_tau(self.estimator)
         self.warn(self.estimator)
-        bits = self.estimator.code.name == "bernoulli"
+        bits = self.estimator.family.name == "bernoulli"
         variables = c.variables or (24 if bits else 8)
         self.estimator.check_size(variables, 2 if bits else c.categories)
         self.load()
@@ -82,7 +92,7 @@ class Training(training.ImageTraining):
     def step(self, index) -> None:
         """Update the parameters on the images `index` (an integer array on the device)."""
         rng = self.rng.at(self.steps)
-        self.cool()
+        self.set_temperature()
         x = self.binarised(self.train[index], rng.site("pixels"))
         self.optimizer.zero_grad()
         reconstruction, kl = self.model.negative_elbo(x, self.estimator, rng.site("code"))
@@ -98,8 +108,8 @@ class Training(training.ImageTraining):
         """(reconstruction, KL) per image over all `images`, one hard sample each."""
         parts = []
         for start in range(0, len(images), EVALUATION_BATCH):
-            x, sharpness = images[start : start + EVALUATION_BATCH], self.estimator.sharpness
-            reconstruction, kl = self.model.evaluate(x, rng.site(start), sharpness)
+            x, logit_scale = images[start : start + EVALUATION_BATCH], self.estimator.logit_scale
+            reconstruction, kl = self.model.evaluate(x, rng.site(start), logit_scale)
             parts.append((reconstruction.sum(), kl.sum()))
         xp = self.backend.xp
         totals = self.backend.to_host(xp.stack([xp.stack(p) for p in parts])).sum(axis=0, dtype=np.float64)
@@ -108,7 +118,7 @@ class Training(training.ImageTraining):
     def gradient_noise(self) -> dict[str, float]:
         """Of the encoder's gradient over the draws of the estimator, on one batch of (at most) 1,000 training images:
         the variance summed over the parameters, and the squared norm of the mean (as Fan et al. 2022 measure it)."""
-        self.cool()  # a run that was resumed at its end has not had a step
+        self.set_temperature()  # a run that was resumed at its end has not had a step
         x = self.binarised(self.train[:EVALUATION_BATCH], self.rng.site("gradient pixels"))
         parameters = self.model.encoder.parameters()
         mean, squares, n = 0.0, 0.0, self.config.gradient_draws
@@ -125,7 +135,7 @@ class Training(training.ImageTraining):
         rng, total = self.rng.site("bound"), 0.0
         for start in range(0, len(self.test), 100):
             x, samples = self.test[start : start + 100], self.config.bound_samples
-            bound = self.model.importance_bound(x, rng.site(start), samples, sharpness=self.estimator.sharpness)
+            bound = self.model.importance_bound(x, rng.site(start), samples, logit_scale=self.estimator.logit_scale)
             total += float(self.backend.to_host(bound).sum(dtype=np.float64))
         return total / len(self.test)
 
@@ -150,7 +160,7 @@ class Training(training.ImageTraining):
         to_host, rng = self.backend.to_host, self.rng.site("pictures")
         curves(folder.path / "curve.png", folder.metrics(), f"{self.config.estimator} on {self.config.data}")
         x = self.test[:50]
-        reconstructed = self.model.reconstruct(x, rng, self.estimator.sharpness)
+        reconstructed = self.model.reconstruct(x, rng, self.estimator.logit_scale)
         pairs = np.stack([to_host(x), to_host(reconstructed)], axis=1).reshape(-1, x.shape[1])
         page(
             folder.path / "reconstructions.png",

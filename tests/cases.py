@@ -1,5 +1,7 @@
 """One line per op: its name, inputs and settings. Every op in minigrad and in the estimators has at least one."""
 
+import numpy as np
+
 import estimators.base
 import estimators.darn
 import estimators.gapped
@@ -12,8 +14,6 @@ import estimators.units
 import estimators.zgr
 from estimators import bernoulli
 from minigrad import fused, ops
-
-import numpy as np
 
 _rng = np.random.default_rng(20)
 
@@ -147,14 +147,14 @@ ESTIMATOR_CASES = [
     (estimators.zgr.zgr, (normal(2, 4), onehots(2, 4)), {}),
     (estimators.gapped.gapped_straight_through, (normal(2, 4), onehots(2, 4)), {"gap": 0.5, "detached": False}),
     (estimators.gapped.gapped_straight_through, (normal(2, 4), onehots(2, 4)), {"tau": 0.7, "consistent": False}),
-    (estimators.straight_through.straight_through, (normal(2, 3), bits(2, 3)), {"tau": 0.7, "code": bernoulli}),
+    (estimators.straight_through.straight_through, (normal(2, 3), bits(2, 3)), {"tau": 0.7, "family": bernoulli}),
     (estimators.straight_through.identity_straight_through, (normal(2, 3), bits(2, 3)), {}),
     (estimators.straight_through.hard_sigmoid_straight_through, (0.3 * normal(2, 3), bits(2, 3)), {"slope": 1.5}),
-    (estimators.gumbel_softmax.gumbel_softmax, (normal(2, 4), normal(2, 4)), {"tau": 0.7, "code": bernoulli}),
-    (estimators.gumbel_softmax.st_gumbel_softmax, (normal(2, 4), normal(2, 4)), {"tau": 0.7, "code": bernoulli}),
+    (estimators.gumbel_softmax.gumbel_softmax, (normal(2, 4), normal(2, 4)), {"tau": 0.7, "family": bernoulli}),
+    (estimators.gumbel_softmax.st_gumbel_softmax, (normal(2, 4), normal(2, 4)), {"tau": 0.7, "family": bernoulli}),
     (estimators.gumbel_softmax.decoupled_st_gumbel_softmax, (normal(2, 4), normal(2, 4)), {"tau_f": 1.6, "tau_b": 0.7}),
-    (estimators.reinmax.reinmax, (normal(2, 4), bits(2, 4)), {"tau": 1.3, "code": bernoulli}),
-    (estimators.zgr.zgr, (normal(2, 4), bits(2, 4)), {"code": bernoulli}),
+    (estimators.reinmax.reinmax, (normal(2, 4), bits(2, 4)), {"tau": 1.3, "family": bernoulli}),
+    (estimators.zgr.zgr, (normal(2, 4), bits(2, 4)), {"family": bernoulli}),
     (estimators.darn.darn, (normal(2, 4), bits(2, 4)), {}),
     (estimators.units.stochastic_times_smooth, (normal(2, 4), bits(2, 4)), {}),
     (estimators.units.noisy_rectifier, (separated(3, 4), 0.01 * normal(3, 4)), {}),

@@ -1,11 +1,11 @@
 """Fixtures: the backends under test, and floating-point errors as exceptions."""
 
+import numpy as np
+import pytest
+
 from devsim import DevsimBackend
 from minigrad import Rng
 from minigrad.backend import Backend, BackendUnavailable, get_backend
-
-import numpy as np
-import pytest
 
 
 @pytest.fixture(autouse=True)

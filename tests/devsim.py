@@ -6,8 +6,8 @@ training step" into a test:
     with forbid("sync", "d2h", "h2d"):
         step()
 
-What it knows of CuPy comes from `cupy_api.json`, made by `scripts/snapshot_cupy_api.py`. It is stricter than CuPy where
-CuPy is silently slow or wrong: host arrays as indices, repeated indices in an assignment, indices out of range.
+What it knows of CuPy comes from `cupy_api.json` (`scripts/tools/snapshot_cupy_api.py`). It is stricter where CuPy
+is silently slow or wrong: host arrays as indices, repeated indices in an assignment, indices out of range.
 Since it computes with NumPy, its results must equal NumPy's to the last bit.
 """
 
@@ -19,9 +19,9 @@ import types
 from collections import Counter
 from pathlib import Path
 
-from minigrad.backend import Backend, register_array_type
-
 import numpy as np
+
+from minigrad.backend import Backend, register_array_type
 
 API = json.loads((Path(__file__).parent / "cupy_api.json").read_text())
 

@@ -2,19 +2,19 @@
 
 import itertools
 
+import numpy as np
+
 from estimators.enumeration import Given
 from estimators.exact import exact_gradient
 from minigrad import Rng, Tensor
-
-import numpy as np
 
 
 class Problem:
     """One set of logits (θ) and a cost on all variables jointly, which takes Tensors and arrays alike."""
 
-    def __init__(self, code, variables, classes, cost):
+    def __init__(self, family, variables, classes, cost):
         rng = np.random.default_rng(600 + 10 * variables + classes)
-        self.code, shape = code, (variables, classes) if code == "categorical" else (variables,)
+        self.family, shape = family, (variables, classes) if family == "categorical" else (variables,)
         self.logits = 0.7 * rng.standard_normal(shape)
         n = self.logits.size
         self.a, self.m = rng.standard_normal(n), 0.6 * rng.standard_normal((n, n))
@@ -44,19 +44,19 @@ COSTS = ("linear", "quadratic", "cubic", "exponential")
 SIZES = [(1, 2), (1, 3), (1, 4), (3, 2), (3, 3), (3, 4)]
 
 
-def outcomes(problem, estimator):
+def all_outcomes(problem, estimator):
     """All joint outcomes (N, ...) and their probabilities (N,) under the estimator's forward distribution."""
-    codes = estimator.code.outcomes((1, *problem.logits.shape))
-    p = estimator.code.probability(estimator.sharpness * problem.logits[None])
-    return codes, estimator.code.outcome_probability(p, codes)[0]
+    outcomes = estimator.family.outcomes((1, *problem.logits.shape))
+    p = estimator.family.probability(estimator.logit_scale * problem.logits[None])
+    return outcomes, estimator.family.outcome_probability(p, outcomes)[0]
 
 
 def exact(problem, estimator):
     """∇θ E f(D) with D from the estimator's forward distribution."""
-    codes, _ = outcomes(problem, estimator)
-    p = estimator.code.probability(estimator.sharpness * problem.logits[None])
-    g, _ = exact_gradient(p, codes, problem.values(codes)[None], estimator.code)
-    return estimator.sharpness * g[0]
+    outcomes, _ = all_outcomes(problem, estimator)
+    p = estimator.family.probability(estimator.logit_scale * problem.logits[None])
+    g, _ = exact_gradient(p, outcomes, problem.values(outcomes)[None], estimator.family)
+    return estimator.logit_scale * g[0]
 
 
 def run(problem, estimator, n, rng):
@@ -69,9 +69,9 @@ def run(problem, estimator, n, rng):
 
 def over_samples(problem, estimator, samples=1):
     """The exact mean of (value, gradient) of an estimator that is a function of so many independent samples."""
-    codes, q = outcomes(problem, estimator)
+    outcomes, q = all_outcomes(problem, estimator)
     index = np.array(list(itertools.product(range(len(q)), repeat=samples))).T
-    value, g = run(problem, estimator, index.shape[1], Given(samples=[codes[i] for i in index]))
+    value, g = run(problem, estimator, index.shape[1], Given(samples=[outcomes[i] for i in index]))
     weight = np.prod(q[index], axis=0)
     return weight @ value, np.tensordot(weight, g, axes=1)
 
@@ -156,13 +156,13 @@ def smooth_rule(breaks=(), n=60):
 def over_noise(problem, estimator, breaks, conditional: bool, samples=False):
     """The mean of (value, gradient) by quadrature: over u, between its breaks, or over the two samples; and over v."""
     if samples:
-        codes, wu = outcomes(problem, estimator)
-        u = np.arange(len(codes))
+        outcomes, wu = all_outcomes(problem, estimator)
+        u = np.arange(len(outcomes))
     else:
         u, wu = smooth_rule(breaks)
     v, wv = smooth_rule() if conditional else (np.array([0.5]), np.array([1.0]))
     i, j = (x.ravel() for x in np.meshgrid(np.arange(len(u)), np.arange(len(v)), indexing="ij"))
-    nodes = Nodes(v=v[j], samples=codes[i]) if samples else Nodes(u=u[i], v=v[j])
+    nodes = Nodes(v=v[j], samples=outcomes[i]) if samples else Nodes(u=u[i], v=v[j])
     value, g = run(problem, estimator, len(i), nodes)
     weight = wu[i] * wv[j]
     return weight @ value, np.tensordot(weight, g, axes=1)

@@ -1,14 +1,14 @@
 """The testers are tested: every planted error must be caught, every right rule must pass."""
 
+import numpy as np
+import pytest
+
 from estimators import ESTIMATORS, create, facts
 from minigrad import Rng, Tensor, op, ops
 from minigrad.backend import Backend
 from minigrad.check import CheckFailed, audit, check_rule, gradcheck
 from minigrad.fused import bce_with_logits, cross_entropy, softmax_array, softmax_vjp
 from models.vae import BernoulliVAE, CategoricalVAE
-
-import numpy as np
-import pytest
 
 X = np.array([[0.3, -1.2, 0.7], [1.1, 0.2, -0.4]])
 
@@ -270,16 +270,16 @@ def test_audit_refuses_a_graph_that_was_used():
             audit(nothing)
 
 
-@pytest.mark.parametrize(("name", "code"), [(n, c.name) for n in ESTIMATORS for c in facts(n).codes])
+@pytest.mark.parametrize(("name", "family"), [(n, c.name) for n in ESTIMATORS for c in facts(n).families])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_every_node_of_a_training_step_passes_the_audit(name, code, dtype):
+def test_every_node_of_a_training_step_passes_the_audit(name, family, dtype):
     rng, settings = Rng(1), {"hidden": (8, 6), "rng": Rng(1), "dtype": dtype}
-    model = CategoricalVAE(12, 2, 3, **settings) if code == "categorical" else BernoulliVAE(12, 3, **settings)
+    model = CategoricalVAE(12, 2, 3, **settings) if family == "categorical" else BernoulliVAE(12, 3, **settings)
     x = rng.uniform((5, 12), like=np.empty(0, dtype))
-    reconstruction, kl = model.negative_elbo(x, create(name, code=code), rng.at(3))
+    reconstruction, kl = model.negative_elbo(x, create(name, family=family), rng.at(3))
     result = audit((reconstruction + kl).mean())
     assert result.ok, str(result)
-    kl = {"kl_to_uniform"} if code == "categorical" else {"kl_to_fair_coin"}
+    kl = {"kl_to_uniform"} if family == "categorical" else {"kl_to_fair_coin"}
     expected = {"linear_relu", "bce_with_logits"} | (kl if name != "vimco" else {"logsumexp"})
     assert expected <= {row.op for row in result.rows}
 

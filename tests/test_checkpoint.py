@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from minigrad import blas, checkpoint
-
 import numpy as np
 import pytest
+
+from experiments import start as blas
+from minigrad import checkpoint
 
 
 def test_arrays_and_info_come_back_to_the_bit(tmp_path):
@@ -120,7 +121,8 @@ def test_openblas_is_told_only_about_processors_it_does_not_know(vendor, family,
 def test_freed_memory_is_kept_for_the_next_array():
     """Page faults of a process that makes and frees an array of 24 MiB again and again, with and without."""
     code = (
-        "import sys, resource, numpy as np\nfrom minigrad.blas import keep_freed_memory\n"
+        "import sys, resource, numpy as np\nsys.path.insert(0, 'scripts')\n"
+        "from experiments.start import keep_freed_memory\n"
         "if sys.argv[1] == 'keep' and not keep_freed_memory(): print(-1); sys.exit()\n"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "for n in range(12):\n    if n == 2: before = faults()\n"

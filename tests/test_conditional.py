@@ -2,17 +2,17 @@
 
 import math
 
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+
 from estimators import create
 from estimators.enumeration import Given
 from minigrad import Rng, Tensor
 from minigrad.check import audit, gradcheck
 from minigrad.optim import SGD
 from models.conditional import UNITS, BetaNoise, ConditionalNetwork, Controller, DenseGate, activity_cost, root_sigmoid
-
-import numpy as np
-import pytest
-import scipy.special
-import scipy.stats
 
 GATES = {"noisy-rectifier": "rectifier", "sts": "smooth", "st-identity": "bit", "st": "bit", "reinforce-minvar": "bit"}
 X = np.random.default_rng(0).random((6, 7))
@@ -236,7 +236,7 @@ def test_noise_without_a_mode_is_a_sentence(target, beta):
 @pytest.mark.parametrize("gate", GATES)
 def test_every_family_of_gates_trains(gate):
     """A hundred steps on six examples make them better known, and move all weights."""
-    model, estimator = network(GATES[gate], dtype=np.float32), create(gate, code="bernoulli")
+    model, estimator = network(GATES[gate], dtype=np.float32), create(gate, family="bernoulli")
     before, x = model.state_dict(), X.astype(np.float32)
     optimizer, values = SGD(model.parameters(), 0.1), []
     for step in range(100):
@@ -263,18 +263,18 @@ def test_the_score_function_is_unbiased_for_three_experts(gate, exact):
         return {name: p.grad for name, p in model.named_parameters().items()}
 
     def by_enumeration(model):
-        codes = np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], float)
+        outcomes = np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], float)
         rows = np.repeat(np.arange(len(X)), 8)
         p = 1.0 / (1.0 + np.exp(-logits_of(model)[rows]))
-        h = np.tile(codes, (len(X), 1))
+        h = np.tile(outcomes, (len(X), 1))
         q = (p * h + (1.0 - p) * (1.0 - h)).prod(axis=1)
-        estimator = create(gate, code="bernoulli")
+        estimator = create(gate, family="bernoulli")
         if exact:  # baselines that are not 0
             estimator.load_state_dict({"weighted_cost": np.array([0.3, 0.1, 0.2]), "weight": np.array([0.2, 0.3, 0.1])})
         model.cost(X[rows], LABELS[rows], estimator, Given(samples=[h]))[0].backward(q)
 
     found = gradients(by_enumeration)
-    expected = gradients(lambda m: m.cost(X, LABELS, create("exact", code="bernoulli"), Rng(0))[0].sum().backward())
+    expected = gradients(lambda m: m.cost(X, LABELS, create("exact", family="bernoulli"), Rng(0))[0].sum().backward())
     for name in expected:
         if exact or name.startswith(("experts", "output")):
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-10, atol=1e-12, err_msg=name)
@@ -285,7 +285,7 @@ def test_the_score_function_is_unbiased_for_three_experts(gate, exact):
 @pytest.mark.parametrize("gate", ["sts", "st-identity", "noisy-rectifier", "noisy-rectifier:noise=normal"])
 def test_the_whole_loss_passes_the_audit(gate):
     model = network(GATES[gate.partition(":")[0]])
-    cost, a, h = model.cost(X, LABELS, create(gate, code="bernoulli"), Rng(3))
+    cost, a, h = model.cost(X, LABELS, create(gate, family="bernoulli"), Rng(3))
     result = audit(cost.mean() + 0.01 * model.sparsity_cost(a, h, 0.1))
     assert result.ok, str(result)
     rule = {"sts": "stochastic_times_smooth", "st-identity": "identity_straight_through"}
@@ -308,7 +308,7 @@ def test_dense_gates_are_differentiated_as_they_stand(unit, noise):
 
 def test_logits_are_sharpened_as_the_estimator_says():
     class Sharp(DenseGate):
-        sharpness = 3.0
+        logit_scale = 3.0
 
     model = network()
     np.testing.assert_allclose(model.cost(X, LABELS, Sharp("sigmoid"), Rng(0))[1].data, 3.0 * logits_of(model))

@@ -8,11 +8,11 @@ import struct
 import sys
 import threading
 
-from minigrad import Rng
-from models.data import DataError, binarise, load_images, mnist
-
 import numpy as np
 import pytest
+
+from minigrad import Rng
+from models.data import DataError, binarise, load_images, mnist
 
 
 def idx(array):

@@ -6,6 +6,9 @@ import operator
 import sys
 import types
 
+import numpy as np
+import pytest
+
 import devsim
 from devsim import DevsimBackend, ForbiddenTransfer, forbid
 from estimators import create
@@ -15,9 +18,6 @@ from minigrad.check import gradcheck
 from minigrad.fused import TINY
 from models.tree_lstm import TreeLSTM
 from models.vae import BernoulliVAE, CategoricalVAE
-
-import numpy as np
-import pytest
 
 
 @pytest.fixture(params=["devsim", pytest.param("cupy", marks=pytest.mark.gpu)])
@@ -171,14 +171,14 @@ PAIRS += [(name, "bernoulli") for name in ("exact", "arms", "nvil", "rodeo", "re
 
 
 @pytest.mark.filterwarnings("ignore:cupyx.allow_synchronize")  # it says that it does not see every wait
-@pytest.mark.parametrize(("name", "code"), PAIRS)
-def test_an_estimated_gradient_stays_on_the_device(device, name, code):
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_an_estimated_gradient_stays_on_the_device(device, name, family):
     results = []
     for backend in (Backend(), device):
-        make = CategoricalVAE if code == "categorical" else BernoulliVAE
-        sizes = (12, 2, 3, (8,)) if code == "categorical" else (12, 3, (8,))
+        make = CategoricalVAE if family == "categorical" else BernoulliVAE
+        sizes = (12, 2, 3, (8,)) if family == "categorical" else (12, 3, (8,))
         model, x = make(*sizes, rng=Rng(0)).to(backend), backend.to_device(Rng(0).uniform((5, 12)))
-        estimator = create(name, code=code)
+        estimator = create(name, family=family)
         with no_waiting(backend):
             reconstruction, kl = model.negative_elbo(x, estimator, Rng(1))
             (reconstruction + kl).mean().backward()

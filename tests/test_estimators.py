@@ -7,6 +7,12 @@ means in closed form, negative controls, the noise they draw, what they learn, a
 import itertools
 import math
 
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
 import ladder
 from devsim import DevsimBackend, forbid
 from estimators import ESTIMATORS, bernoulli, categorical, create, facts
@@ -43,13 +49,7 @@ from minigrad import Rng, Tensor, no_grad
 from minigrad.backend import Backend
 from minigrad.fused import log_softmax, softmax_array, softmax_vjp
 
-import numpy as np
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import stats
-
-PAIRS = [pytest.param(n, c.name, id=f"{n}-{c.name}") for n in ESTIMATORS for c in facts(n).codes]
+PAIRS = [pytest.param(n, c.name, id=f"{n}-{c.name}") for n in ESTIMATORS for c in facts(n).families]
 
 
 def rule(op, *arrays, g, **settings):
@@ -87,8 +87,8 @@ def test_darn_is_reinmax_and_zgr_for_a_bit():
     a, g = 1.5 * rng.standard_normal((2, 500))
     b = (rng.random(500) < 0.5).astype(float)
     expected = rule(darn, a, b, g=g)
-    np.testing.assert_allclose(rule(reinmax, a, b, g=g, code=bernoulli), expected, atol=1e-14)
-    np.testing.assert_allclose(rule(zgr, a, b, g=g, code=bernoulli), expected, atol=1e-14)
+    np.testing.assert_allclose(rule(reinmax, a, b, g=g, family=bernoulli), expected, atol=1e-14)
+    np.testing.assert_allclose(rule(zgr, a, b, g=g, family=bernoulli), expected, atol=1e-14)
     np.testing.assert_allclose(expected, g * (b - 0.5) * (b - bernoulli.probability(a)), atol=1e-14)
 
 
@@ -109,7 +109,7 @@ def test_a_bit_is_a_variable_of_two_classes(op):
         bit_input, pair_input = second, np.stack([1 - second, second], axis=-1)
     logits, cotangent = np.stack([0 * a, a], axis=-1), np.stack([0 * g, g], axis=-1)
     pair = rule(op, logits, pair_input, g=cotangent, **settings)
-    np.testing.assert_allclose(rule(op, a, bit_input, g=g, code=bernoulli, **settings), pair[:, 1], atol=1e-14)
+    np.testing.assert_allclose(rule(op, a, bit_input, g=g, family=bernoulli, **settings), pair[:, 1], atol=1e-14)
 
 
 def test_the_two_kinds_of_variables_offer_the_same_and_agree():
@@ -127,10 +127,10 @@ def test_the_two_kinds_of_variables_offer_the_same_and_agree():
     two = np.stack([0 * a, a], axis=-1)
     np.testing.assert_allclose(bernoulli.probability(bernoulli.log_odds(q)), q, atol=1e-30)
     np.testing.assert_allclose(bernoulli.probability(a), categorical.probability(two)[..., 1])
-    codes = bernoulli.outcomes((1, 3))
-    as_pairs = np.stack([1 - codes, codes], axis=-1)
+    outcomes = bernoulli.outcomes((1, 3))
+    as_pairs = np.stack([1 - outcomes, outcomes], axis=-1)
     np.testing.assert_allclose(
-        bernoulli.outcome_probability(bernoulli.probability(a), codes),
+        bernoulli.outcome_probability(bernoulli.probability(a), outcomes),
         categorical.outcome_probability(categorical.probability(two), as_pairs),
     )
     z, u = 0.3 + abs(rng.standard_normal((4, 3))), rng.standard_normal((4, 3))
@@ -146,11 +146,11 @@ def test_conditional_logistic_noise_is_finite_also_given_a_bit_of_no_probability
 
 def test_muprop_has_no_variance_on_a_linear_cost_and_reinforce_has():
     problem = ladder.Problem("categorical", 2, 4, "linear")
-    codes, f = categorical.outcomes((1, 2, 4)), problem.values(categorical.outcomes((1, 2, 4)))
-    p = np.broadcast_to(softmax_array(problem.logits), codes.shape)
-    g = muprop_gradient(p, codes, f, problem.values(p[:1]), problem.a.reshape(1, 2, 4))
+    outcomes, f = categorical.outcomes((1, 2, 4)), problem.values(categorical.outcomes((1, 2, 4)))
+    p = np.broadcast_to(softmax_array(problem.logits), outcomes.shape)
+    g = muprop_gradient(p, outcomes, f, problem.values(p[:1]), problem.a.reshape(1, 2, 4))
     assert g.std(axis=0).max() < 1e-14
-    assert reinforce_gradient(p, codes, f).std(axis=0).max() > 0.1
+    assert reinforce_gradient(p, outcomes, f).std(axis=0).max() > 0.1
 
 
 def test_double_control_variates_have_no_variance_on_a_linear_cost_and_are_rloo_at_alpha_zero():
@@ -171,18 +171,18 @@ def test_rodeo_is_rloo_at_alpha_and_beta_zero_and_its_stein_operator_has_mean_ze
     costs = rng.random((2, 100))
     g, _ = rodeo_gradient(p, bs, costs, h, flipped, 0.0, 0.0)
     np.testing.assert_allclose(g, rloo_gradient(p, bs, costs), atol=1e-14)
-    codes = bernoulli.outcomes((1, 4))
-    q, w = bernoulli.outcome_probability(p[:1], codes)[0], flip_weights(p[:1], codes)
+    outcomes = bernoulli.outcomes((1, 4))
+    q, w = bernoulli.outcome_probability(p[:1], outcomes)[0], flip_weights(p[:1], outcomes)
     h = lambda b: (b @ [1.0, -2.0, 0.5, 3.0] + 0.3) ** 3
-    flips = np.stack([h(np.where(np.arange(4) == i, 1 - codes, codes)) for i in range(4)], axis=1)
-    assert abs(q @ (w * (flips - h(codes)[:, None])).sum(axis=1)) < 1e-12
+    flips = np.stack([h(np.where(np.arange(4) == i, 1 - outcomes, outcomes)) for i in range(4)], axis=1)
+    assert abs(q @ (w * (flips - h(outcomes)[:, None])).sum(axis=1)) < 1e-12
 
 
 def test_rodeo_is_its_formula_with_the_stein_operator_written_out():
     """The corrections have mean 0, so that no expectation tells whether they are the stated ones."""
     rng = np.random.default_rng(0)
-    p, codes, h, f = rng.random((1, 3)), bernoulli.outcomes((1, 3)), rng.random((3, 8)), rng.random(3)
-    w, drawn, alpha, beta = flip_weights(p, codes), [1, 6, 3], 0.7, -0.4
+    p, outcomes, h, f = rng.random((1, 3)), bernoulli.outcomes((1, 3)), rng.random((3, 8)), rng.random(3)
+    w, drawn, alpha, beta = flip_weights(p, outcomes), [1, 6, 3], 0.7, -0.4
     flip = lambda c, i: c ^ (4 >> i)  # codes count in binary, the first bit in front
 
     def stein(v, c):
@@ -191,9 +191,9 @@ def test_rodeo_is_its_formula_with_the_stein_operator_written_out():
     expected = 0.0
     for s, c in enumerate(drawn):
         others = np.mean([f[t] + alpha * stein(h[t], drawn[t]) for t in range(3) if t != s])
-        expected += (f[s] - others) * (codes[c] - p[0]) + beta * stein(h[s][:, None] * (codes - p), c)
+        expected += (f[s] - others) * (outcomes[c] - p[0]) + beta * stein(h[s][:, None] * (outcomes - p), c)
     flipped = np.array([[h[s, flip(c, i)] for i in range(3)] for s, c in enumerate(drawn)])
-    given = codes[drawn][:, None], f[:, None], h[[0, 1, 2], drawn][:, None], flipped[:, None]
+    given = outcomes[drawn][:, None], f[:, None], h[[0, 1, 2], drawn][:, None], flipped[:, None]
     np.testing.assert_allclose(rodeo_gradient(p, *given, alpha, beta)[0][0], expected / 3, atol=1e-14)
 
 
@@ -228,10 +228,10 @@ def test_local_expectation_is_the_measure_valued_derivative_and_exact_for_one_va
 
 def test_the_best_baseline_of_bengio_2013_has_the_least_variance():
     """Eq. 10 against every other constant, by enumeration of one bit."""
-    p, codes, f = np.array([[0.3]]), np.array([[0.0], [1.0]]), np.array([2.0, 5.0])
-    q, square = np.array([0.7, 0.3]), ((codes - 0.3) ** 2)[:, 0]
+    p, outcomes, f = np.array([[0.3]]), np.array([[0.0], [1.0]]), np.array([2.0, 5.0])
+    q, square = np.array([0.7, 0.3]), ((outcomes - 0.3) ** 2)[:, 0]
     best = (q * square * f).sum() / (q * square).sum()
-    variance = lambda b: np.average((minimum_variance_gradient(p, codes, f, b)[:, 0] - 0.63) ** 2, weights=q)
+    variance = lambda b: np.average((minimum_variance_gradient(p, outcomes, f, b)[:, 0] - 0.63) ** 2, weights=q)
     assert all(variance(best) < variance(best + h) for h in (-0.1, 0.1, 1.0))
     assert variance(best) < variance(q @ f)  # the mean is not the best baseline
 
@@ -322,11 +322,11 @@ def test_the_beam_search_draws_without_replacement_from_the_joint_distribution()
     log_p = log_softmax(rng.standard_normal((2, 3))).data
     classes, found = stochastic_beam_search(np.broadcast_to(log_p, (n, 2, 3)), rng.gumbel(size=(2, n, 3, 3)), 3)
     np.testing.assert_allclose(found, log_p[0][classes[..., 0]] + log_p[1][classes[..., 1]])
-    codes = classes[..., 0] * 3 + classes[..., 1]
-    assert all(len(set(row)) == 3 for row in codes[:500])
+    outcomes = classes[..., 0] * 3 + classes[..., 1]
+    assert all(len(set(row)) == 3 for row in outcomes[:500])
     q = np.exp(log_p[0][:, None] + log_p[1]).reshape(-1)
-    assert stats.chisquare(np.bincount(codes[:, 0], minlength=9), n * q).pvalue > 1e-3
-    pairs = np.bincount(codes[:, 0] * 9 + codes[:, 1], minlength=81).reshape(9, 9)
+    assert stats.chisquare(np.bincount(outcomes[:, 0], minlength=9), n * q).pvalue > 1e-3
+    pairs = np.bincount(outcomes[:, 0] * 9 + outcomes[:, 1], minlength=81).reshape(9, 9)
     expected = n * q[:, None] * q / (1 - q[:, None])
     off = ~np.eye(9, dtype=bool)
     assert stats.chisquare(pairs[off], expected[off] * pairs[off].sum() / expected[off].sum()).pvalue > 1e-3
@@ -404,7 +404,7 @@ def test_each_property_of_gst_can_be_switched_off(consistent, detached, gap):
 
 
 NOT_PER_SAMPLE = ("spsa", "lax", "measure-valued", "finite-differences")
-SUM_ZERO = [n for n in ESTIMATORS if facts(n).code is categorical and n not in NOT_PER_SAMPLE]
+SUM_ZERO = [n for n in ESTIMATORS if facts(n).family is categorical and n not in NOT_PER_SAMPLE]
 
 
 @pytest.mark.parametrize("name", SUM_ZERO)
@@ -521,9 +521,9 @@ def test_reinmax_cv_is_reinmax_without_its_scale_and_raises_the_variance_with_it
 # ---- what control variates learn
 
 
-@pytest.mark.parametrize("code", [categorical, bernoulli])
+@pytest.mark.parametrize("family", [categorical, bernoulli])
 @pytest.mark.parametrize("variate", ["cost", "network"])
-def test_the_mixed_derivative_of_a_control_variate(code, variate):
+def test_the_mixed_derivative_of_a_control_variate(family, variate):
     """Σ a c(z) + ⟨v, ∇c(z)⟩ by differences with respect to every parameter, and ∇c(z) itself."""
     from estimators.learned import Learned
 
@@ -538,7 +538,7 @@ def test_the_mixed_derivative_of_a_control_variate(code, variate):
     learned.start(lambda: initial, like=z)
 
     def control():
-        return SoftenedCost(cost, learned, code) if variate == "cost" else Network(learned)
+        return SoftenedCost(cost, learned, family) if variate == "cost" else Network(learned)
 
     def total():
         value, g = control()(z)
@@ -564,12 +564,12 @@ def test_the_mixed_derivative_of_a_control_variate(code, variate):
 LEARNERS = ["rebar", "rebar-coupled", "relax", "lax", "double-cv", "rodeo"]
 
 
-@pytest.mark.parametrize(("name", "code"), [p for p in PAIRS if p.values[0] in LEARNERS])
-def test_what_is_learned_descends_on_the_mean_square_of_the_estimate(name, code):
+@pytest.mark.parametrize(("name", "family"), [p for p in PAIRS if p.values[0] in LEARNERS])
+def test_what_is_learned_descends_on_the_mean_square_of_the_estimate(name, family):
     """The gradients handed to Adam are those of mean ‖ĝ‖² over the batch, at fixed noise: every parameter, by
     differences."""
-    problem = ladder.Problem(code, 3, 3 if code == "categorical" else 2, "cubic")
-    estimator = create(f"{name}:lr=0.05" + (",hidden=4" if name in ("relax", "lax", "rodeo") else "")).of(code)
+    problem = ladder.Problem(family, 3, 3 if family == "categorical" else 2, "cubic")
+    estimator = create(f"{name}:lr=0.05" + (",hidden=4" if name in ("relax", "lax", "rodeo") else "")).of(family)
     for step in range(3):  # away from the zeros at the start
         ladder.run(problem, estimator, 20, Rng(4).at(step))
         estimator.update()
@@ -629,21 +629,21 @@ def test_nvil_learns_what_the_cost_of_each_input_is():
     assert spread(estimator, 500) < 0.05 * spread(create("nvil:normalise=0"), 500)
 
 
-@pytest.mark.parametrize("code", ["categorical", "bernoulli"])
-def test_rebar_with_eta_zero_is_reinforce(code):
-    problem = ladder.Problem(code, 3, 2, "cubic")
-    estimator = create("rebar").of(code)
+@pytest.mark.parametrize("family", ["categorical", "bernoulli"])
+def test_rebar_with_eta_zero_is_reinforce(family):
+    problem = ladder.Problem(family, 3, 2, "cubic")
+    estimator = create("rebar").of(family)
     _, before = ladder.run(problem, estimator, 50, Rng(3))
     estimator.learned["w"][:] = -60.0
     _, g = ladder.run(problem, estimator, 50, Rng(3))
-    d = estimator.code.harden(problem.rows(50).data + estimator.code.noise(Rng(3), problem.rows(50).data))
-    p = estimator.code.probability(problem.rows(50).data)
+    d = estimator.family.harden(problem.rows(50).data + estimator.family.noise(Rng(3), problem.rows(50).data))
+    p = estimator.family.probability(problem.rows(50).data)
     np.testing.assert_allclose(g, reinforce_gradient(p, d, problem.values(d)), atol=1e-12)
     assert np.abs(before - g).max() > 0.1
 
 
 @pytest.mark.parametrize(
-    ("name", "reference", "code"),
+    ("name", "reference", "family"),
     [
         ("double-cv", "rloo", "bernoulli"),
         ("rodeo", "rloo", "bernoulli"),
@@ -653,9 +653,9 @@ def test_rebar_with_eta_zero_is_reinforce(code):
         ("nvil", "reinforce-mean", "bernoulli"),
     ],
 )
-def test_what_has_learned_nothing_yet_changes_nothing(name, reference, code):
-    problem = ladder.Problem(code, 3, 2, "cubic")
-    found, plain = (ladder.run(problem, create(n, code=code), 20, Rng(3))[1] for n in (name, reference))
+def test_what_has_learned_nothing_yet_changes_nothing(name, reference, family):
+    problem = ladder.Problem(family, 3, 2, "cubic")
+    found, plain = (ladder.run(problem, create(n, family=family), 20, Rng(3))[1] for n in (name, reference))
     np.testing.assert_allclose(found, plain, atol=1e-12)
 
 
@@ -695,9 +695,9 @@ def one_cost(d):
     return ((d * weight).sum(axis=tuple(range(1, d.ndim))) + 0.5) ** 3.0
 
 
-def logits_of(code, batch, dtype=np.float64):
-    theta = THETA if code == "categorical" else THETA[:2]
-    shape = (batch, 1, 4) if code == "categorical" else (batch, 2)
+def logits_of(family, batch, dtype=np.float64):
+    theta = THETA if family == "categorical" else THETA[:2]
+    shape = (batch, 1, 4) if family == "categorical" else (batch, 2)
     return Tensor(np.broadcast_to(theta, shape).astype(dtype), requires_grad=True)
 
 
@@ -708,11 +708,11 @@ def true_gradient():
 WITHOUT_BASELINE = ("reinforce", "reinforce-mean", "reinforce-minvar", "nvil", "ar", "lax")
 
 
-@pytest.mark.parametrize(("name", "code"), [p for p in PAIRS if p.values[0] not in WITHOUT_BASELINE])
-def test_a_constant_cost_has_no_gradient(name, code):
+@pytest.mark.parametrize(("name", "family"), [p for p in PAIRS if p.values[0] not in WITHOUT_BASELINE])
+def test_a_constant_cost_has_no_gradient(name, family):
     """Sample by sample: a baseline, or the difference of two costs, takes a constant away. (Added in the place of
     subtracted, it would leave every expectation as it is.)"""
-    estimator, logits = create(name, code=code), logits_of(code, 50)
+    estimator, logits = create(name, family=family), logits_of(family, 50)
     for step in range(2):  # the second time with what it has learned
         logits.grad = None
         estimator(logits, lambda d: 0.0 * one_cost(d) + 7.0, Rng(0).at(step)).sum().backward()
@@ -735,16 +735,20 @@ three = lambda x, r: r.site("conditional").exponential((3, *x.shape), like=x.dat
 
 
 @pytest.mark.parametrize(
-    ("spec", "code", "expected"),
+    ("spec", "family", "expected"),
     [
         ("st:tau=2", "categorical", lambda x, r: straight_through(x, hard(x, r), tau=2.0)),
-        ("st:tau=2", "bernoulli", lambda x, r: straight_through(x, bit(x, r), tau=2.0, code=bernoulli)),
+        ("st:tau=2", "bernoulli", lambda x, r: straight_through(x, bit(x, r), tau=2.0, family=bernoulli)),
         ("reinmax:tau=2", "categorical", lambda x, r: reinmax(x, hard(x, r), tau=2.0)),
-        ("reinmax:tau=2", "bernoulli", lambda x, r: reinmax(x, bit(x, r), tau=2.0, code=bernoulli)),
+        ("reinmax:tau=2", "bernoulli", lambda x, r: reinmax(x, bit(x, r), tau=2.0, family=bernoulli)),
         ("gumbel-softmax:tau=2", "categorical", lambda x, r: gumbel_softmax(x, gumbel(x, r), tau=2.0)),
-        ("gumbel-softmax:tau=2", "bernoulli", lambda x, r: gumbel_softmax(x, logistic(x, r), tau=2.0, code=bernoulli)),
+        (
+            "gumbel-softmax:tau=2",
+            "bernoulli",
+            lambda x, r: gumbel_softmax(x, logistic(x, r), tau=2.0, family=bernoulli),
+        ),
         ("st-gs:tau=2", "categorical", lambda x, r: st_gumbel_softmax(x, gumbel(x, r), tau=2.0)),
-        ("st-gs:tau=2", "bernoulli", lambda x, r: st_gumbel_softmax(x, logistic(x, r), tau=2.0, code=bernoulli)),
+        ("st-gs:tau=2", "bernoulli", lambda x, r: st_gumbel_softmax(x, logistic(x, r), tau=2.0, family=bernoulli)),
         ("gumbel-rao:tau=2,samples=3", "categorical", lambda x, r: gumbel_rao(x, hard(x, r), three(x, r), tau=2.0)),
         ("gst:tau=2,gap=0.5", "categorical", lambda x, r: gapped_straight_through(x, hard(x, r), gap=0.5, tau=2.0)),
         ("reinmax-rao:tau=2,samples=3", "categorical", lambda x, r: reinmax_rao(x, hard(x, r), three(x, r), tau=2.0)),
@@ -761,7 +765,7 @@ three = lambda x, r: r.site("conditional").exponential((3, *x.shape), like=x.dat
         (
             "st-decoupled:tau_f=2,tau_b=0.5",
             "bernoulli",
-            lambda x, r: straight_through(x, r.bernoulli(x.data / 2.0), tau=0.5, code=bernoulli),
+            lambda x, r: straight_through(x, r.bernoulli(x.data / 2.0), tau=0.5, family=bernoulli),
         ),
         (
             "st-gs-decoupled:tau_f=2,tau_b=0.5",
@@ -771,27 +775,27 @@ three = lambda x, r: r.site("conditional").exponential((3, *x.shape), like=x.dat
         (
             "st-gs-decoupled:tau_f=2,tau_b=0.5",
             "bernoulli",
-            lambda x, r: decoupled_st_gumbel_softmax(x, logistic(x, r), tau_f=2.0, tau_b=0.5, code=bernoulli),
+            lambda x, r: decoupled_st_gumbel_softmax(x, logistic(x, r), tau_f=2.0, tau_b=0.5, family=bernoulli),
         ),
     ],
 )
-def test_the_options_of_a_sampler_reach_its_rule(spec, code, expected):
+def test_the_options_of_a_sampler_reach_its_rule(spec, family, expected):
     found = []
-    for draw in (create(spec, code=code).sample, expected):
-        logits = logits_of(code, 20)
+    for draw in (create(spec, family=family).sample, expected):
+        logits = logits_of(family, 20)
         d = draw(logits, Rng(3))
         d.backward(np.sin(np.arange(d.size, dtype=float)).reshape(d.shape))
         found.append([d.data, logits.grad])
     np.testing.assert_array_equal(found[0], found[1])
 
 
-@pytest.mark.parametrize("code", ["categorical", "bernoulli"])
-def test_spsa_is_the_difference_of_two_costs_at_the_same_noise(code):
-    estimator, logits, rng, c = create("spsa:width=0.8", code=code), logits_of(code, 40), Rng(6), 0.8
+@pytest.mark.parametrize("family", ["categorical", "bernoulli"])
+def test_spsa_is_the_difference_of_two_costs_at_the_same_noise(family):
+    estimator, logits, rng, c = create("spsa:width=0.8", family=family), logits_of(family, 40), Rng(6), 0.8
     estimator(logits, one_cost, rng).sum().backward()
-    noise = estimator.code.noise(rng.site("common"), logits.data)
+    noise = estimator.family.noise(rng.site("common"), logits.data)
     signs = np.where(rng.site("signs").uniform(logits.shape, like=logits.data) < 0.5, -1.0, 1.0)
-    above, below = (one_cost(estimator.code.harden(logits.data + s * signs + noise)) for s in (c, -c))
+    above, below = (one_cost(estimator.family.harden(logits.data + s * signs + noise)) for s in (c, -c))
     slope = (above - below) / (2 * c)
     np.testing.assert_allclose(logits.grad, slope.reshape(-1, *[1] * (logits.ndim - 1)) * signs)
 
@@ -809,10 +813,10 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize(("name", "code"), PAIRS)
-def test_the_stated_number_of_evaluations_is_the_number_of_evaluations(name, code):
-    estimator, counts = create(name).of(code), []
-    logits = logits_of(code, 3)
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_the_stated_number_of_evaluations_is_the_number_of_evaluations(name, family):
+    estimator, counts = create(name).of(family), []
+    logits = logits_of(family, 3)
     for step in range(11):
         counts.append(0)
 
@@ -827,7 +831,7 @@ def test_the_stated_number_of_evaluations_is_the_number_of_evaluations(name, cod
         base, more = int(stated[0]), int(stated.split("and ")[1][0])
         assert counts == [base + more] + 9 * [base] + [base + more]
     else:
-        expected = estimator.samples if stated == "S" else COUNTS[stated][code] if stated in COUNTS else int(stated)
+        expected = estimator.samples if stated == "S" else COUNTS[stated][family] if stated in COUNTS else int(stated)
         assert counts == 11 * [expected]
 
 
@@ -839,10 +843,10 @@ def test_a_changed_forward_distribution_is_the_stated_one(name):
     n, seen = 40_000, []
     logits = Tensor(np.full((n, 1), 0.8), requires_grad=True)
     estimator.of("bernoulli")(logits, lambda d: (seen.append(d.data), d.sum(axis=1))[1], Rng(1))
-    sharpness = {"st-slope:rate=1": 3.0, "sts": 1.0}.get(name, 0.4)
-    p = 1 / (1 + np.exp(-0.8 * sharpness))
+    logit_scale = {"st-slope:rate=1": 3.0, "sts": 1.0}.get(name, 0.4)
+    p = 1 / (1 + np.exp(-0.8 * logit_scale))
     p = np.sqrt(p) if name == "sts" else p
-    assert estimator.sharpness == pytest.approx(sharpness)
+    assert estimator.logit_scale == pytest.approx(logit_scale)
     assert stats.binomtest(int((seen[0] > 0).sum()), n, p).pvalue > 1e-3
 
 
@@ -966,7 +970,7 @@ def test_the_reference_of_ars_changes_from_call_to_call():
 def test_learning_waits_for_update_and_is_forgotten_by_a_loaded_state():
     for name in ("rebar", "nvil", "reinforce-mean", "reinforce-minvar", "double-cv"):
         estimator = create(name)
-        problem = ladder.Problem(estimator.code.name, 3, 2, "cubic")
+        problem = ladder.Problem(estimator.family.name, 3, 2, "cubic")
         ladder.run(problem, estimator, 20, Rng(0))
         fresh = create(name).state_dict()
         before = estimator.state_dict()
@@ -1047,19 +1051,19 @@ def test_a_masked_class_has_no_part_in_reinmax_rao_at_high_temperatures():
     np.testing.assert_allclose(spread[0].sum(axis=-1), 0.0, atol=1e-10)
 
 
-@pytest.mark.parametrize(("name", "code"), [p for p in PAIRS if p.values[0] not in ("exact", "finite-differences")])
-def test_the_forward_distribution_is_the_stated_one(name, code):
+@pytest.mark.parametrize(("name", "family"), [p for p in PAIRS if p.values[0] not in ("exact", "finite-differences")])
+def test_the_forward_distribution_is_the_stated_one(name, family):
     seen, n = [], 20_000
-    logits, estimator = logits_of(code, n), create(name).of(code)
+    logits, estimator = logits_of(family, n), create(name).of(family)
     estimator(logits, lambda d: (seen.append(d.data), one_cost(d))[1], Rng(8))
-    p = estimator.code.probability(estimator.sharpness * logits.data[0])
+    p = estimator.family.probability(estimator.logit_scale * logits.data[0])
     points = seen[: 1 if name == "unordered-set" else SAMPLES.get(name, 1)]  # a set's first member is a sample
     for d in points:
         if estimator.support == "hard":
             assert set(np.unique(d)) == {0.0, 1.0}
-            if code == "categorical":
+            if family == "categorical":
                 assert np.array_equal(d.sum(axis=-1), np.ones((n, 1)))
-        if code == "categorical":
+        if family == "categorical":
             counts = np.bincount(d[:, 0].argmax(axis=-1), minlength=4)
             assert stats.chisquare(counts, n * p[0]).pvalue > 1e-3
         else:
@@ -1071,13 +1075,13 @@ def test_the_forward_distribution_is_the_stated_one(name, code):
         assert not np.array_equal(points[0], points[1])
 
 
-@pytest.mark.parametrize(("name", "code"), PAIRS)
-def test_what_the_cost_depends_on_gets_the_gradient_of_the_value(name, code):
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_what_the_cost_depends_on_gets_the_gradient_of_the_value(name, family):
     """∂value/∂W by differences, at fixed noise: nothing leaks from control variates or from the estimator's own
     learning into the parameters behind the cost."""
-    w = Tensor(WEIGHT[: 4 if code == "categorical" else 2].copy(), requires_grad=True)
+    w = Tensor(WEIGHT[: 4 if family == "categorical" else 2].copy(), requires_grad=True)
     cost = lambda d: ((d * w).sum(axis=tuple(range(1, d.ndim))) + 0.5) ** 2.0
-    value = lambda: create(name).of(code)(logits_of(code, 3), cost, Rng(2)).sum()
+    value = lambda: create(name).of(family)(logits_of(family, 3), cost, Rng(2)).sum()
     value().backward()
     for i in range(w.size):
         before, values = w.data[i], []
@@ -1088,7 +1092,7 @@ def test_what_the_cost_depends_on_gets_the_gradient_of_the_value(name, code):
         assert w.grad[i] == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-6, abs=1e-8)
 
 
-@pytest.mark.parametrize("name", [n for n in ESTIMATORS if facts(n).code is categorical])
+@pytest.mark.parametrize("name", [n for n in ESTIMATORS if facts(n).family is categorical])
 def test_masked_classes_have_no_probability_and_no_gradient(name):
     mask = np.array([True, False, True, True, False])
     logits = np.array([0.4, 9.0, -0.6, 0.9, 3.0])
@@ -1115,7 +1119,7 @@ def test_masked_classes_have_no_probability_and_no_gradient(name):
         assert all((d[..., ~mask] == 0.0).all() for d in seen)
 
 
-@pytest.mark.parametrize("name", [n for n in ESTIMATORS if facts(n).unbiased and facts(n).code is categorical])
+@pytest.mark.parametrize("name", [n for n in ESTIMATORS if facts(n).unbiased and facts(n).family is categorical])
 def test_masking_a_class_leaves_the_problem_without_it(name):
     """The mean over the classes that are left is the exact gradient of the smaller problem."""
     mask, theta = np.array([True, False, True, True]), np.array([0.4, 9.0, -0.6, 0.9])
@@ -1159,7 +1163,7 @@ def test_a_bad_mask_is_refused(mask):
     with pytest.raises((ValueError, TypeError), match="mask"):
         create("st").sample(logits, Rng(0), mask=mask)
     with pytest.raises(ValueError, match="a bit has none to spare"):
-        create("st", code="bernoulli").sample(logits, Rng(0), mask=mask)
+        create("st", family="bernoulli").sample(logits, Rng(0), mask=mask)
 
 
 # ---- at the edges: finite results, in the dtype of the logits, or one clear sentence
@@ -1178,20 +1182,20 @@ EDGES = st.fixed_dictionaries(
 )
 
 
-@pytest.mark.parametrize(("name", "code"), PAIRS)
+@pytest.mark.parametrize(("name", "family"), PAIRS)
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(edge=EDGES)
-def test_results_are_finite_at_the_edges(name, code, edge):
+def test_results_are_finite_at_the_edges(name, family, edge):
     rng = np.random.default_rng(edge["seed"])
-    categorical_code = code == "categorical"
+    categorical_code = family == "categorical"
     shape = (edge["batch"], edge["variables"], edge["classes"]) if categorical_code else (edge["batch"], 3)
     mask = None
     if categorical_code and edge["masked"]:
         mask = rng.random(shape) < 0.5
         mask[..., 0] |= ~mask.any(axis=-1)
     options = [key for key in ("tau", "tau_f", "tau_b") if key in vars(create(name))]
-    tau = max(edge["tau"], getattr(create(name), "coolest", 0.0))
-    estimator = create(f"{name}:" + ",".join(f"{key}={tau}" for key in options)).of(code)
+    tau = max(edge["tau"], getattr(create(name), "min_tau", 0.0))
+    estimator = create(f"{name}:" + ",".join(f"{key}={tau}" for key in options)).of(family)
     logits = Tensor((edge["scale"] * rng.standard_normal(shape)).astype(edge["dtype"]), requires_grad=True)
     axes = tuple(range(1, len(shape)))
     for step in range(2):  # the second time with what it has learned
@@ -1208,17 +1212,17 @@ def test_results_are_finite_at_the_edges(name, code, edge):
             assert np.abs(logits.grad).max() < 1e-4  # one class only: nothing to choose
 
 
-@pytest.mark.parametrize(("name", "code"), PAIRS)
-def test_an_estimator_gives_the_same_bits_on_the_stand_in_device(name, code):
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_an_estimator_gives_the_same_bits_on_the_stand_in_device(name, family):
     """… and with a saved state: two steps, then a new estimator goes on with the third."""
     results = []
     for backend in (Backend(), DevsimBackend()):
-        start = logits_of(code, 5, np.float32).data + np.random.default_rng(0).standard_normal(1).astype(np.float32)
+        start = logits_of(family, 5, np.float32).data + np.random.default_rng(0).standard_normal(1).astype(np.float32)
         logits, weight = Tensor(backend.to_device(start), requires_grad=True), WEIGHT[: start.shape[-1]]
         weight = backend.to_device(weight.astype(np.float32))
         axes = tuple(range(1, start.ndim))
         cost = lambda d, w=weight, axes=axes: ((d * w).sum(axis=axes) - 1.0) ** 2.0
-        estimator = create(name).of(code)
+        estimator = create(name).of(family)
         for step in range(4):
             logits.grad = None
             with forbid("sync", "d2h"):
@@ -1227,11 +1231,11 @@ def test_an_estimator_gives_the_same_bits_on_the_stand_in_device(name, code):
                 estimator.update()
             results.append([backend.to_host(value.data), backend.to_host(logits.grad)])
             if step == 1:
-                state, estimator = estimator.state_dict(), create(name).of(code)
+                state, estimator = estimator.state_dict(), create(name).of(family)
                 assert all(type(v) is np.ndarray for v in state.values())
                 estimator.load_state_dict(state)
         with forbid("sync", "d2h"):
-            straight = create(name).of(code)
+            straight = create(name).of(family)
             for step in range(4):
                 logits.grad = None
                 straight(logits, cost, Rng(4).at(step), inputs=logits.data).sum().backward()
@@ -1268,14 +1272,14 @@ def test_the_running_mean_uses_the_past_only_and_changes_only_in_update():
 @pytest.mark.parametrize("name", [n for n in ESTIMATORS if facts(n).state or facts(n).learned])
 def test_a_state_of_another_estimator_is_refused(name):
     estimator = create(name)
-    problem = ladder.Problem(estimator.code.name, 3, 2, "linear")
+    problem = ladder.Problem(estimator.family.name, 3, 2, "linear")
     ladder.run(problem, estimator, 5, Rng(0))
     estimator.update()
     with pytest.raises(ValueError, match="another estimator"):
         create("st").load_state_dict(estimator.state_dict())
     if estimator.learned:  # of the same kind, but another size
-        other, bigger = create(name), ladder.Problem(estimator.code.name, 3, 3, "linear")
-        bigger = ladder.Problem("bernoulli", 2, 2, "linear") if estimator.code is bernoulli else bigger
+        other, bigger = create(name), ladder.Problem(estimator.family.name, 3, 3, "linear")
+        bigger = ladder.Problem("bernoulli", 2, 2, "linear") if estimator.family is bernoulli else bigger
         other.load_state_dict(estimator.state_dict())
         if estimator.learned.parameters.keys() & {"W1"} and name != "rodeo":
             with pytest.raises(ValueError, match="another estimator"):
@@ -1286,7 +1290,7 @@ def test_a_state_of_another_estimator_is_refused(name):
 def test_the_slope_grows_with_the_updates_up_to_its_most(spec):
     estimator, slopes = create(spec), []
     for _ in range(4):
-        slopes.append(estimator.sharpness)
+        slopes.append(estimator.logit_scale)
         a = Tensor(np.array([[0.3, 0.9, -0.2]]), requires_grad=True)
         estimator(a, lambda d: (d * 2.0).sum(axis=1), Rng(0)).backward()
         s, p = slopes[-1], 1 / (1 + np.exp(-slopes[-1] * a.data))
@@ -1366,19 +1370,19 @@ def test_a_bad_estimator_is_refused_in_one_sentence(spec, tau, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "code"), [(n, c) for n in ESTIMATORS for c in ("categorical", "bernoulli", "gauss") if c not in
-                       {m.name for m in facts(n).codes}]
+    ("name", "family"), [(n, c) for n in ESTIMATORS for c in ("categorical", "bernoulli", "gauss") if c not in
+                       {m.name for m in facts(n).families}]
 )  # fmt: skip
-def test_a_kind_of_variables_that_an_estimator_does_not_handle_is_refused(name, code):
-    with pytest.raises(ValueError, match=f"is for .* variables, not '{code}'"):
-        create(name, code=code)
+def test_a_kind_of_variables_that_an_estimator_does_not_handle_is_refused(name, family):
+    with pytest.raises(ValueError, match=f"is for .* variables, not '{family}'"):
+        create(name, family=family)
 
 
 def test_options_in_the_name_reach_the_estimator():
     assert create("rloo:samples=4").samples == 4
     assert create("gst:gap=0.8,tau=0.5").gap == 0.8
     assert create("gst-p", 0.5).gap == "p"
-    assert create("st", code="bernoulli").code is bernoulli
+    assert create("st", family="bernoulli").family is bernoulli
     assert create("rebar-coupled").coupled
     assert create("rebar:coupled=1").coupled
     assert create("st-slope:rate=0,most=1").most == 1.0
@@ -1392,16 +1396,16 @@ def test_options_may_be_numpy_numbers():
     assert type(rloo.samples) is int
 
 
-@pytest.mark.parametrize(("name", "code"), PAIRS)
-def test_logits_that_are_no_tensor_are_refused(name, code):
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_logits_that_are_no_tensor_are_refused(name, family):
     with pytest.raises(TypeError, match="the logits must be a Tensor, got ndarray"):
-        create(name).of(code)(logits_of(code, 3).data, one_cost, Rng(0))
+        create(name).of(family)(logits_of(family, 3).data, one_cost, Rng(0))
 
 
-@pytest.mark.parametrize(("name", "code"), PAIRS)
-def test_a_batch_without_examples_teaches_nothing(name, code):
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_a_batch_without_examples_teaches_nothing(name, family):
     """A baseline would be the mean of no numbers, and NaN from then on."""
-    estimator = create(name, code=code)
+    estimator = create(name, family=family)
     for step, shape in enumerate([(0, 2, 3), (2, 2, 3), (0, 2, 3), (2, 2, 3)]):
         logits = Tensor(np.zeros(shape), requires_grad=True)
         before = estimator.state_dict()
@@ -1417,28 +1421,28 @@ def test_a_batch_without_examples_teaches_nothing(name, code):
                     np.testing.assert_array_equal(array, before[key])
 
 
-@pytest.mark.parametrize(("name", "code"), PAIRS)
-def test_a_cost_that_is_not_per_example_is_refused(name, code):
-    logits = logits_of(code, 3)
-    for axes in ((0, *range(1, logits.ndim)), logits.ndim - 1 if code == "categorical" else 0):
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_a_cost_that_is_not_per_example_is_refused(name, family):
+    logits = logits_of(family, 3)
+    for axes in ((0, *range(1, logits.ndim)), logits.ndim - 1 if family == "categorical" else 0):
         with pytest.raises(ValueError, match="one value per example"):
-            create(name).of(code)(logits, lambda d, axes=axes: d.sum(axis=axes), Rng(0))
+            create(name).of(family)(logits, lambda d, axes=axes: d.sum(axis=axes), Rng(0))
 
 
-@pytest.mark.parametrize(("name", "code"), PAIRS)
-def test_a_cost_that_is_no_tensor_and_logits_without_examples_are_refused(name, code):
-    estimator = create(name, code=code)
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_a_cost_that_is_no_tensor_and_logits_without_examples_are_refused(name, family):
+    estimator = create(name, family=family)
     for cost, kind in ((lambda d: np.ones(len(d)), "ndarray"), (lambda d: 1.0, "float"), (lambda d: None, "NoneType")):
         with pytest.raises(TypeError, match=f"the cost must give a Tensor, but it gave {kind}"):
-            estimator(logits_of(code, 3), cost, Rng(0))
+            estimator(logits_of(family, 3), cost, Rng(0))
     with pytest.raises(ValueError, match=r"logits need a .* axis.*, got the shape \(\)"):
         estimator(Tensor(0.0, requires_grad=True), lambda d: d * 1.0, Rng(0))
 
 
-@pytest.mark.parametrize(("name", "code"), PAIRS)
-def test_values_can_be_computed_without_a_graph(name, code):
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_values_can_be_computed_without_a_graph(name, family):
     with no_grad():
-        value = create(name).of(code)(Tensor(logits_of(code, 3).data), one_cost, Rng(0))
+        value = create(name).of(family)(Tensor(logits_of(family, 3).data), one_cost, Rng(0))
     assert value.shape == (3,)
     assert not value.requires_grad
 
@@ -1450,9 +1454,9 @@ def test_exact_refuses_too_many_outcomes(name):
         create(name)(logits, lambda d: d.sum(axis=(1, 2)), Rng(0))
 
 
-@pytest.mark.parametrize(("name", "code"), PAIRS)
-def test_no_two_draws_of_a_call_have_one_address(addresses, name, code):
-    create(name, code=code)(logits_of(code, 3), one_cost, Rng(0))
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_no_two_draws_of_a_call_have_one_address(addresses, name, family):
+    create(name, family=family)(logits_of(family, 3), one_cost, Rng(0))
     assert len(addresses) == len(set(addresses))
 
 

@@ -7,15 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import evaluate_listops
-import run_folder
-import train_listops
-import train_vae
-from minigrad import checkpoint
-from models.data import listops
-
 import numpy as np
 import pytest
+
+import evaluate_listops
+import train_listops
+import train_vae
+from experiments import run_folder
+from minigrad import checkpoint
+from models.data import listops
 
 ROOT = Path(__file__).parents[1]
 SIZES = ["--generate", "200", "--dim", "8", "--hidden", "8", "--max-length", "15", "--epochs", "2", "--lr", "1e-2"]

@@ -9,6 +9,9 @@ linear, a quadratic, a cubic and an exponential cost. Every cell asserts "exact"
 
 import itertools
 
+import numpy as np
+import pytest
+
 import ladder
 from estimators import ESTIMATORS, create, facts
 from estimators.categorical import conditional_gumbel
@@ -17,9 +20,6 @@ from estimators.stick_breaking import sticks
 from estimators.unordered_set import set_weights, unordered_set_gradient
 from minigrad import Rng
 from minigrad.fused import softmax_array
-
-import numpy as np
-import pytest
 
 # the options with which a cell is decisive: several samples, but few; a bias that can be seen
 OPTIONS = {
@@ -43,9 +43,9 @@ EXACT_ON = {"all": set(ladder.COSTS), "quadratic": {"linear", "quadratic"}, "lin
 DRAWS = 20_000
 
 
-def made(name, code, problem):
+def made(name, family, problem):
     """The estimator with a past: state, networks and temperatures that are no longer what they were at the start."""
-    estimator = create(f"{name}:{OPTIONS.get(name, '')}").of(code)
+    estimator = create(f"{name}:{OPTIONS.get(name, '')}").of(family)
     if estimator.state or estimator.learned is not None:
         for step in range(4):
             ladder.run(problem, estimator, 40, Rng(9).at(step))
@@ -63,15 +63,15 @@ def enumerated(name, estimator, problem):
         return ladder.over_samples(problem, estimator, samples=2)
     if name == "sum-and-sample":
         return over_sum_and_sample(problem, estimator)
-    if name == "measure-valued" and estimator.code.name == "bernoulli":
+    if name == "measure-valued" and estimator.family.name == "bernoulli":
         return ladder.over_samples(problem, estimator)
     if name == "measure-valued":
         # linear in the classes drawn for the negative parts: the estimate at their mean is the mean of the estimate
         p = softmax_array(problem.logits)
         others = np.where(np.eye(p.shape[-1]) > 0, 0.0, p[:, None, :])
-        codes, q = ladder.outcomes(problem, estimator)
+        outcomes, q = ladder.all_outcomes(problem, estimator)
         mean = np.broadcast_to(others / others.sum(axis=-1, keepdims=True), (len(q), *others.shape))
-        value, g = ladder.run(problem, estimator, len(q), Given(samples=[codes, mean]))
+        value, g = ladder.run(problem, estimator, len(q), Given(samples=[outcomes, mean]))
         return q @ value, np.tensordot(q, g, axes=1)
     if name == "unordered-set":
         return over_sets(problem, estimator)
@@ -101,31 +101,31 @@ NOISE = {
 def quadrature(name, estimator, problem):
     """The mean over one or two dimensions of noise; None if there are more. A network that sees both Gumbels has more,
     so LAX and RELAX have so few for a bit only."""
-    bit = estimator.code.name == "bernoulli"
+    bit = estimator.family.name == "bernoulli"
     known = name in NOISE and (bit or name not in ("lax", "relax"))
     if problem.logits.size > 2 or len(problem.logits) > 1 or not known:
         return None
     conditional, samples = NOISE[name]
-    p = estimator.code.probability(estimator.sharpness * problem.logits).ravel()[0]
+    p = estimator.family.probability(estimator.logit_scale * problem.logits).ravel()[0]
     breaks = [p, 1 - p] if name in ("ars", "arsm") else [1 - p]  # b = [a + log u/(1 − u) > 0]
     return ladder.over_noise(problem, estimator, breaks, conditional, samples)
 
 
 def over_sum_and_sample(problem, estimator):
-    codes, q = ladder.outcomes(problem, estimator)
+    outcomes, q = ladder.all_outcomes(problem, estimator)
     p = softmax_array(problem.logits)
     top = np.eye(p.shape[-1])[p.argmax(axis=-1)]
     rest = p * (1 - top)
-    weight_z = np.prod(((rest / rest.sum(axis=-1, keepdims=True)) * codes).sum(axis=-1), axis=-1)
+    weight_z = np.prod(((rest / rest.sum(axis=-1, keepdims=True)) * outcomes).sum(axis=-1), axis=-1)
     i, j = np.array(list(itertools.product(np.flatnonzero(weight_z), range(len(q))))).T
-    value, g = ladder.run(problem, estimator, len(i), Given(samples=[codes[i], codes[j]]))
+    value, g = ladder.run(problem, estimator, len(i), Given(samples=[outcomes[i], outcomes[j]]))
     weight = weight_z[i] * q[j]
     return weight @ value, np.tensordot(weight, g, axes=1)
 
 
 def over_sets(problem, estimator, size=2):
     """All sets of different outcomes, with the probability of drawing each without replacement, in any order."""
-    codes, q = ladder.outcomes(problem, estimator)
+    outcomes, q = ladder.all_outcomes(problem, estimator)
     sets = np.array(list(itertools.combinations(range(len(q)), size))).T
     probability = 0.0
     for order in itertools.permutations(range(size)):
@@ -134,10 +134,10 @@ def over_sets(problem, estimator, size=2):
             drawn, rest = drawn * q[sets[place]] / rest, rest - q[sets[place]]
         probability = probability + drawn
     assert probability.sum() == pytest.approx(1.0)
-    f = problem.values(codes)[sets]
+    f = problem.values(outcomes)[sets]
     first, second = set_weights(np.log(q[sets]))
     p = np.broadcast_to(softmax_array(problem.logits), (sets.shape[1], *problem.logits.shape))
-    g = unordered_set_gradient(p, codes[sets], f, first, second)
+    g = unordered_set_gradient(p, outcomes[sets], f, first, second)
     return probability @ (first * f).sum(axis=0), np.tensordot(probability, g, axes=1)
 
 
@@ -147,38 +147,38 @@ def breaks(name, estimator, problem):
         psi, _, _ = sticks(np.sort(problem.logits, axis=-1))
         p = 1 / (1 + np.exp(-psi))
     else:
-        p = estimator.code.probability(problem.logits)
+        p = estimator.family.probability(problem.logits)
     return p[..., None] if name == "ar" else np.stack([p, 1 - p], axis=-1)
 
 
 def objective(name, estimator, problem):
     """The gradient of what the estimator claims to estimate, and its value."""
-    codes, q = ladder.outcomes(problem, estimator)
+    outcomes, q = ladder.all_outcomes(problem, estimator)
     if name == "vimco":  # −E log mean e^(−f) over pairs, by the score of both
-        f = problem.values(codes)
+        f = problem.values(outcomes)
         bound = -np.log(0.5 * (np.exp(-f[:, None]) + np.exp(-f)))
-        score = codes - estimator.code.probability(problem.logits)
+        score = outcomes - estimator.family.probability(problem.logits)
         weight = q[:, None] * q * bound
         return weight.sum(), np.tensordot(weight.sum(axis=1) + weight.sum(axis=0), score, axes=1)
-    return q @ problem.values(codes), ladder.exact(problem, estimator)
+    return q @ problem.values(outcomes), ladder.exact(problem, estimator)
 
 
 def cells():
     for name in ESTIMATORS:
-        for code in facts(name).codes:
+        for family in facts(name).families:
             for L, K in ladder.SIZES:
-                if code.name == "categorical" or K == 2:
+                if family.name == "categorical" or K == 2:
                     for cost in ladder.COSTS:
-                        yield pytest.param(name, code.name, L, K, cost, id=f"{name}-{code.name}-{L}x{K}-{cost}")
+                        yield pytest.param(name, family.name, L, K, cost, id=f"{name}-{family.name}-{L}x{K}-{cost}")
 
 
 OWN_NOISE = ("gumbel-softmax", "noisy-rectifier", "sts")  # another objective, with noise in it: below
 
 
-@pytest.mark.parametrize(("name", "code", "L", "K", "cost"), [c for c in cells() if c.values[0] not in OWN_NOISE])
-def test_exactness_ladder(name, code, L, K, cost):
-    problem = ladder.Problem(code, L, K, cost)
-    estimator = made(name, code, problem)
+@pytest.mark.parametrize(("name", "family", "L", "K", "cost"), [c for c in cells() if c.values[0] not in OWN_NOISE])
+def test_exactness_ladder(name, family, L, K, cost):
+    problem = ladder.Problem(family, L, K, cost)
+    estimator = made(name, family, problem)
     claimed_value, claimed = objective(name, estimator, problem)
     exact = cost in EXACT_ON[estimator.exact_for]
     found = enumerated(name, estimator, problem)
@@ -199,18 +199,18 @@ def test_exactness_ladder(name, code, L, K, cost):
         assert z < 4.5 if exact else z > 6.0
 
 
-@pytest.mark.parametrize(("name", "code", "L", "K", "cost"), [c for c in cells() if c.values[0] in OWN_NOISE])
-def test_exactness_ladder_of_relaxed_objectives(name, code, L, K, cost):
+@pytest.mark.parametrize(("name", "family", "L", "K", "cost"), [c for c in cells() if c.values[0] in OWN_NOISE])
+def test_exactness_ladder_of_relaxed_objectives(name, family, L, K, cost):
     """Units that put out something between the discrete values estimate the gradient of their own E f(h): differences
     of its mean, with common noise, decide; and it is never the gradient of E f(D).
 
     The rectifier's output is not bounded, and the exponential cost has no mean then: it gets a bounded one."""
     unbounded = (name, cost) == ("noisy-rectifier", "exponential")
-    problem = ladder.Problem(code, L, K, "bounded" if unbounded else cost)
-    estimator = made(name, code, problem)
+    problem = ladder.Problem(family, L, K, "bounded" if unbounded else cost)
+    estimator = made(name, family, problem)
     if name == "sts":  # b depends on θ, too: sum over b
         mean_at = lambda: ladder.over_uniforms(
-            problem, estimator, np.sqrt(estimator.code.probability(problem.logits))[..., None]
+            problem, estimator, np.sqrt(estimator.family.probability(problem.logits))[..., None]
         )
     elif quadrature(name, estimator, problem) is not None:
         mean_at = lambda: quadrature(name, estimator, problem)
@@ -236,7 +236,7 @@ def test_exactness_ladder_of_relaxed_objectives(name, code, L, K, cost):
 
 @pytest.mark.parametrize("cost", ladder.COSTS)
 @pytest.mark.parametrize(
-    ("spec", "code"),
+    ("spec", "family"),
     [
         ("st:tau=2", "categorical"),
         ("reinmax:tau=2", "categorical"),
@@ -246,10 +246,10 @@ def test_exactness_ladder_of_relaxed_objectives(name, code, L, K, cost):
         ("gst:detached=0", "categorical"),
     ],
 )
-def test_options_that_cost_an_estimator_its_exactness(spec, code, cost):
+def test_options_that_cost_an_estimator_its_exactness(spec, family, cost):
     """Another temperature, another surrogate, another expansion point. (Without temperature, these are exact for
     linear or quadratic costs; DARN at ½ still is for linear ones.)"""
-    problem, estimator = ladder.Problem(code, 3, 3 if code == "categorical" else 2, cost), create(spec)
+    problem, estimator = ladder.Problem(family, 3, 3 if family == "categorical" else 2, cost), create(spec)
     if spec.startswith("st-slope"):
         estimator.update()
     _, g = ladder.over_samples(problem, estimator)
@@ -267,10 +267,10 @@ def test_every_cell_is_there():
 
 
 def test_the_oracle_is_the_derivative_of_the_expectation():
-    for code, K in (("categorical", 3), ("bernoulli", 2)):
+    for family, K in (("categorical", 3), ("bernoulli", 2)):
         for cost in ladder.COSTS:
-            problem = ladder.Problem(code, 3, K, cost)
-            estimator = create("exact").of(code)
+            problem = ladder.Problem(family, 3, K, cost)
+            estimator = create("exact").of(family)
             found, numeric = ladder.exact(problem, estimator), np.zeros_like(problem.logits)
             theta = problem.logits
             for at in np.ndindex(theta.shape):
@@ -278,8 +278,8 @@ def test_the_oracle_is_the_derivative_of_the_expectation():
                 for h in (1e-6, -1e-6):
                     problem.logits = theta.copy()
                     problem.logits[at] += h
-                    codes, q = ladder.outcomes(problem, estimator)
-                    values.append(q @ problem.values(codes))
+                    outcomes, q = ladder.all_outcomes(problem, estimator)
+                    values.append(q @ problem.values(outcomes))
                 numeric[at] = (values[0] - values[1]) / 2e-6
             np.testing.assert_allclose(found, numeric, rtol=1e-6, atol=1e-7)
 
@@ -328,11 +328,11 @@ def test_unordered_sets_of_several_sizes_are_exact(size):
 )
 def test_other_options_and_what_was_enumerated_by_its_rule_are_unbiased_as_called(spec):
     estimator = create(spec)
-    code = estimator.code.name
-    problem = ladder.Problem(code, 3, 4 if code == "categorical" else 2, "cubic")
+    family = estimator.family.name
+    problem = ladder.Problem(family, 3, 4 if family == "categorical" else 2, "cubic")
     value, g = ladder.monte_carlo(problem, estimator, 2 * DRAWS)
-    codes, q = ladder.outcomes(problem, estimator)
-    assert abs(ladder.z_scores(value, q @ problem.values(codes))) < 4.5
+    outcomes, q = ladder.all_outcomes(problem, estimator)
+    assert abs(ladder.z_scores(value, q @ problem.values(outcomes))) < 4.5
     assert np.abs(ladder.z_scores(g, ladder.exact(problem, estimator))).max() < 4.5
 
 
@@ -340,12 +340,12 @@ def test_other_options_and_what_was_enumerated_by_its_rule_are_unbiased_as_calle
 
 
 @pytest.mark.parametrize("name", ["rebar", "rebar-coupled", "relax"])
-@pytest.mark.parametrize(("code", "K"), [("categorical", 3), ("bernoulli", 2)])
-def test_rebar_without_the_dependence_of_the_conditional_noise_on_theta_is_biased(monkeypatch, name, code, K):
+@pytest.mark.parametrize(("family", "K"), [("categorical", 3), ("bernoulli", 2)])
+def test_rebar_without_the_dependence_of_the_conditional_noise_on_theta_is_biased(monkeypatch, name, family, K):
     """The known bug of published code: z̃ differentiated as θ + noise, without ∂v'/∂θ."""
-    problem = ladder.Problem(code, 3, K, "cubic")
-    estimator = made(name, code, problem)
-    monkeypatch.setattr(estimator.code, "conditional_vjp", lambda p, d, z, u: u)
+    problem = ladder.Problem(family, 3, K, "cubic")
+    estimator = made(name, family, problem)
+    monkeypatch.setattr(estimator.family, "conditional_vjp", lambda p, d, z, u: u)
     _, g = ladder.monte_carlo(problem, estimator, DRAWS)
     assert np.abs(ladder.z_scores(g, ladder.exact(problem, estimator))).max() > 20
 
@@ -359,15 +359,15 @@ def test_the_conditional_derivative_is_that_of_the_conditional_sample():
     d = np.eye(4)[rng.integers(0, 4, 50)]
     e, u, v = rng.exponential(size=(50, 4)), rng.standard_normal((50, 4)), rng.standard_normal((50, 4))
     bits, uniform = (rng.random((50, 4)) < 0.5).astype(float), rng.random((50, 4))
-    for code, sample, at in (
+    for family, sample, at in (
         (categorical, d, lambda t: conditional_gumbel(t, d, e[None])[0]),
         (bernoulli, bits, lambda t: bernoulli.conditional_logistic(t, bits, uniform)),
     ):
-        p, z = code.probability(theta), at(theta)
-        np.testing.assert_array_equal(code.harden(z), sample)
+        p, z = family.probability(theta), at(theta)
+        np.testing.assert_array_equal(family.harden(z), sample)
         forward = (at(theta + 1e-6 * v) - at(theta - 1e-6 * v)) / 2e-6
-        np.testing.assert_allclose(code.conditional_jvp(p, sample, z, v), forward, rtol=1e-6, atol=1e-8)
-        backward = code.conditional_vjp(p, sample, z, u)
+        np.testing.assert_allclose(family.conditional_jvp(p, sample, z, v), forward, rtol=1e-6, atol=1e-8)
+        backward = family.conditional_vjp(p, sample, z, u)
         np.testing.assert_allclose((backward * v).sum(), (u * forward).sum(), rtol=1e-7)
 
 
@@ -399,12 +399,12 @@ def test_the_published_formula_of_darn_at_one_half_has_mean_zero_on_quadratic_co
     problem = ladder.Problem("bernoulli", 3, 2, "quadratic")
     problem.m = np.diag(np.diag(problem.m))
     estimator = create("darn:expand_at=half")
-    codes, q = ladder.outcomes(problem, estimator)
-    p = estimator.code.probability(problem.logits)
+    outcomes, q = ladder.all_outcomes(problem, estimator)
+    p = estimator.family.probability(problem.logits)
     half = np.full((1, 3), 0.5)
     df = problem.a + 2 * np.diag(problem.m) * 0.5
-    residual = problem.values(codes) - problem.values(half) - (codes - 0.5) @ df
-    np.testing.assert_allclose(np.tensordot(q * residual, codes - p, axes=1), 0.0, atol=1e-12)
+    residual = problem.values(outcomes) - problem.values(half) - (outcomes - 0.5) @ df
+    np.testing.assert_allclose(np.tensordot(q * residual, outcomes - p, axes=1), 0.0, atol=1e-12)
     exact = ladder.exact(problem, estimator)
     np.testing.assert_allclose(ladder.over_samples(problem, estimator)[1], exact, atol=1e-12)
     assert np.abs(exact).max() > 0.1

@@ -5,11 +5,11 @@ import os
 import statistics
 from pathlib import Path
 
-from minigrad import Rng
-from models.data import DataError, listops
-
 import numpy as np
 import pytest
+
+from minigrad import Rng
+from models.data import DataError, listops
 
 TOKEN = {token: i for i, token in enumerate(listops.TOKENS)}
 

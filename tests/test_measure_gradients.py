@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+from matplotlib.text import Text
+
 import measure_gradients
 import train_vae
 from estimators import ESTIMATORS, create
@@ -15,28 +19,24 @@ from estimators.score_function import Reinforce
 from measure_gradients import SmallProblem, Table, VAEProblem, enumerated, sampled
 from minigrad import Rng, Tensor, checkpoint
 
-import numpy as np
-import pytest
-from matplotlib.text import Text
-
 ROOT = Path(__file__).parents[1]
-CODES = measure_gradients.CODES
+FAMILIES = measure_gradients.FAMILIES
 IMAGES = 4
 
 
 @functools.cache
-def vae(code="categorical", seed=3):
+def vae(family="categorical", seed=3):
     """Four images, and weights large enough for the decoder to be far from linear in the code."""
-    sizes = {"variables": 2, "categories": 3} if code == "categorical" else {"variables": 4}
-    training = train_vae.Training(train_vae.Config(code=code, hidden=(8,), dtype="float64", seed=seed, **sizes))
+    sizes = {"variables": 2, "categories": 3} if family == "categorical" else {"variables": 4}
+    training = train_vae.Training(train_vae.Config(code=family, hidden=(8,), dtype="float64", seed=seed, **sizes))
     for p in training.model.parameters():
         p.data *= 3.0
     return VAEProblem(training, IMAGES, np.float64)
 
 
 @functools.cache
-def table(code="categorical", kind="vae", images=IMAGES):
-    return Table(vae(code) if kind == "vae" else SmallProblem(images, CODES[code], Rng(1), np.float64))
+def table(family="categorical", kind="vae", images=IMAGES):
+    return Table(vae(family) if kind == "vae" else SmallProblem(images, FAMILIES[family], Rng(1), np.float64))
 
 
 def image(i, n=1):
@@ -47,37 +47,37 @@ def image(i, n=1):
 
 
 @pytest.mark.parametrize("kind", ["vae", "small"])
-@pytest.mark.parametrize("code", CODES)
-def test_the_exact_gradient_of_the_table_is_the_one_through_the_model(code, kind):
-    t = table(code, kind)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_exact_gradient_of_the_table_is_the_one_through_the_model(family, kind):
+    t = table(family, kind)
     theta = Tensor(t.problem.logits, requires_grad=True)
-    value = create("exact", code=code)(theta, lambda d: t.problem.cost(d, np.arange(IMAGES)), Rng(0))
+    value = create("exact", family=family)(theta, lambda d: t.problem.cost(d, np.arange(IMAGES)), Rng(0))
     value.backward(np.ones(IMAGES))
     assert np.abs(theta.grad).max() > 1e-2
     np.testing.assert_allclose(t.gradient, theta.grad, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["vae", "small"])
-@pytest.mark.parametrize("code", CODES)
-def test_costs_and_slopes_of_the_table_are_those_of_the_tape(code, kind):
-    t = table(code, kind)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_costs_and_slopes_of_the_table_are_those_of_the_tape(family, kind):
+    t = table(family, kind)
     for i in range(IMAGES):
-        z = Tensor(t.codes, requires_grad=True)
-        f = t.problem.cost(z, image(i, len(t.codes)))
-        f.backward(np.ones(len(t.codes)))
+        z = Tensor(t.outcomes, requires_grad=True)
+        f = t.problem.cost(z, image(i, len(t.outcomes)))
+        f.backward(np.ones(len(t.outcomes)))
         np.testing.assert_allclose(t.costs[i], f.data, rtol=0, atol=1e-10)
         np.testing.assert_allclose(t.slopes[i], z.grad, rtol=0, atol=1e-10)
     assert t.slopes.std(axis=1).max() > 1e-2  # the cost is not linear in the code
 
 
-@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("points", ["outcomes", "one for each image", "all different"])
-def test_the_table_s_cost_is_the_cost_wherever_it_is_taken(code, points, rng):
-    t, images, repeats = table(code), np.array([2, 0]), 5
+def test_the_table_s_cost_is_the_cost_wherever_it_is_taken(family, points, rng):
+    t, images, repeats = table(family), np.array([2, 0]), 5
     if points == "outcomes":
-        d = t.codes[rng.integers(len(t.codes), size=len(images) * repeats)]
+        d = t.outcomes[rng.integers(len(t.outcomes), size=len(images) * repeats)]
     else:
-        d = CODES[code].probability(rng.standard_normal((len(images) * repeats, *t.codes.shape[1:])))
+        d = FAMILIES[family].probability(rng.standard_normal((len(images) * repeats, *t.outcomes.shape[1:])))
         if points == "one for each image":
             d = np.repeat(d[: len(images)], repeats, axis=0)
     weights, results = rng.standard_normal(len(d)), []
@@ -115,14 +115,14 @@ def by_loops(make, t):
     for i in range(IMAGES):
         estimator, found, q = make(), [], []
         theta = t.problem.logits[i : i + 1]
-        p = estimator.code.probability(estimator.sharpness * theta)
-        for z in t.codes:
+        p = estimator.family.probability(estimator.logit_scale * theta)
+        for z in t.outcomes:
             logits = Tensor(theta, requires_grad=True)
             cost = lambda d, i=i: t.problem.cost(d, image(i))
             inputs = None if t.problem.inputs is None else t.problem.inputs[i : i + 1]
             estimator(logits, cost, Given(samples=[z[None]], rng=Rng(0)), inputs=inputs).backward(np.ones(1))
             found.append(logits.grad[0])
-            chance = np.where(z > 0, p[0], 1.0 if estimator.code.name == "categorical" else 1.0 - p[0])
+            chance = np.where(z > 0, p[0], 1.0 if estimator.family.name == "categorical" else 1.0 - p[0])
             q.append(np.prod(chance))
         mean[i] = np.tensordot(q, found, axes=1)
         variance += sum(w * np.square(x - mean[i]).sum() for w, x in zip(q, found, strict=True))
@@ -138,32 +138,32 @@ def by_loops(make, t):
 
 
 ENUMERATED = [
-    (name, code)
+    (name, family)
     for name in ESTIMATORS
-    for code in CODES
-    if create(name).randomness in ("sample", "none") and measure_gradients.handles(name, code)
+    for family in FAMILIES
+    if create(name).randomness in ("sample", "none") and measure_gradients.handles(name, family)
 ]
 
 
-OPTIONS = [(spec, code) for spec in ("st-decoupled:tau_f=1.6", "reinmax:tau=2", "st:tau=0.6") for code in CODES]
+OPTIONS = [(spec, family) for spec in ("st-decoupled:tau_f=1.6", "reinmax:tau=2", "st:tau=0.6") for family in FAMILIES]
 
 
 @pytest.mark.parametrize(
-    ("name", "code"), [case for case in ENUMERATED if create(case[0]).randomness == "sample"] + OPTIONS
+    ("name", "family"), [case for case in ENUMERATED if create(case[0]).randomness == "sample"] + OPTIONS
 )
-def test_an_enumerated_row_is_what_plain_loops_find(name, code):
-    make, t = functools.partial(create, name, code=code), table(code)
+def test_an_enumerated_row_is_what_plain_loops_find(name, family):
+    make, t = functools.partial(create, name, family=family), table(family)
     found, expected = enumerated(make, t, Rng(0)), by_loops(make, t)
     assert found["how"] == "enumerated"
     for key, value in expected.items():
         assert found[key] == pytest.approx(value, rel=1e-9, abs=1e-11), key
 
 
-@pytest.mark.parametrize(("name", "code"), ENUMERATED)
-def test_unbiased_estimators_have_no_bias_and_the_others_have(name, code):
+@pytest.mark.parametrize(("name", "family"), ENUMERATED)
+def test_unbiased_estimators_have_no_bias_and_the_others_have(name, family):
     estimator, found = (
-        create(name, code=code),
-        enumerated(functools.partial(create, name, code=code), table(code), Rng(0)),
+        create(name, family=family),
+        enumerated(functools.partial(create, name, family=family), table(family), Rng(0)),
     )
     if estimator.exact_for == "all":
         assert found["bias"] < 1e-11
@@ -310,17 +310,17 @@ def test_groups_and_calls_do_not_change_what_is_counted(monkeypatch):
     assert len({x.tobytes() for x in seen}) == len(seen) == 60
 
 
-@pytest.mark.parametrize("code", CODES)
-def test_every_estimator_of_the_objective_can_be_measured(code):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_estimator_of_the_objective_can_be_measured(family):
     """All of them, at float32, on two images: finite numbers, and the evaluations that it says it has."""
-    training = train_vae.Training(train_vae.Config(code=code, hidden=(8,), variables=3, categories=3))
+    training = train_vae.Training(train_vae.Config(code=family, hidden=(8,), variables=3, categories=3))
     t = Table(VAEProblem(training, 2, np.float32))
-    counted = {"1": 1, "2": 2, "3": 3, "Kᴸ": 27 if code == "categorical" else 8, "S": None}
+    counted = {"1": 1, "2": 2, "3": 3, "Kᴸ": 27 if family == "categorical" else 8, "S": None}
     for name in ESTIMATORS:
         estimator = create(name)
-        if estimator.multi_sample or not measure_gradients.handles(name, code):
+        if estimator.multi_sample or not measure_gradients.handles(name, family):
             continue
-        row = measure_gradients.Row(name, None, functools.partial(create, name, code=code))
+        row = measure_gradients.Row(name, None, functools.partial(create, name, family=family))
         found = measure_gradients.measure(row, t, Rng(0), 40)
         assert all(found[key] is not None for key in ("bias", "deviation", "mse")), name
         assert found["how"] == ("enumerated" if estimator.randomness in ("sample", "none") else "sampled")
@@ -432,23 +432,23 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.usefixtures("no_figure")
-@pytest.mark.parametrize("code", CODES)
-def test_a_checkpoint_is_measured_on_the_test_images_of_its_run(tmp_path, trained, code):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_is_measured_on_the_test_images_of_its_run(tmp_path, trained, family):
     out = tmp_path / "run"
-    flags = ["--checkpoint", trained / code, "--images", 5, "--quiet", "--estimators", "reinforce", "reinmax"]
+    flags = ["--checkpoint", trained / family, "--images", 5, "--quiet", "--estimators", "reinforce", "reinmax"]
     assert run(*flags, "--taus", 1, "--out", out) == 0
     found = results(out)
-    assert json.loads((out / "config.json").read_text())["config"]["code"] == code
+    assert json.loads((out / "config.json").read_text())["config"]["code"] == family
     assert [r["epoch"] for r in found] == [1, 1]
     assert found[0]["bias"] < 1e-11
     assert 1e-3 < found[1]["bias"] < 0.5
 
-    about = json.loads((trained / code / "config.json").read_text())["config"] | {"hidden": (8,)}
+    about = json.loads((trained / family / "config.json").read_text())["config"] | {"hidden": (8,)}
     training = train_vae.Training(train_vae.Config(**about))
-    training.restore(*measure_gradients.RunFolder(trained / code).load())
+    training.restore(*measure_gradients.RunFolder(trained / family).load())
     theta = Tensor(training.model.encode(training.test[:5]).data, requires_grad=True)
     cost = lambda d: measure_gradients.bce_with_logits(training.model.decode(d), training.test[:5])
-    create("exact", code=code)(theta, cost, Rng(0)).backward(np.ones(5, np.float32))
+    create("exact", family=family)(theta, cost, Rng(0)).backward(np.ones(5, np.float32))
     assert found[0]["gradient_norm"] == pytest.approx(np.sqrt(np.square(theta.grad).sum()), rel=1e-4)
 
 

@@ -2,12 +2,12 @@
 
 import copy
 
+import numpy as np
+import pytest
+
 from minigrad import Rng, Tensor, nn
 from minigrad.fused import cross_entropy
 from minigrad.optim import OPTIMIZERS, SGD, Adam, RAdam, clip_grad_norm
-
-import numpy as np
-import pytest
 
 
 class Net(nn.Module):

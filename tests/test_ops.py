@@ -3,14 +3,14 @@
 import inspect
 import pkgutil
 
+import numpy as np
+import pytest
+
 import cases
 import estimators
 from devsim import forbid
 from minigrad import Tensor, fused, ops
 from minigrad.check import audit, check_rule
-
-import numpy as np
-import pytest
 
 
 @pytest.mark.parametrize("case", cases.CASES, ids=cases.name)

@@ -6,16 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 import polynomial
 from devsim import DevsimBackend, forbid
 from estimators import ESTIMATORS, create
 from estimators.enumeration import Given
+from experiments.run_folder import RunFolder
 from minigrad import Tensor
 from minigrad.backend import Backend
-from run_folder import RunFolder
-
-import numpy as np
-import pytest
 
 ROOT = Path(__file__).parents[1]
 POWERS = (1.5, 2.0, 3.0)
@@ -35,26 +35,28 @@ def slopes(t, p):
 # ---- the closed forms against the estimators' own code, with both outcomes weighed by their probabilities
 
 
-def mean_gradient(name, q, t, p, code="categorical", **options):
+def mean_gradient(name, q, t, p, family="categorical", **options):
     """The mean of the estimator's gradient in the bit's logit, by enumeration of z = 0 and 1."""
-    estimator, a = create(name, code=code, **options), float(np.log(q / (1.0 - q)))
+    estimator, a = create(name, family=family, **options), float(np.log(q / (1.0 - q)))
     z = np.array([[0.0], [1.0]])
-    theta, outcomes = (np.array([a]), z) if code == "bernoulli" else (np.array([[a, 0.0]]), np.stack([z, 1.0 - z], -1))
+    theta, outcomes = (
+        (np.array([a]), z) if family == "bernoulli" else (np.array([[a, 0.0]]), np.stack([z, 1.0 - z], -1))
+    )
     logits = Tensor(np.broadcast_to(theta, (2, *theta.shape)).copy(), requires_grad=True)
     value = estimator(logits, lambda d: polynomial.cost(d, t, p), Given(samples=[outcomes]))
     value.backward(np.array([1.0 - q, q]))
     g = logits.grad.sum(axis=0)
-    if code == "categorical":
+    if family == "categorical":
         assert g[0, 0] == pytest.approx(-g[0, 1], abs=1e-14)
     return g.flat[0]
 
 
 @pytest.mark.parametrize("t", TARGETS)
 @pytest.mark.parametrize("p", POWERS)
-@pytest.mark.parametrize("code", ["categorical", "bernoulli"])
-def test_the_exact_gradient_is_the_slope_of_the_expected_loss_and_never_changes_sign(p, t, code):
+@pytest.mark.parametrize("family", ["categorical", "bernoulli"])
+def test_the_exact_gradient_is_the_slope_of_the_expected_loss_and_never_changes_sign(p, t, family):
     slope = polynomial.expected_loss(1.0, t, p) - polynomial.expected_loss(0.0, t, p)  # it is linear in q
-    gradients = [mean_gradient("exact", q, t, p, code) for q in Q]
+    gradients = [mean_gradient("exact", q, t, p, family) for q in Q]
     np.testing.assert_allclose(gradients, Q * (1.0 - Q) * slope, rtol=0, atol=1e-12)
     assert (np.sign(gradients) == np.sign(0.5 - t)).all()
     ends = [float(polynomial.cost(np.array([[z]]), t, p)[0]) for z in (0.0, 1.0)]
@@ -64,17 +66,17 @@ def test_the_exact_gradient_is_the_slope_of_the_expected_loss_and_never_changes_
 
 @pytest.mark.parametrize("t", TARGETS)
 @pytest.mark.parametrize("p", POWERS)
-@pytest.mark.parametrize("code", ["categorical", "bernoulli"])
-def test_the_mean_gradient_of_straight_through(p, t, code):
+@pytest.mark.parametrize("family", ["categorical", "bernoulli"])
+def test_the_mean_gradient_of_straight_through(p, t, family):
     low, high = slopes(t, p)
-    gradients = [mean_gradient("st", q, t, p, code) for q in Q]
+    gradients = [mean_gradient("st", q, t, p, family) for q in Q]
     np.testing.assert_allclose(gradients, Q * (1.0 - Q) * (Q * high + (1.0 - Q) * low), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("t", TARGETS)
 @pytest.mark.parametrize("p", POWERS)
 @pytest.mark.parametrize(
-    ("name", "code", "options"),
+    ("name", "family", "options"),
     [
         ("st", "categorical", {}),
         ("st", "bernoulli", {}),
@@ -83,11 +85,11 @@ def test_the_mean_gradient_of_straight_through(p, t, code):
         ("st-identity", "bernoulli", {}),
     ],
 )
-def test_straight_through_descends_to_its_fixed_point_from_either_side(p, t, name, code, options):
+def test_straight_through_descends_to_its_fixed_point_from_either_side(p, t, name, family, options):
     fixed = polynomial.straight_through_fixed_point(t, p)
-    assert abs(mean_gradient(name, fixed, t, p, code, **options)) < 1e-12
+    assert abs(mean_gradient(name, fixed, t, p, family, **options)) < 1e-12
     for q in Q:
-        assert np.sign(mean_gradient(name, q, t, p, code, **options)) == np.sign(np.round(q - fixed, 12))
+        assert np.sign(mean_gradient(name, q, t, p, family, **options)) == np.sign(np.round(q - fixed, 12))
     u, v = t ** (p - 1.0), (1.0 - t) ** (p - 1.0)
     assert fixed == pytest.approx(u / (u + v), abs=1e-14)
     level = polynomial.levels(t, p)["straight-through's fixed point"]
@@ -98,7 +100,7 @@ def test_straight_through_descends_to_its_fixed_point_from_either_side(p, t, nam
 @pytest.mark.parametrize("t", TARGETS)
 @pytest.mark.parametrize("p", POWERS)
 @pytest.mark.parametrize(
-    ("name", "code"),
+    ("name", "family"),
     [
         ("reinmax", "categorical"),
         ("reinmax", "bernoulli"),
@@ -107,11 +109,11 @@ def test_straight_through_descends_to_its_fixed_point_from_either_side(p, t, nam
         ("darn", "bernoulli"),
     ],
 )
-def test_reinmax_is_the_exact_gradient_times_one_factor(p, t, name, code):
+def test_reinmax_is_the_exact_gradient_times_one_factor(p, t, name, family):
     factor = polynomial.reinmax_factor(t, p)
     for q in Q:
-        exact = mean_gradient("exact", q, t, p, code)
-        assert mean_gradient(name, q, t, p, code) == pytest.approx(factor * exact, rel=0, abs=1e-12)
+        exact = mean_gradient("exact", q, t, p, family)
+        assert mean_gradient(name, q, t, p, family) == pytest.approx(factor * exact, rel=0, abs=1e-12)
     assert factor > 0.0
     low, high = slopes(t, p)
     f0, f1 = polynomial.expected_loss(0.0, t, p), polynomial.expected_loss(1.0, t, p)

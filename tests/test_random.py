@@ -2,14 +2,14 @@
 
 import hashlib
 
-from minigrad import Rng
-from minigrad.random import argmax_one_hot, gumbel_from_uniform, one_hot, uniform_from_bits
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+
+from minigrad import Rng
+from minigrad.random import argmax_one_hot, gumbel_from_uniform, one_hot, uniform_from_bits
 
 ADVERSARIAL = np.array([0, 2**64 - 1, 0xFFFFFFFF, 0xFFFFFFFF << 32, 0x1FF, 0xFFFFFFFFFFFFFE00, 1 << 63], np.uint64)
 

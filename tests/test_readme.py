@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import estimator_table
-from estimators import ESTIMATORS
-
 import pytest
+
+from estimators import ESTIMATORS
+from tools import estimator_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -44,7 +44,7 @@ def test_the_audit_in_the_readme_is_what_audit_prints(tmp_path):
 @pytest.mark.parametrize("file", estimator_table.TABLES)
 def test_the_estimator_tables_are_current(file):
     text = (ROOT / file).read_text()
-    assert estimator_table.with_table(file, text) == text, "run python scripts/estimator_table.py --write"
+    assert estimator_table.with_table(file, text) == text, "run python scripts/tools/estimator_table.py --write"
 
 
 def test_the_field_guide_has_a_section_for_every_estimator_and_names_tests_that_exist():

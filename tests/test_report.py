@@ -4,12 +4,12 @@ import csv
 import json
 import math
 
-import report
-import sweep
-from specification import run_key
-
 import pytest
 from scipy import stats
+
+import report
+import sweep
+from experiments.specification import run_key
 
 REPORT = {
     "metrics": ["test", "train"],

@@ -2,6 +2,9 @@
 
 import itertools
 
+import numpy as np
+import pytest
+
 from devsim import DevsimBackend, forbid
 from estimators import ESTIMATORS, create, facts
 from minigrad import Rng, fused
@@ -10,9 +13,6 @@ from minigrad.check import audit
 from minigrad.nn import Linear
 from minigrad.optim import Adam
 from models.semi_supervised import SemiSupervisedVAE, WithClass
-
-import numpy as np
-import pytest
 
 B, D, K, M, H = 3, 5, 4, 2, (6, 3)
 
@@ -50,14 +50,14 @@ def bound_with_label(state, x, y, noise):
     return -log_likelihood + kl - np.log(1.0 / y.shape[1])
 
 
-def q_of_class(state, x, sharpness=1.0):
-    e = np.exp(sharpness * network(state, "classifier", x))
+def q_of_class(state, x, logit_scale=1.0):
+    e = np.exp(logit_scale * network(state, "classifier", x))
     return e / e.sum(axis=1, keepdims=True)
 
 
-def bound_without_label(state, x, noise, sharpness=1.0):
+def bound_without_label(state, x, noise, logit_scale=1.0):
     """U(x) = Σ_y q(y|x) L(x, y) − H(q(y|x))"""
-    q = q_of_class(state, x, sharpness)
+    q = q_of_class(state, x, logit_scale)
     costs = [bound_with_label(state, x, np.tile(np.eye(K)[k], (len(x), 1)), noise) for k in range(K)]
     return (q * np.stack(costs, axis=1)).sum(axis=1) + (q * np.log(q)).sum(axis=1)
 
@@ -76,7 +76,7 @@ def test_both_bounds_are_the_formulas(hidden):
     expected = bound_with_label(state, x, np.eye(K)[LABELS], noise_of(rng))
     np.testing.assert_allclose(model.labelled(x, LABELS, rng, alpha=0.0).data, expected, rtol=1e-12)
     expected -= 0.7 * np.log(q_of_class(state, x, 1.5)[np.arange(B), LABELS])
-    np.testing.assert_allclose(model.labelled(x, LABELS, rng, 0.7, sharpness=1.5).data, expected, rtol=1e-12)
+    np.testing.assert_allclose(model.labelled(x, LABELS, rng, 0.7, logit_scale=1.5).data, expected, rtol=1e-12)
     expected = bound_without_label(state, x, noise_of(rng.site("style")))
     np.testing.assert_allclose(model.unlabelled(x, rng).data, expected, rtol=1e-12)
     np.testing.assert_allclose(model.bound(x, rng), expected, rtol=1e-12)
@@ -241,7 +241,7 @@ def test_analogies_keep_the_style_and_change_the_class():
         np.testing.assert_allclose(images[b, k], 1.0 / (1.0 + np.exp(-y)), rtol=1e-10)
 
 
-HANDLED = [n for n in ESTIMATORS if facts(n).codes[0].name == "categorical" and not facts(n).multi_sample]
+HANDLED = [n for n in ESTIMATORS if facts(n).families[0].name == "categorical" and not facts(n).multi_sample]
 
 
 @pytest.mark.parametrize("name", [None, *HANDLED])

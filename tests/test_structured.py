@@ -2,6 +2,9 @@
 
 import itertools
 
+import numpy as np
+import pytest
+
 from devsim import DevsimBackend, forbid
 from estimators import ESTIMATORS, create, facts
 from minigrad import Rng, grad
@@ -11,11 +14,8 @@ from minigrad.fused import bce_with_logits
 from minigrad.optim import Adam
 from models.structured import StochasticNetwork
 
-import numpy as np
-import pytest
-
 KINDS = ("bernoulli", "categorical")
-PAIRS = [pytest.param(n, c.name, id=f"{n}-{c.name}") for n in ESTIMATORS for c in facts(n).codes]
+PAIRS = [pytest.param(n, c.name, id=f"{n}-{c.name}") for n in ESTIMATORS for c in facts(n).families]
 NESTED = [p for p in PAIRS if not facts(p.values[0]).multi_sample]
 
 
@@ -29,10 +29,10 @@ def tiny(kind, layers=2, seed=1):
 
 
 def estimators_of(model, spec):
-    return [create(spec, code=model.code) for _ in range(model.depth)]
+    return [create(spec, family=model.family) for _ in range(model.depth)]
 
 
-def outcomes(kind):
+def layer_outcomes(kind):
     """All values of a layer, (N, width)."""
     return np.array(list(itertools.product((0.0, 1.0), repeat=2))) if kind == "bernoulli" else np.eye(3)
 
@@ -46,12 +46,16 @@ def probability(kind, theta, d):
     return (d * e).sum(axis=-1) / e.sum(axis=-1)
 
 
-def joint(model, x, y, sharpness=1.0):
+def joint(model, x, y, logit_scale=1.0):
     """(probability, −log p(y|d_last)) of every path through all layers: written down without the model's code."""
     paths = [(1.0, x[0])]
     for layer in model.layers[:-1]:
-        theta = lambda below, layer=layer: sharpness * (below @ layer.weight.data + layer.bias.data)
-        paths = [(q * probability(model.code, theta(below), d), d) for q, below in paths for d in outcomes(model.code)]
+        theta = lambda below, layer=layer: logit_scale * (below @ layer.weight.data + layer.bias.data)
+        paths = [
+            (q * probability(model.family, theta(below), d), d)
+            for q, below in paths
+            for d in layer_outcomes(model.family)
+        ]
     found = []
     for q, d in paths:
         a = d @ model.layers[-1].weight.data + model.layers[-1].bias.data
@@ -59,8 +63,8 @@ def joint(model, x, y, sharpness=1.0):
     return np.array(found).T
 
 
-def expected_cost(model, x, y, sharpness=1.0):
-    q, f = joint(model, x, y, sharpness)
+def expected_cost(model, x, y, logit_scale=1.0):
+    q, f = joint(model, x, y, logit_scale)
     return float((q * f).sum())
 
 
@@ -97,14 +101,14 @@ class Enumerated:
     """Stands in for an Rng: each draw of a step takes every value in turn, and `weight` is the probability of all."""
 
     def __init__(self, kind, draws):
-        self.columns = iter(zip(*itertools.product(range(len(outcomes(kind))), repeat=draws), strict=True))
-        self.kind, self.rows, self.weight = kind, len(outcomes(kind)) ** draws, 1.0
+        self.columns = iter(zip(*itertools.product(range(len(layer_outcomes(kind))), repeat=draws), strict=True))
+        self.kind, self.rows, self.weight = kind, len(layer_outcomes(kind)) ** draws, 1.0
 
     def site(self, name):
         return self
 
     def one_hot(self, logits):
-        d = outcomes(self.kind)[list(next(self.columns))]
+        d = layer_outcomes(self.kind)[list(next(self.columns))]
         self.weight = self.weight * probability(self.kind, logits.reshape(d.shape), d)
         return d.reshape(logits.shape)
 
@@ -128,7 +132,7 @@ DRAWS = {"reinforce": (1, 2), "rloo": (2, 6), "muprop": (1, 3), "muprop-simple":
 
 def mean_gradient(model, x, y, estimators, draws):
     """The mean over all outcomes of value and gradients: every draw of a step takes every value."""
-    rng = Enumerated(model.code, draws)
+    rng = Enumerated(model.family, draws)
     many = [np.repeat(a, rng.rows, axis=0) for a in (x, y)]
     value = model.cost(*many, estimators, rng)
     assert next(rng.columns, None) is None  # the number of draws is what it was thought to be
@@ -150,8 +154,8 @@ def test_nested_score_functions_are_unbiased_for_every_weight(kind, spec, monkey
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_may_have_different_estimators(kind):
     model, x, y = tiny(kind, layers=3)
-    estimators = [create(spec, code=kind) for spec in ("reinforce", "exact", "muprop")]
-    draws = 1 + len(outcomes(kind))  # one of the first layer, and one above each outcome of the second
+    estimators = [create(spec, family=kind) for spec in ("reinforce", "exact", "muprop")]
+    draws = 1 + len(layer_outcomes(kind))  # one of the first layer, and one above each outcome of the second
     assert_equal(
         mean_gradient(model, x, y, estimators, draws)[1], differences(model, lambda: expected_cost(model, x, y))
     )
@@ -214,7 +218,7 @@ def test_an_estimator_learns_from_the_sample_however_often_the_layer_below_evalu
     for below in ("reinforce", outer):
         model, x, y = tiny("bernoulli")
         many = [np.repeat(a, 6, axis=0) for a in (x, y)]
-        estimators = [create(below, code="bernoulli"), create(inner, code="bernoulli")]
+        estimators = [create(below, family="bernoulli"), create(inner, family="bernoulli")]
         for step in range(3):
             model.cost(*many, estimators, Rng(0).at(step))
             for estimator in estimators:
@@ -230,7 +234,7 @@ def test_a_learned_baseline_sees_what_the_layer_sees(kind):
     model, x, y = tiny(kind)
     estimators = estimators_of(model, "nvil")
     model.cost(x, y, estimators, Rng(0))
-    assert [e.inputs.shape for e in estimators] == [(1, 4), (1, *model.code_shape)]
+    assert [e.inputs.shape for e in estimators] == [(1, 4), (1, *model.latent_shape)]
     np.testing.assert_array_equal(estimators[0].inputs, x)
     assert set(np.unique(estimators[1].inputs)) <= {0.0, 1.0}
 
@@ -252,14 +256,14 @@ def test_a_bound_of_several_samples_trains_the_last_layer_and_no_other(kind):
 
     def expected_bound():
         q, f = joint(model, x, y)
-        N = len(outcomes(kind))
+        N = len(layer_outcomes(kind))
         q, f = q.reshape(N, N), f[:N]  # p(d₁, d₂), and the cost of d₂
         first = q.sum(axis=1)
         above = q / first[:, None]
         pairs = -np.log(0.5 * (np.exp(-f[:, None]) + np.exp(-f)))
         return float((first * np.einsum("is,it,st->i", above, above, pairs)).sum())
 
-    estimators = [create("reinforce", code=kind), create("vimco:samples=2", code=kind)]
+    estimators = [create("reinforce", family=kind), create("vimco:samples=2", family=kind)]
     value, found = mean_gradient(model, x, y, estimators, 3)
     assert value == pytest.approx(expected_bound(), rel=1e-12)
     assert_equal(found, differences(model, expected_bound))
@@ -267,10 +271,10 @@ def test_a_bound_of_several_samples_trains_the_last_layer_and_no_other(kind):
         model.cost(x, y, estimators_of(model, "vimco"), Rng(0))
 
 
-@pytest.mark.parametrize(("name", "kind"), [p for p in NESTED if facts(p.values[0]).sharpness != 1.0])
+@pytest.mark.parametrize(("name", "kind"), [p for p in NESTED if facts(p.values[0]).logit_scale != 1.0])
 def test_a_changed_forward_distribution_is_the_one_that_is_evaluated(name, kind):
     model, x, y = tiny(kind)
-    check_forward(model, x, y, create(name, code=kind).sharpness, estimators_of(model, name))
+    check_forward(model, x, y, create(name, family=kind).logit_scale, estimators_of(model, name))
 
 
 def test_the_slope_grows_and_evaluation_knows():
@@ -279,15 +283,15 @@ def test_the_slope_grows_and_evaluation_knows():
     for _ in range(3):
         for estimator in estimators:
             estimator.update()
-    assert estimators[0].sharpness == 2.5
+    assert estimators[0].logit_scale == 2.5
     check_forward(model, x, y, 2.5, estimators)
 
 
-def check_forward(model, x, y, sharpness, estimators, n=20_000):
+def check_forward(model, x, y, logit_scale, estimators, n=20_000):
     many = [np.repeat(a, n, axis=0) for a in (x, y)]
-    q, f = joint(model, x, y, sharpness)
+    q, f = joint(model, x, y, logit_scale)
     trained = model.cost(*many, estimators, Rng(3)).data
-    likelihood = np.exp(-model.nll(*many, Rng(4), samples=1, sharpness=[sharpness] * model.depth))
+    likelihood = np.exp(-model.nll(*many, Rng(4), samples=1, logit_scale=[logit_scale] * model.depth))
     for values, exact in ((trained, (q * f).sum()), (likelihood, (q * np.exp(-f)).sum())):
         error = values.std() / np.sqrt(n)
         assert abs(values.mean() - exact) < 4.5 * error
@@ -298,7 +302,7 @@ def check_forward(model, x, y, sharpness, estimators, n=20_000):
 @pytest.mark.parametrize("kind", KINDS)
 def test_nested_graphs_pass_the_audit(kind, specs):
     model, x, y = tiny(kind)
-    result = audit(model.cost(x, y, [create(s, code=kind) for s in specs], Rng(1)).sum())
+    result = audit(model.cost(x, y, [create(s, family=kind) for s in specs], Rng(1)).sum())
     assert result.ok, str(result)
 
 
@@ -307,7 +311,7 @@ def test_nested_graphs_pass_the_audit(kind, specs):
     [
         (lambda: [create("st")], "needs as many estimators, each with a state of its own: got 1, 1 of them different"),
         (lambda: [create("st")] * 2, "got 2, 1 of them different"),
-        (lambda: [create("st"), create("st", code="bernoulli")], "layer 1 got Straight-through for bernoulli ones"),
+        (lambda: [create("st"), create("st", family="bernoulli")], "layer 1 got Straight-through for bernoulli ones"),
     ],
 )
 def test_estimators_that_do_not_fit_are_refused_in_one_sentence(make, message):
@@ -331,16 +335,16 @@ def test_the_nll_is_exact_when_every_outcome_is_drawn_as_often_as_it_should(kind
     model, x, y = tiny(kind)
     for p in model.parameters()[:4]:
         p.data[...] = 0.0
-    codes, draws = outcomes(kind), iter(())
+    outcomes, draws = layer_outcomes(kind), iter(())
 
     def every_outcome(logits, rng):
         index = list(next(draws))
-        return codes[index].reshape(len(index), 1, *model.code_shape)
+        return outcomes[index].reshape(len(index), 1, *model.latent_shape)
 
     model.draw = every_outcome
     q, f = joint(model, x, y)
-    draws = iter(zip(*itertools.product(range(len(codes)), repeat=2), strict=True))
-    found = model.nll(x, y, Rng(0), samples=len(codes) ** 2)
+    draws = iter(zip(*itertools.product(range(len(outcomes)), repeat=2), strict=True))
+    found = model.nll(x, y, Rng(0), samples=len(outcomes) ** 2)
     np.testing.assert_allclose(found, [-np.log((q * np.exp(-f)).sum())], rtol=1e-12)
 
 
@@ -433,7 +437,7 @@ JANG = [*SAMPLERS, *((n, k) for n in ("reinforce-mean", "nvil", "muprop") for k 
 
 
 def trained(name, kind, x, y, steps, samples):
-    """(the network, the sharpness of its layers)"""
+    """(the network, the logit scale of its layers)"""
     model = StochasticNetwork(x.shape[1], 16, *((8, None) if kind == "bernoulli" else (4, 4)), rng=Rng(0))
     optimizer, estimators = Adam(model.parameters(), 3e-2), estimators_of(model, name)
     for step in range(steps):
@@ -442,7 +446,7 @@ def trained(name, kind, x, y, steps, samples):
         optimizer.step()
         for estimator in estimators:
             estimator.update()
-    return model, [e.sharpness for e in estimators]
+    return model, [e.logit_scale for e in estimators]
 
 
 def patterns():
@@ -456,8 +460,8 @@ def patterns():
 def test_each_of_the_published_estimators_learns_what_follows_from_what_is_seen(name, kind):
     y, blind = patterns()
     x = np.tile(np.eye(4, dtype=np.float32), (10, 1))
-    model, sharpness = trained(name, kind, x, y, steps=200, samples=1)
-    assert model.nll(x, y, Rng(1), 100, sharpness=sharpness).mean() < 0.5 * blind
+    model, logit_scale = trained(name, kind, x, y, steps=200, samples=1)
+    assert model.nll(x, y, Rng(1), 100, logit_scale=logit_scale).mean() < 0.5 * blind
 
 
 @pytest.mark.parametrize(("name", "kind"), SAMPLERS)
@@ -467,9 +471,9 @@ def test_a_network_trained_with_several_samples_chooses_and_one_trained_with_one
     x = np.ones((40, 1), np.float32)
     nll = {}
     for samples, sharper in ((1, False), (8, True)):
-        model, sharpness = trained(name, kind, x, y, steps=120, samples=samples)
-        nll[samples] = model.nll(x, y, Rng(1), 100, sharpness=sharpness).mean()
-        p = 1 / (1 + np.exp(-model.sample(x[:1], 500, Rng(2), sharpness)))
+        model, logit_scale = trained(name, kind, x, y, steps=120, samples=samples)
+        nll[samples] = model.nll(x, y, Rng(1), 100, logit_scale=logit_scale).mean()
+        p = 1 / (1 + np.exp(-model.sample(x[:1], 500, Rng(2), logit_scale)))
         contrast = lambda p: np.abs(p - 0.5).mean()
         assert (contrast(p) > contrast(p.mean(axis=0)) + 0.1) == sharper
     assert nll[8] < 0.6 * blind

@@ -14,14 +14,14 @@ import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 import sweep
 import sweep_run
 import train_vae
+from experiments.run_folder import UserError, user_errors
+from experiments.specification import Specification, run_key
 from minigrad import checkpoint
-from run_folder import UserError, user_errors
-from specification import Specification, run_key
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 SPECS = sorted((ROOT / "scripts" / "specs").glob("*.toml"))
@@ -80,7 +80,7 @@ def perform_here(command):
         return subprocess.CompletedProcess(command, 2, "", f"train_vae.py: error: {error}\n")
 
 
-def place(found: sweep.Place):
+def place(found: sweep.Worker):
     @contextlib.contextmanager
     def make(flags, backends):
         yield found
@@ -93,7 +93,7 @@ def here(monkeypatch):
     """here(start) makes sweeps do `start` with their commands, by default the run itself in this process."""
 
     def use(start=perform_here):
-        monkeypatch.setitem(sweep.PLACES_TO_RUN, "processes", place(sweep.Place("here", Here(), start)))
+        monkeypatch.setitem(sweep.EXECUTORS_, "processes", place(sweep.Worker("here", Here(), start)))
 
     monkeypatch.setattr(train_vae.Training, "draw", lambda *_: None)
     use()
@@ -120,8 +120,8 @@ def test_runs_are_the_script_s_own_and_are_not_repeated(tmp_path, capsys, monkey
     monkeypatch.setattr(train_vae.Training, "draw", lambda *_: None)
     flags = ["--hidden", 8, "--variables", 2, "--categories", 4, "--epochs", 200, "--seed", 0]
     assert train_vae.main([*map(str, flags), "--quiet", "--out", str(tmp_path / "alone")]) == 0
-    alone = json.loads((tmp_path / "alone" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert {k: v for k, v in alone.items() if k not in NOT_RESULTS} == result["metrics"]
+    locked = json.loads((tmp_path / "alone" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {k: v for k, v in locked.items() if k not in NOT_RESULTS} == result["metrics"]
     assert key == run_key("train_vae", result["config"])
     monkeypatch.setattr(sweep.subprocess, "run", None)  # nothing may be started
     capsys.readouterr()
@@ -194,12 +194,12 @@ def test_a_sweep_that_ends_at_once_asks_its_runs_to_stop(tmp_path, monkeypatch):
     @contextlib.contextmanager
     def one_at_a_time(flags, backends):
         with ThreadPoolExecutor(1) as pool:
-            yield sweep.Place("here", pool, start)
+            yield sweep.Worker("here", pool, start)
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(sweep.PLACES_TO_RUN, "processes", one_at_a_time)
+    monkeypatch.setitem(sweep.EXECUTORS_, "processes", one_at_a_time)
     monkeypatch.setattr(sweep.Overview, "show", interrupt)
     assert run(write(tmp_path, seeds=range(3)), tmp_path / "runs") == 130
     assert len(asked) == 3
@@ -221,7 +221,7 @@ def test_a_request_to_stop_that_comes_outside_of_the_training_ends_the_run_in_or
     task = dict.fromkeys(("script", "folder"), "train_vae") | {"config": {}, "flags": [], "places": []}
     task |= {name: str(tmp_path / name) for name in ("lock", "stop")}
     command = [sys.executable, str(ROOT / "scripts" / "sweep_run.py"), json.dumps(task)]
-    with sweep_run.alone(tmp_path / "lock"):
+    with sweep_run.locked(tmp_path / "lock"):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1.5)
@@ -233,10 +233,10 @@ def test_two_processes_are_never_in_one_folder(tmp_path):
     order = []
 
     def second():
-        with sweep_run.alone(tmp_path / "lock"):
+        with sweep_run.locked(tmp_path / "lock"):
             order.append("second")
 
-    with sweep_run.alone(tmp_path / "lock"):
+    with sweep_run.locked(tmp_path / "lock"):
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.05)
@@ -398,8 +398,8 @@ def refuse(server):
 
 
 def test_a_scheduler_that_goes_away_is_a_sentence(tmp_path, capsys, monkeypatch):
-    gone = sweep.Place("there", Here(), lambda command: None, alive=lambda: False)
-    monkeypatch.setitem(sweep.PLACES_TO_RUN, "dask", place(gone))
+    gone = sweep.Worker("there", Here(), lambda command: None, alive=lambda: False)
+    monkeypatch.setitem(sweep.EXECUTORS_, "dask", place(gone))
     flags = ["--executor", "dask", "--scheduler", "tcp://127.0.0.1:9"]
     assert run(write(tmp_path), tmp_path / "runs", *flags) == 2
     assert "tcp://127.0.0.1:9 does not answer any more: finished runs are kept" in capsys.readouterr().err

@@ -9,11 +9,11 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
-from minigrad import Tensor, enable_grad, fused, grad, no_grad, op, ops
-from minigrad.tensor import unbroadcast
-
 import numpy as np
 import pytest
+
+from minigrad import Tensor, enable_grad, fused, grad, no_grad, op, ops
+from minigrad.tensor import unbroadcast
 
 
 def leaf(*values):

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-import run_folder
+import numpy as np
+import pytest
+
 import train_conditional
+from experiments import run_folder
 from minigrad import Rng
 from models.conditional import BetaNoise
 from models.data import load_images
-
-import numpy as np
-import pytest
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--epochs", "2", "--experts", "20", "--gater", "8", "--batch", "100", "--quiet"]

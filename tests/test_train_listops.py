@@ -4,17 +4,17 @@ import dataclasses
 import json
 from pathlib import Path
 
-import run_folder
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
 import train_listops
 from estimators import ESTIMATORS
+from experiments import run_folder
 from minigrad import Rng, Tensor, checkpoint
 from minigrad.optim import SGD, Plateau
 from models import trees
 from models.data import listops
-
-import numpy as np
-import pytest
-from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[1]
 SIZES = ["--generate", "60", "--dim", "8", "--hidden", "8", "--max-length", "15", "--batch", "8"]

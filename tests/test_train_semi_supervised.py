@@ -4,14 +4,14 @@ import json
 import math
 from pathlib import Path
 
-import bench
-import run_folder
-import train_semi_supervised
-from minigrad import Rng
-from models.data import load_images
-
 import numpy as np
 import pytest
+
+import bench
+import train_semi_supervised
+from experiments import run_folder
+from minigrad import Rng
+from models.data import load_images
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--epochs", "2", "--hidden", "8", "--latent", "2", "--images", "300", "--labels", "20", "--quiet"]

@@ -4,13 +4,13 @@ import json
 import math
 from pathlib import Path
 
-import run_folder
-import train_structured
-from minigrad import Rng
-
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+
+import train_structured
+from experiments import run_folder
+from minigrad import Rng
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--epochs", "2", "--variables", "4", "--categories", "3", "--samples", "5", "--quiet"]

@@ -4,13 +4,13 @@ import json
 import os
 from pathlib import Path
 
-import run_folder
-import train_vae
-from minigrad import Rng, grad
-
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+
+import train_vae
+from experiments import run_folder
+from minigrad import Rng, grad
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--epochs", "2", "--hidden", "16", "--variables", "2", "--categories", "4", "--quiet"]

@@ -10,21 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
 import train_conditional
 import train_listops
 import train_semi_supervised
 import train_structured
 import train_vae
-import training
 from devsim import DevsimBackend, forbid, stats
+from experiments import loop as training
+from experiments.run_folder import RunFolder
 from minigrad import checkpoint
 from minigrad.backend import Backend, BackendUnavailable, get_backend
 from models.data import binarise
-from run_folder import RunFolder
-
-import numpy as np
-import pytest
-from safetensors.numpy import load_file
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 TIMES = ("images_per_second", "sequences_per_second", "ms_per_step", "microseconds")  # metrics that no two runs share
@@ -669,7 +669,7 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path, capsys, finished, scr
     shutil.copytree(finished(script), tmp_path / "run")
     before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
     capsys.readouterr()
-    with RunFolder(tmp_path / "run").alone():
+    with RunFolder(tmp_path / "run").locked():
         assert script.resume(tmp_path / "run", "--epochs", 3) == 2
     assert f"another process is at work in {tmp_path / 'run'}: wait until it has ended" in one_sentence(capsys)
     assert before == {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}

@@ -3,6 +3,9 @@
 import functools
 import itertools
 
+import numpy as np
+import pytest
+
 from devsim import DevsimBackend, forbid
 from estimators import ESTIMATORS, Estimator, Sampler, create, facts
 from minigrad import Rng, Tensor, no_grad
@@ -13,9 +16,6 @@ from models import linear_time, tree_lstm, trees
 from models.composition import Draw, compose_given, compose_plain
 from models.linear_time import compose, compose_greedy
 from models.tree_lstm import TreeLSTM
-
-import numpy as np
-import pytest
 
 SAMPLERS = [
     name

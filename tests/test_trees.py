@@ -2,12 +2,12 @@
 
 from itertools import pairwise
 
+import numpy as np
+import pytest
+
 from minigrad import Rng
 from models import trees
 from models.data import listops
-
-import numpy as np
-import pytest
 
 KINDS = {
     "left": trees.left_branching,

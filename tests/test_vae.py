@@ -2,6 +2,9 @@
 
 import itertools
 
+import numpy as np
+import pytest
+
 from devsim import DevsimBackend, forbid, stats
 from estimators import ESTIMATORS, create, facts
 from minigrad import Rng, Tensor, grad, no_grad
@@ -12,9 +15,6 @@ from models.semi_supervised import SemiSupervisedVAE
 from models.structured import StochasticNetwork
 from models.tree_lstm import TreeLSTM
 from models.vae import BernoulliVAE, CategoricalVAE
-
-import numpy as np
-import pytest
 
 KINDS = ("categorical", "bernoulli")
 PRIORS = [(kind, learned) for kind in KINDS for learned in (False, True)]
@@ -32,31 +32,31 @@ def small(kind, dtype=np.float64, seed=1, learned=False, hidden=(5, 4)):
 
 def codes_of(model):
     """All codes (N, ...), and log p(d) (N,)."""
-    prior = np.zeros(model.code_shape) if model.prior is None else model.prior.data
+    prior = np.zeros(model.latent_shape) if model.prior is None else model.prior.data
     if isinstance(model, CategoricalVAE):
-        codes = np.stack([np.eye(3)[list(code)] for code in itertools.product(range(3), repeat=2)])
+        outcomes = np.stack([np.eye(3)[list(family)] for family in itertools.product(range(3), repeat=2)])
         p = np.exp(prior) / np.exp(prior).sum(axis=-1, keepdims=True)
-        return codes, np.log((codes * p).sum(axis=-1)).sum(axis=-1)
-    codes = np.array(list(itertools.product((0.0, 1.0), repeat=3)))
+        return outcomes, np.log((outcomes * p).sum(axis=-1)).sum(axis=-1)
+    outcomes = np.array(list(itertools.product((0.0, 1.0), repeat=3)))
     p = 1 / (1 + np.exp(-prior))
-    return codes, np.log(np.where(codes > 0, p, 1 - p)).sum(axis=-1)
+    return outcomes, np.log(np.where(outcomes > 0, p, 1 - p)).sum(axis=-1)
 
 
 def probabilities(model, theta):
     """q(d|x) for every code, (B, N), from probabilities and not from logits."""
-    codes, _ = codes_of(model)
+    outcomes, _ = codes_of(model)
     if isinstance(model, CategoricalVAE):
         p = np.exp(theta) / np.exp(theta).sum(axis=-1, keepdims=True)
-        return np.prod((p[:, None] * codes).sum(axis=-1), axis=-1)
+        return np.prod((p[:, None] * outcomes).sum(axis=-1), axis=-1)
     p = 1 / (1 + np.exp(-theta))
-    return np.prod(np.where(codes > 0, p[:, None], 1 - p[:, None]), axis=-1)
+    return np.prod(np.where(outcomes > 0, p[:, None], 1 - p[:, None]), axis=-1)
 
 
-def by_enumeration(model, x, sharpness=1.0):
+def by_enumeration(model, x, logit_scale=1.0):
     """−log p(x), and −ELBO without noise, by summing over all codes."""
-    codes, log_prior = codes_of(model)
-    q = probabilities(model, sharpness * model.encode(x).data)
-    y = model.decode(Tensor(codes)).data
+    outcomes, log_prior = codes_of(model)
+    q = probabilities(model, logit_scale * model.encode(x).data)
+    y = model.decode(Tensor(outcomes)).data
     log_joint = log_prior + (x[:, None] * y - np.logaddexp(0, y)).sum(axis=-1)
     return -np.logaddexp.reduce(log_joint, axis=1), -(q * (log_joint - np.log(q))).sum(axis=1)
 
@@ -64,7 +64,7 @@ def by_enumeration(model, x, sharpness=1.0):
 @pytest.mark.parametrize(("kind", "learned"), PRIORS)
 def test_the_exact_estimator_gives_the_exact_bound(kind, learned):
     model, x = small(kind, learned=learned)
-    reconstruction, kl = model.negative_elbo(x, create("exact", code=kind), Rng(0))
+    reconstruction, kl = model.negative_elbo(x, create("exact", family=kind), Rng(0))
     np.testing.assert_allclose((reconstruction + kl).data, by_enumeration(model, x)[1], rtol=1e-12)
 
 
@@ -74,7 +74,7 @@ def test_the_gradient_of_the_exact_bound_is_right_for_every_parameter(kind, lear
     model, x = small(kind, learned=learned, hidden=hidden)
     assert len(model.parameters()) == 4 * (len(hidden) + 1) + learned
     loss = lambda: float(by_enumeration(model, x)[1].sum())
-    reconstruction, kl = model.negative_elbo(x, create("exact", code=kind), Rng(0))
+    reconstruction, kl = model.negative_elbo(x, create("exact", family=kind), Rng(0))
     (reconstruction + kl).sum().backward()
     rng = np.random.default_rng(0)
     for name, p in model.named_parameters().items():
@@ -88,14 +88,14 @@ def test_the_gradient_of_the_exact_bound_is_right_for_every_parameter(kind, lear
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("sharpness", [1.0, 0.4])
-def test_evaluation_estimates_the_bound_with_hard_samples(kind, sharpness):
+@pytest.mark.parametrize("logit_scale", [1.0, 0.4])
+def test_evaluation_estimates_the_bound_with_hard_samples(kind, logit_scale):
     model, x = small(kind)
     many = np.repeat(x, 5000, axis=0)
-    reconstruction, kl = model.evaluate(many, Rng(3), sharpness)
+    reconstruction, kl = model.evaluate(many, Rng(3), logit_scale)
     values = (reconstruction + kl).reshape(4, 5000)
     error = values.std(axis=1) / np.sqrt(5000)
-    assert (np.abs(values.mean(axis=1) - by_enumeration(model, x, sharpness)[1]) < 4.5 * error + 1e-12).all()
+    assert (np.abs(values.mean(axis=1) - by_enumeration(model, x, logit_scale)[1]) < 4.5 * error + 1e-12).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -104,7 +104,7 @@ def test_a_changed_forward_distribution_is_the_one_that_the_bound_is_about(kind)
     model, x = small(kind)
     many = np.repeat(x, 5000, axis=0)
     with no_grad():
-        reconstruction, kl = model.negative_elbo(many, create("st-decoupled:tau_f=2.5", code=kind), Rng(3))
+        reconstruction, kl = model.negative_elbo(many, create("st-decoupled:tau_f=2.5", family=kind), Rng(3))
     values = (reconstruction + kl).data.reshape(4, 5000)
     error = values.std(axis=1) / np.sqrt(5000)
     assert (np.abs(values.mean(axis=1) - by_enumeration(model, x, 0.4)[1]) < 4.5 * error).all()
@@ -119,8 +119,8 @@ def test_the_importance_bound_lies_between_elbo_and_likelihood_and_reaches_it(ki
     five = model.importance_bound(many, Rng(1), samples=5, chunk=2).reshape(4, 2000).mean(axis=1)
     assert (exact < five).all()
     assert (five < elbo).all()
-    for sharpness in (1.0, 0.4):  # unbiased for p(x), whatever q is
-        bound = model.importance_bound(many, Rng(2), samples=50, sharpness=sharpness)
+    for logit_scale in (1.0, 0.4):  # unbiased for p(x), whatever q is
+        bound = model.importance_bound(many, Rng(2), samples=50, logit_scale=logit_scale)
         likelihood = np.exp(-bound).reshape(4, 2000)
         error = likelihood.std(axis=1) / np.sqrt(2000)
         assert (np.abs(likelihood.mean(axis=1) - np.exp(-exact)) < 4.5 * error).all()
@@ -134,13 +134,13 @@ def test_the_importance_bound_lies_between_elbo_and_likelihood_and_reaches_it(ki
 def test_an_importance_weight_is_that_of_the_distribution_which_drew_the_sample(kind, learned):
     """With one sample. (The mean over many does not tell: it is right for every q.)"""
     model, x = small(kind, learned=learned)
-    codes, log_prior = codes_of(model)
-    theta, y = 0.4 * model.encode(x).data, model.decode(Tensor(codes)).data
+    outcomes, log_prior = codes_of(model)
+    theta, y = 0.4 * model.encode(x).data, model.decode(Tensor(outcomes)).data
     log_joint = log_prior + (x[:, None] * y - np.logaddexp(0, y)).sum(axis=-1)
     d = model.draw(theta, Rng(1).site(0)).reshape(4, 1, -1)
-    drawn = (codes.reshape(len(codes), -1) == d).all(axis=-1)
+    drawn = (outcomes.reshape(len(outcomes), -1) == d).all(axis=-1)
     expected = -(log_joint - np.log(probabilities(model, theta)))[drawn]
-    np.testing.assert_allclose(model.importance_bound(x, Rng(1), 1, 1, sharpness=0.4), expected, rtol=1e-12)
+    np.testing.assert_allclose(model.importance_bound(x, Rng(1), 1, 1, logit_scale=0.4), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("kind", "learned"), PRIORS)
@@ -149,15 +149,15 @@ def test_vimco_trains_the_importance_bound_and_its_gradient_is_right(kind, learn
     differences of the enumerated expectation over pairs of codes."""
     model, x = small(kind, learned=learned)
     x, n = x[:1], 60_000
-    estimator = create("vimco:samples=2", code=kind)
+    estimator = create("vimco:samples=2", family=kind)
     weight = model.encoder.layers[-1].bias
     bound, kl = model.negative_elbo(np.repeat(x, n, axis=0), estimator, Rng(0))
     assert (kl.data == 0).all()
 
     def mean_bound():
-        codes, log_prior = codes_of(model)
+        outcomes, log_prior = codes_of(model)
         q = probabilities(model, model.encode(x).data)[0]
-        y = model.decode(Tensor(codes)).data
+        y = model.decode(Tensor(outcomes)).data
         w = np.exp(log_prior + (x * y - np.logaddexp(0, y)).sum(axis=-1)) / q
         return -(q[:, None] * q * np.log(0.5 * (w[:, None] + w))).sum()
 
@@ -191,8 +191,8 @@ def test_samples_come_from_the_prior(kind, learned):
     model, _ = small(kind, learned=learned)
     model.decode = lambda d: d
     means = model.sample(20_000, Rng(0)).mean(axis=0)  # of σ(d), which is ½ for 0 and σ(1) for 1
-    codes, log_prior = codes_of(model)
-    p = np.tensordot(np.exp(log_prior), codes, axes=1)
+    outcomes, log_prior = codes_of(model)
+    p = np.tensordot(np.exp(log_prior), outcomes, axes=1)
     np.testing.assert_allclose((means - 0.5) / (1 / (1 + np.exp(-1)) - 0.5), p, atol=0.02)
 
 
@@ -202,7 +202,7 @@ def network(kind, pixels, variables, categories, hidden, rng):
     return BernoulliVAE(pixels, variables, hidden, rng=rng)
 
 
-PAIRS = [pytest.param(n, c.name, id=f"{n}-{c.name}") for n in ESTIMATORS for c in facts(n).codes]
+PAIRS = [pytest.param(n, c.name, id=f"{n}-{c.name}") for n in ESTIMATORS for c in facts(n).families]
 
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
@@ -213,12 +213,12 @@ def test_a_training_step_neither_waits_nor_copies_and_gives_numpy_s_bits(name, k
         model = network(kind, 12, 3, 3, (8, 6), Rng(0)).to(backend)
         images = backend.to_device(Rng(0).site("x").uniform((20, 12)))
         order = backend.to_device(Rng(0).permutation(20))
-        optimizer, estimator = Adam(model.parameters(), 1e-2), create(name, code=kind)
+        optimizer, estimator = Adam(model.parameters(), 1e-2), create(name, family=kind)
         with forbid("sync", "d2h"):
             for step in range(4):
                 x = images[order[step * 5 : step * 5 + 5]]
                 optimizer.zero_grad()
-                reconstruction, kl = model.negative_elbo(x, estimator, Rng(0).at(step).site("code"))
+                reconstruction, kl = model.negative_elbo(x, estimator, Rng(0).at(step).site("family"))
                 loss = (reconstruction + kl).mean()
                 loss.backward()
                 optimizer.step()
@@ -250,7 +250,7 @@ def patterns():
 def trained(name, kind, x, steps):
     """(model, estimator, the objective at every step)"""
     model, curve = network(kind, 12, 2, 4, (16,), Rng(0)), []
-    optimizer, estimator = Adam(model.parameters(), 1e-2), create(name, code=kind)
+    optimizer, estimator = Adam(model.parameters(), 1e-2), create(name, family=kind)
     for step in range(steps):
         optimizer.zero_grad()
         reconstruction, kl = model.negative_elbo(x, estimator, Rng(0).at(step))
@@ -265,7 +265,7 @@ def trained(name, kind, x, steps):
 def test_training_lowers_the_bound(name, kind):
     x, without_code = patterns()
     model, estimator, _ = trained(name, kind, x, steps=300)
-    reconstruction, kl = model.evaluate(x, Rng(1), estimator.sharpness)
+    reconstruction, kl = model.evaluate(x, Rng(1), estimator.logit_scale)
     assert (reconstruction + kl).mean() < 0.75 * without_code
 
 
@@ -308,7 +308,7 @@ def test_no_two_draws_of_a_model_have_one_address(addresses, model):
 
 
 @pytest.mark.parametrize(
-    ("code", "call"),
+    ("family", "call"),
     [
         ("categorical", lambda e: CategoricalVAE(7, 3, 2, (), rng=Rng(0)).negative_elbo(WIDE, e, Rng(0))),
         ("bernoulli", lambda e: BernoulliVAE(7, 3, (), rng=Rng(0)).negative_elbo(WIDE, e, Rng(0))),
@@ -317,15 +317,15 @@ def test_no_two_draws_of_a_model_have_one_address(addresses, model):
         ("bernoulli", lambda e: StochasticNetwork(7, 7, 3, layers=1, rng=Rng(0)).cost(WIDE, WIDE, [e], Rng(0))),
     ],
 )
-def test_a_learned_baseline_looks_at_the_images(code, call):
+def test_a_learned_baseline_looks_at_the_images(family, call):
     """And not at the logits, which an estimator takes where it is given nothing else."""
-    estimator = create("nvil", code=code)
+    estimator = create("nvil", family=family)
     call(estimator)
     assert estimator.learned["W1"].shape[0] == 7
 
 
 @pytest.mark.parametrize(
-    ("code", "call"),
+    ("family", "call"),
     [
         ("categorical", lambda e: CategoricalVAE(4, 3, 2, (), rng=Rng(0)).negative_elbo(X, e, Rng(0))),
         ("bernoulli", lambda e: BernoulliVAE(4, 3, (), rng=Rng(0)).negative_elbo(X, e, Rng(0))),
@@ -334,9 +334,11 @@ def test_a_learned_baseline_looks_at_the_images(code, call):
         ("categorical", lambda e: TreeLSTM(5, 2, dim=3, hidden=3, rng=Rng(0)).cost(IDS, LENGTHS, LABELS, Rng(0), e)),
     ],
 )
-def test_every_model_refuses_an_estimator_for_the_other_kind_of_variables(code, call):
+def test_every_model_refuses_an_estimator_for_the_other_kind_of_variables(family, call):
     """L bits and one choice of L classes have logits of the same shape: it would train, and train something else."""
-    call(create("st", code=code))
-    (other,) = {"categorical", "bernoulli"} - {code}
-    with pytest.raises(ValueError, match=f"has {code} variables, but it got Straight-through for {other} ones: create"):
-        call(create("st", code=other))
+    call(create("st", family=family))
+    (other,) = {"categorical", "bernoulli"} - {family}
+    with pytest.raises(
+        ValueError, match=f"has {family} variables, but it got Straight-through for {other} ones: create"
+    ):
+        call(create("st", family=other))

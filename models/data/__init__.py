@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minigrad import Rng
-
 import numpy as np
+
+from minigrad import Rng
 
 from . import digits, mnist
 from .errors import DataError

@@ -15,13 +15,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from tqdm import tqdm
+
 from estimators.base import TemperedSampler
-from minigrad import Rng
-from minigrad.backend import BACKENDS, get_backend
-from minigrad.blas import keep_freed_memory
-from minigrad.optim import OPTIMIZERS
-from models.data import DATASETS, PIXELS, binarise, load_images
-from run_folder import (
+from experiments.run_folder import (
     CHECKPOINT,
     DTYPES,
     Interrupt,
@@ -36,9 +34,11 @@ from run_folder import (
     unused,
     user_errors,
 )
-
-import numpy as np
-from tqdm import tqdm
+from experiments.start import keep_freed_memory
+from minigrad import Rng
+from minigrad.backend import BACKENDS, get_backend
+from minigrad.optim import OPTIMIZERS
+from models.data import DATASETS, PIXELS, binarise, load_images
 
 log = logging.getLogger(__name__)
 
@@ -124,10 +124,10 @@ class Annealing:
         require(isinstance(estimator, TemperedSampler), f"{self.estimator} {learns}: leave --anneal out.")
         first, least = estimator.tau, self.tau_least
         require(least <= first, f"--tau-least must be at most the first temperature {first}, got {least}.")
-        coolest = estimator.coolest
+        min_tau = estimator.min_tau
         require(
-            least >= coolest,
-            f"{self.estimator} needs a temperature of at least {coolest:g}: give --tau-least {coolest:g} or more.",
+            least >= min_tau,
+            f"{self.estimator} needs a temperature of at least {min_tau:g}: give --tau-least {min_tau:g} or more.",
         )
         return first
 
@@ -181,10 +181,10 @@ class Training:
         return self.epoch * self.steps_per_epoch + self.step_in_epoch
 
     def warn(self, estimator) -> None:
-        if estimator.caution:
-            log.warning("%s may not train the model: %s.", self.config.estimator, estimator.caution)
+        if estimator.warning:
+            log.warning("%s may not train the model: %s.", self.config.estimator, estimator.warning)
 
-    def cool(self) -> None:
+    def set_temperature(self) -> None:
         """Give the estimator the temperature of this step, if it is one that falls."""
         if self.first_tau:
             self.estimator.tau = self.config.tau_at(self.steps, self.first_tau)
@@ -350,7 +350,7 @@ def run_script(config_class, training_class, description, argv, may_change, fold
         with user_errors():
             folder = RunFolder.create(out, config, training.backend)
     # losses, parameters and metrics are looked at explicitly; NumPy's own warnings would only blur the message
-    with user_errors(), folder.alone(), np.errstate(all="ignore"):
+    with user_errors(), folder.locked(), np.errstate(all="ignore"):
         if "resume" in other:
             _restore(training, folder, may_change)
             folder.write_config(config, training.backend)  # --epochs may have changed

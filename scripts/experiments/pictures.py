@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import run_folder  # noqa: F401 (it says in one sentence if matplotlib is missing)
-
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from experiments import run_folder  # noqa: F401 (it says in one sentence if matplotlib is missing)
 
 
 def _save(figure: Figure, path) -> None:

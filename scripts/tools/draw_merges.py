@@ -1,17 +1,17 @@
 """Draw the picture of models/README.md: which pairs of neighbours exist while a sequence is merged.
 
-python scripts/draw_merges.py --out models/merges.png
+python scripts/tools/draw_merges.py --out models/merges.png
 """
 
 from __future__ import annotations
 
 import sys
 
-from models import linear_time
-from run_folder import Parser, report_errors, user_errors
-
 import numpy as np
 from matplotlib.figure import Figure
+
+from experiments.run_folder import Parser, report_errors, user_errors
+from models import linear_time
 
 CHOICES = (2, 0, 3, 1, 1, 0)  # the merges of the example, seven tokens
 

@@ -1,6 +1,6 @@
 """Write what CuPy offers to tests/cupy_api.json: names, parameters, and which ufunc methods exist.
 
-    pip install cupy-cuda13x && python scripts/snapshot_cupy_api.py
+    pip install cupy-cuda13x && python scripts/tools/snapshot_cupy_api.py
 
 No GPU is needed: signatures can be read without one. Run it once for each new CuPy release. The tests hold all code
 against this file (`tests/test_cupy_api.py`) and drive the stand-in device array with it (`tests/devsim.py`).
@@ -14,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-TARGET = Path(__file__).resolve().parents[1] / "tests" / "cupy_api.json"
+TARGET = Path(__file__).resolve().parents[2] / "tests" / "cupy_api.json"
 
 # read in CuPy's source (cupy/_core/_kernel.pyx, _routines_indexing.pyx): not visible to inspect
 UFUNC_METHODS = {

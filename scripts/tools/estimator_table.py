@@ -1,7 +1,7 @@
 """The tables of estimators, made from the classes.
 
-    python scripts/estimator_table.py            # print them
-    python scripts/estimator_table.py --write    # put them into README.md and estimators/README.md
+    python scripts/tools/estimator_table.py            # print them
+    python scripts/tools/estimator_table.py --write    # put them into README.md and estimators/README.md
 
 A test keeps both files current.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from estimators import ESTIMATORS, facts
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXACT_FOR = {"all": "every f", "quadratic": "quadratic f", "linear": "linear f", "none": "—"}
 
 
@@ -33,7 +33,7 @@ def markdown(lines) -> str:
 
 
 def variables(estimator) -> str:
-    return " or ".join({"categorical": "one-hots", "bernoulli": "bits"}[code.name] for code in estimator.codes)
+    return " or ".join({"categorical": "one-hots", "bernoulli": "bits"}[code.name] for code in estimator.families)
 
 
 def overview() -> str:
@@ -60,9 +60,13 @@ def guide() -> str:
 
 
 TABLES = {  # file: (the comment before the table, the comment after it, the table)
-    "README.md": ("<!-- estimators: made by scripts/estimator_table.py -->", "<!-- end of estimators -->", overview),
+    "README.md": (
+        "<!-- estimators: made by scripts/tools/estimator_table.py -->",
+        "<!-- end of estimators -->",
+        overview,
+    ),
     "estimators/README.md": (
-        "<!-- guide table: made by scripts/estimator_table.py -->",
+        "<!-- guide table: made by scripts/tools/estimator_table.py -->",
         "<!-- end of guide table -->",
         guide,
     ),

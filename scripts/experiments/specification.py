@@ -39,20 +39,15 @@ import importlib
 import itertools
 import json
 import re
-import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.run_folder import UserError, option, parse_flags, require, user_errors
 from minigrad.backend import BACKENDS
-from run_folder import UserError, option, parse_flags, require, user_errors
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-SCRIPTS = Path(__file__).resolve().parent
-PLACES = ("data_dir",)  # flags that do not change what is computed
+SCRIPTS = Path(__file__).resolve().parents[1]
+PATH_FLAGS = ("data_dir",)  # flags that do not change what is computed
 
 TOP = ("script", "title", "fixed", "grid", "cases", "small", "report")
 SMALL = ("fixed", "grid")
@@ -94,13 +89,13 @@ class Run:
         return ", ".join(filter(None, parts))
 
 
-def without_places(config: dict) -> dict:
-    return {k: v for k, v in config.items() if k not in PLACES}
+def without_path_flags(config: dict) -> dict:
+    return {k: v for k, v in config.items() if k not in PATH_FLAGS}
 
 
 def run_key(script: str, config: dict) -> str:
     """Twelve hexadecimal digits for the script and its configuration; the order of the flags does not matter."""
-    text = json.dumps([script, without_places(config)], sort_keys=True, ensure_ascii=False)
+    text = json.dumps([script, without_path_flags(config)], sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 

@@ -20,11 +20,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 import minigrad
 from minigrad import checkpoint
 from minigrad.backend import BackendUnavailable
-
-import numpy as np
 
 _missing = [name for name in ("matplotlib", "safetensors", "tqdm") if importlib.util.find_spec(name) is None]
 if _missing:  # at import: every script imports this module before it imports one of them
@@ -209,7 +209,7 @@ class RunFolder:
         return folder
 
     @contextlib.contextmanager
-    def alone(self):
+    def locked(self):
         """Hold the folder for the time of a run. UserError if another process does: their metrics would be mixed."""
         if not fcntl:
             yield
