@@ -53,8 +53,7 @@ class Learned:
         if self._gradients is None:
             return
         for name, p in self.parameters.items():
-            p.buffer[...] = self._gradients[name].reshape(p.shape)
-            p.grad = p.buffer
+            p.grad = self._gradients[name].reshape(p.shape)
         self._optimizer.step()
         self._gradients = None
 

@@ -10,14 +10,14 @@ ones would test nothing on softmax, whose gradients then vanish.
 
 from __future__ import annotations
 
-import functools
-import inspect
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .backend import asarray_like, to_host
-from .tensor import Tensor, _reachable, created_at, grad
+from .tensor import Gradients, Node, Op, RuleError, Tensor, grad, nodes_of
 
 _STEP = 1e-6
 _MOST_KINKS = 0.1  # the share of a node's outputs that may sit on a kink
@@ -27,7 +27,15 @@ class CheckFailed(AssertionError):
     """A rule disagrees with finite differences or breaks the contract; the message says where."""
 
 
-def check_rule(rule, *arrays, wrt=None, tolerance: float = 1e-6, float32: bool = True, seed: int = 0, **settings):
+def check_rule(
+    rule: Callable,
+    *arrays: Any,
+    wrt: Iterable[int] | None = None,
+    tolerance: float = 1e-6,
+    float32: bool = True,
+    seed: int = 0,
+    **settings: Any,
+) -> None:
     """Verify one rule `rule(*arrays, **settings) -> (out, backward)` by central differences, element by element.
 
     arrays: the inputs, NumPy; floating ones are checked in float64, others (indices, masks) are passed on as they are.
@@ -38,80 +46,108 @@ def check_rule(rule, *arrays, wrt=None, tolerance: float = 1e-6, float32: bool =
     outputs and cotangents are read-only); that non-contiguous inputs give the same; and that the gradient is large
     enough to mean anything. Raises CheckFailed.
     """
+    case = _Case(rule, arrays, wrt, settings)
+    outs, _ = case.run(case.x64)
     rng = np.random.default_rng(seed)
-    floating = [i for i, a in enumerate(arrays) if _is_floating(a)]
-    wrt = floating if wrt is None else list(wrt)
-    name = getattr(rule, "__name__", "rule")
-    x64 = [np.array(a, np.float64) if i in floating else a for i, a in enumerate(arrays)]
+    gs = [_frozen(rng.standard_normal(np.shape(o))) for o in outs]
+    found = case.gradients(case.x64, gs)
+    case.check_differences(found, gs, outs, tolerance)
+    case.check_strides(found, gs)
+    if float32:
+        case.check_float32(gs)
 
-    def run(xs):
-        out, backward = rule(*xs, **settings)
-        return out if type(out) is tuple else (out,), backward
 
-    def gradients(xs, gs):
-        outs, backward = run([_frozen(x) for x in xs])
+class _Case:
+    """A rule with the inputs that it is checked at.   x64: the inputs, floating ones in float64"""
+
+    def __init__(self, rule: Callable, arrays: tuple, wrt: Iterable[int] | None, settings: dict[str, Any]) -> None:
+        self.op, self.settings = Op(rule), settings
+        self.floating = [i for i, a in enumerate(arrays) if _is_floating(a)]
+        self.wrt = self.floating if wrt is None else list(wrt)
+        self.x64 = [np.array(a, np.float64) if i in self.floating else a for i, a in enumerate(arrays)]
+
+    def failed(self, what: str) -> CheckFailed:
+        return CheckFailed(f"{self.op.name}: {what}")
+
+    def run(self, xs: Sequence) -> tuple[tuple, Callable]:
+        """(outputs as a tuple, backward); the inputs are read-only for the rule."""
+        try:
+            out, backward = self.op.rule(*map(_frozen, xs), **self.settings)
+        except ValueError as error:
+            raise self.refused(error) from error
+        return _as_tuple(out), backward
+
+    def refused(self, error: ValueError) -> Exception:
+        """What NumPy says of a write into a read-only array is a failed check; other errors are the rule's own."""
+        if "read-only" in str(error):
+            return self.failed(f"writes into an input, an output or the cotangent ({error}).")
+        return error
+
+    def gradients(self, xs: Sequence, gs: Sequence) -> list:
+        """The gradients of the inputs for the cotangents gs. CheckFailed unless a second call gives the same."""
+        outs, backward = self.run(xs)
         for o in outs:
             _freeze(o)
-        first = _evaluated(backward(*gs), wrt)
-        second = _evaluated(backward(*gs), wrt)
+        try:
+            first, second = (_vjp(self.op, backward, gs, xs, self.wrt) for _ in range(2))
+        except RuleError as error:
+            raise self.failed(str(error)) from error
+        except ValueError as error:
+            raise self.refused(error) from error
         for a, b in zip(first, second, strict=True):
             if (a is None) != (b is None) or (a is not None and not np.array_equal(a, b)):
-                raise CheckFailed(f"{name}: calling backward twice gave two results; it must be pure.")
+                raise self.failed("calling backward twice gave two results; it must be pure.")
         return first
 
-    try:
-        outs, _ = run([_frozen(x) for x in x64])
-        gs = [_frozen(rng.standard_normal(np.shape(o))) for o in outs]
-        found = gradients(x64, gs)
-    except ValueError as error:
-        if "read-only" in str(error):
-            raise CheckFailed(f"{name}: writes into an input, an output or the cotangent ({error}).") from error
-        raise
-    if len(found) != len(arrays):
-        raise CheckFailed(f"{name}: {len(arrays)} inputs, but backward gave {len(found)} gradients.")
+    def check_differences(self, found: list, gs: Sequence, outs: tuple, tolerance: float) -> None:
+        """Every entry of every gradient against a central difference of ⟨g, out⟩."""
+        # rounding in the outputs, amplified by 1/2h, is what a central difference cannot resolve
+        noise = 1e-9 * max(1.0, *(np.abs(np.where(np.abs(o) < 1e15, o, 0.0)).max(initial=0.0) for o in outs))
+        largest = 0.0
+        for i in self.wrt:
+            dx = found[i]
+            if dx is None:
+                raise self.failed(f"no gradient for input {i}.")
+            true = self.central_differences(i, gs)
+            scale = np.abs(true).max(initial=0.0)
+            largest = max(largest, scale)
+            error = np.abs(dx - true).max(initial=0.0)
+            if not error <= tolerance * scale + noise:
+                at = np.unravel_index(np.argmax(np.abs(dx - true)), dx.shape)
+                where = f"input {i} at {tuple(map(int, at))}"
+                raise self.failed(f"{where}: the rule gives {dx[at]:.9g}, differences {true[at]:.9g}.")
+        if self.wrt and largest < 1e-3:
+            raise self.failed("every true gradient is below 1e-3, so this case tests nothing; choose other inputs.")
 
-    # rounding in the outputs, amplified by 1/2h, is what a central difference cannot resolve
-    noise = 1e-9 * max(1.0, *(np.abs(np.where(np.abs(o) < 1e15, o, 0.0)).max(initial=0.0) for o in outs))
-    largest = 0.0
-    for i in wrt:
-        dx = found[i]
-        if dx is None:
-            raise CheckFailed(f"{name}: no gradient for input {i}.")
-        if dx.shape != x64[i].shape or dx.dtype != np.float64:
-            raise CheckFailed(f"{name}: input {i} is float64{x64[i].shape}, its gradient {dx.dtype}{dx.shape}.")
-        true = np.empty_like(x64[i])
-        for at in np.ndindex(x64[i].shape):
-            h = _STEP * max(1.0, abs(x64[i][at]))
-            ups, downs = (run(_moved(x64, i, at, step))[0] for step in (h, -h))
+    def central_differences(self, i: int, gs: Sequence) -> np.ndarray:
+        """∂⟨g, out⟩/∂xᵢ, entry by entry: (⟨g, out(x + h)⟩ − ⟨g, out(x − h)⟩)/2h."""
+        true = np.empty_like(self.x64[i])
+        for at in np.ndindex(true.shape):
+            h = _STEP * max(1.0, abs(self.x64[i][at]))
+            ups, downs = (self.run(_moved(self.x64, i, at, step))[0] for step in (h, -h))
             true[at] = sum(float(np.sum(g * (u - d))) for g, u, d in zip(gs, ups, downs, strict=True)) / (2 * h)
-        scale = np.abs(true).max(initial=0.0)
-        largest = max(largest, scale)
-        error = np.abs(dx - true).max(initial=0.0)
-        if not error <= tolerance * scale + noise:
-            at = np.unravel_index(np.argmax(np.abs(dx - true)), dx.shape)
-            raise CheckFailed(
-                f"{name}: input {i} at {tuple(map(int, at))}: the rule gives {dx[at]:.9g}, differences {true[at]:.9g}."
-            )
-    if wrt and largest < 1e-3:
-        raise CheckFailed(
-            f"{name}: every true gradient is below 1e-3, so this case tests nothing; choose other inputs."
-        )
+        return true
 
-    strided = [_non_contiguous(x) if i in floating else x for i, x in enumerate(x64)]
-    for a, b in zip(found, gradients(strided, gs), strict=True):
-        if a is not None and not np.allclose(a, b, rtol=1e-12, atol=1e-12):
-            raise CheckFailed(f"{name}: non-contiguous inputs give another gradient.")
-    if float32:
-        x32 = [x.astype(np.float32) if i in floating else x for i, x in enumerate(x64)]
-        outs, backward = run(x32)
+    def check_strides(self, found: list, gs: Sequence) -> None:
+        """Inputs that are not contiguous in memory give the same gradients."""
+        strided = [_non_contiguous(x) if i in self.floating else x for i, x in enumerate(self.x64)]
+        for a, b in zip(found, self.gradients(strided, gs), strict=True):
+            if a is not None and not np.allclose(a, b, rtol=1e-12, atol=1e-12):
+                raise self.failed("non-contiguous inputs give another gradient.")
+
+    def check_float32(self, gs: Sequence) -> None:
+        """float32 inputs give float32 outputs and float32 gradients."""
+        x32 = [x.astype(np.float32) if i in self.floating else x for i, x in enumerate(self.x64)]
+        outs, backward = self.run(x32)
         if any(o.dtype != np.float32 for o in outs):
-            raise CheckFailed(f"{name}: float32 inputs give {', '.join(str(o.dtype) for o in outs)}.")
-        for i, dx in enumerate(_evaluated(backward(*[g.astype(np.float32) for g in gs]), wrt)):
-            if i in wrt and dx.dtype != np.float32:
-                raise CheckFailed(f"{name}: the gradient of float32 input {i} is {dx.dtype}.")
+            raise self.failed(f"float32 inputs give {', '.join(str(o.dtype) for o in outs)}.")
+        try:
+            _vjp(self.op, backward, [g.astype(np.float32) for g in gs], x32, self.wrt)
+        except RuleError as error:
+            raise self.failed(str(error)) from error
 
 
-def gradcheck(function, inputs, tolerance: float = 1e-6, seed: int = 0) -> None:
+def gradcheck(function: Callable, inputs: Iterable, tolerance: float = 1e-6, seed: int = 0) -> None:
     """Verify the gradient of `function(*Tensors) -> Tensor` with respect to all `inputs` (arrays or Tensors).
 
     The inputs may be on a device; the function is called with copies of them on the host.
@@ -157,7 +193,7 @@ class Audit:
     def ok(self) -> bool:
         return all(row.ok for row in self.rows)
 
-    def __str__(self):
+    def __str__(self) -> str:
         cells = [("op", "created at", "inputs", "worst rel. error", "verdict")]
         for r in self.rows:
             cells.append((r.op, r.created, r.shapes, "" if r.error is None else f"{r.error:.1e}", r.verdict))
@@ -178,98 +214,134 @@ def audit(loss: Tensor, tolerance: float = 1e-5, seed: int = 0) -> Audit:
     A stochastic estimator is verified against the surrogate that it declares.
     RuntimeError if there is no graph, or it was already differentiated.
     """
-    if not loss.requires_grad or loss._op is None:
+    if loss.node is None:
         raise RuntimeError("audit: this Tensor was not computed from anything that requires a gradient.")
-    rng = np.random.default_rng(seed)
-    nodes = _reachable(loss)
-    rows = []
-    for order in sorted(nodes):
-        t = nodes[order]
-        if t._op is not None and t._index is None:
-            if not t._inputs:
-                raise RuntimeError(
-                    "audit: this graph was already differentiated and freed; call audit before backward."
-                )
-            with np.errstate(all="ignore"):  # what is not finite is a verdict, not a warning
-                rows.append(_audit_node(t, rng, tolerance))
+    nodes = nodes_of(loss)
+    if any(node.freed for node in nodes):
+        raise RuntimeError("audit: this graph was already differentiated and freed; call audit before backward.")
+    rng, rows = np.random.default_rng(seed), []
+    with np.errstate(all="ignore"):  # what is not finite is a verdict, not a warning
+        for node in nodes:
+            checked = _NodeCheck(node)
+            error, verdict = checked.verdict(rng, tolerance)
+            rows.append(AuditRow(node.op.name, node.called_at, checked.shapes, error, verdict))
     return Audit(tuple(rows))
 
 
-def _audit_node(t: Tensor, rng, tolerance) -> AuditRow:
-    arrays = [to_host(x.data) if type(x) is Tensor else x if np.isscalar(x) else to_host(x) for x in t._inputs]
-    x64 = [a.astype(np.float64) if _is_floating(a) else a for a in arrays]
-    shapes = ", ".join(str(np.shape(a)).replace(" ", "") for a in arrays)
-    row = functools.partial(AuditRow, t._op.name, created_at(t), shapes)
-    wrt = [i for i, x in enumerate(t._inputs) if type(x) is Tensor and x.requires_grad]
-    if t._op.enumerated:
-        return row(None, f"checked by enumeration in tests ({t._op.enumerated})")
-    settings = {k: _settings_to_host(v) for k, v in t._settings.items()}
+class _NodeCheck:
+    """A node of a live graph with its inputs on the host, floating ones in float64.
 
-    _, backward = t._op.rule(*x64, **settings)
-    if backward is None:
-        return row(None, "no derivative")
-    if t._op.surrogate:
-        wrt, surrogate = t._op.surrogate(*x64, **settings)
-        point = [x64[i] for i in wrt]
-        evaluate = lambda moved: _as_tuple(surrogate(*moved))
-    else:
-        point = [x64[i] for i in wrt]
+    wrt: the positions of the inputs that want a gradient
+    """
 
-        def evaluate(moved):
-            xs = list(x64)
-            for i, x in zip(wrt, moved, strict=True):
+    def __init__(self, node: Node) -> None:
+        self.node, self.op = node, node.op
+        arrays = [x.data if type(x) is Tensor else x for x in node.inputs]
+        arrays = [a if np.isscalar(a) else to_host(a) for a in arrays]
+        self.x64 = [a.astype(np.float64) if _is_floating(a) else a for a in arrays]
+        self.shapes = ", ".join(str(np.shape(a)).replace(" ", "") for a in arrays)
+        self.settings = {k: _settings_to_host(v) for k, v in node.settings.items()}
+        self.wrt = [i for i, x in enumerate(node.inputs) if type(x) is Tensor and x.requires_grad]
+
+    def verdict(self, rng: np.random.Generator, tolerance: float) -> tuple[float | None, str]:
+        """(the worst relative error, what is to be said of the node)"""
+        if self.op.enumerated:
+            return None, f"checked by enumeration in tests ({self.op.enumerated})"
+        _, backward = self.op.rule(*self.x64, **self.settings)
+        if backward is None:
+            return None, "no derivative"
+        point, evaluate = self.function()
+        f0 = evaluate(point)
+        if not all(np.isfinite(f).all() for f in f0):
+            return None, "FAILED: a value is infinite or NaN"
+        gs = [rng.standard_normal(np.shape(o)) for o in f0]
+        worst, kinks, total = 0.0, 0, sum(np.size(o) for o in f0)
+        for i, x in zip(self.wrt, point, strict=True):
+            v = _direction(x, rng)
+            moved = lambda step: evaluate([p + step * v if p is x else p for p in point])  # noqa: B023 (used at once)
+            pulled_back = lambda cotangents: self.vjp(backward, cotangents)[i]  # noqa: B023
+            found = _along(moved, pulled_back, f0, gs, v, x, tolerance)
+            if isinstance(found, str):
+                return None, found if found.startswith("FAILED") else f"{found} for input {i}"
+            left_out, error, drowned = found
+            if error > tolerance and drowned:
+                return error, "not decided: the gradient is lost in the rounding of the outputs"
+            worst, kinks = max(worst, error), max(kinks, left_out)
+        if not self.live_closure_agrees(backward, gs):
+            return worst, "FAILED: the live closure differs from the rule in float64"
+        if not worst <= tolerance:
+            return worst, "FAILED"
+        if kinks > _MOST_KINKS * total:
+            return worst, f"not decided: {kinks} of {total} outputs at a kink"
+        note = " (surrogate)" if self.op.surrogate else ""
+        return worst, f"ok{note}" + (f", {kinks} of {total} at a kink" if kinks else "")
+
+    def vjp(self, backward: Callable, gs: Sequence) -> list:
+        return _vjp(self.op, backward, gs, self.x64, self.wrt)
+
+    def function(self) -> tuple[list, Callable]:
+        """(point, evaluate): the inputs `wrt` at their values, and the outputs as a function of just those.
+
+        It is the op itself, or the surrogate that a stochastic estimator declares."""
+        if self.op.surrogate:
+            self.wrt, surrogate = self.op.surrogate(*self.x64, **self.settings)
+            return [self.x64[i] for i in self.wrt], lambda moved: _as_tuple(surrogate(*moved))
+
+        def evaluate(moved: Sequence) -> tuple:
+            xs = list(self.x64)
+            for i, x in zip(self.wrt, moved, strict=True):
                 xs[i] = x
-            return _as_tuple(t._op.rule(*xs, **settings)[0])
+            return _as_tuple(self.op.rule(*xs, **self.settings)[0])
 
-    f0 = evaluate(point)
-    if not all(np.isfinite(f).all() for f in f0):
-        return row(None, "FAILED: a value is infinite or NaN")
-    gs = [rng.standard_normal(np.shape(o)) for o in f0]
-    worst, kinks, total = 0.0, 0, sum(np.size(o) for o in f0)
-    for i, x in zip(wrt, point, strict=True):
-        # masked logits and the like: an entry of 1e30 would make every step vanish, and nothing depends on it
-        v = rng.standard_normal(x.shape)
-        v = np.where(np.abs(v) < 0.05, np.copysign(0.05, v), v)  # a kink that is hardly crossed would look smooth
-        v = np.where(np.abs(x) > 1e15, 0.0, v)
-        h = _STEP * max(1.0, np.abs(x[np.abs(x) <= 1e15]).max(initial=0.0))
-        moved = lambda step: evaluate([p + step * v if p is x else p for p in point])  # noqa: B023 (used at once)
-        tried = []
-        while True:
-            smooth, terms, rounding = _differences(moved, f0, gs, h)
-            masked = [np.where(s, g, 0.0) for s, g in zip(smooth, gs, strict=True)]
-            dx = _evaluated(backward(*masked), wrt)[i]
-            if dx is None:
-                return row(None, f"no gradient for input {i}")
-            difference = abs(sum(float(term.sum()) for term in terms) - float(np.sum(dx * v)))
-            # the scale a sum of random signs has; a plain |numeric| could be small by chance
-            error = difference / max(_norm(terms), _norm([dx * v]), 1e-12)
-            if not np.isfinite(error):
-                return row(None, "FAILED: a gradient is infinite or NaN")
-            left_out = total - sum(int(np.sum(s)) for s in smooth)
-            tried.append((left_out, error, difference <= rounding))
-            # the step of the largest entry may be too long for smaller ones; what is wrong is so with every step
-            if h <= _STEP or (error <= tolerance and left_out <= _MOST_KINKS * total):
-                break
-            h = max(h / 10.0, _STEP)
-        left_out, error, drowned = min(tried)
-        if error > tolerance and drowned:
-            return row(error, "not decided: the gradient is lost in the rounding of the outputs")
-        worst, kinks = max(worst, error), max(kinks, left_out)
+        return [self.x64[i] for i in self.wrt], evaluate
 
-    live = _evaluated(
-        t._backward(*[asarray_like(g.astype(o.dtype), o) for g, o in zip(gs, _as_tuple(t.data), strict=True)]), wrt
-    )
-    exact = _evaluated(backward(*gs), wrt)
-    for i in wrt:
-        a, b = to_host(live[i]).astype(np.float64), exact[i]
-        if not np.abs(a - b).max(initial=0.0) <= 2e-3 * max(np.abs(b).max(initial=0.0), 1e-6):
-            return row(worst, "FAILED: the live closure differs from the rule in float64")
-    if not worst <= tolerance:
-        return row(worst, "FAILED")
-    if kinks > _MOST_KINKS * total:
-        return row(worst, f"not decided: {kinks} of {total} outputs at a kink")
-    note = " (surrogate)" if t._op.surrogate else ""
-    return row(worst, f"ok{note}" + (f", {kinks} of {total} at a kink" if kinks else ""))
+    def live_closure_agrees(self, backward: Callable, gs: Sequence) -> bool:
+        """Does the closure of the live graph, in its own dtype, give what the rule gives in float64?"""
+        like = next(x.data for x in self.node.inputs if type(x) is Tensor)
+        here = [asarray_like(a.astype(like.dtype), like) if i in self.wrt else a for i, a in enumerate(self.x64)]
+        live = _vjp(self.op, self.node.backward, [asarray_like(g.astype(like.dtype), like) for g in gs], here, self.wrt)
+        exact = self.vjp(backward, gs)
+        for i in self.wrt:
+            a, b = to_host(live[i]).astype(np.float64), exact[i]
+            if not np.abs(a - b).max(initial=0.0) <= 2e-3 * max(np.abs(b).max(initial=0.0), 1e-6):
+                return False
+        return True
+
+
+def _direction(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random direction v in which x is moved."""
+    v = rng.standard_normal(x.shape)
+    v = np.where(np.abs(v) < 0.05, np.copysign(0.05, v), v)  # a kink that is hardly crossed would look smooth
+    return np.where(np.abs(x) > 1e15, 0.0, v)  # masked logits: an entry of 1e30 would make every step vanish
+
+
+def _along(
+    moved: Callable, pulled_back: Callable, f0: tuple, gs: list, v: np.ndarray, x: np.ndarray, tolerance: float
+) -> tuple[int, float, bool] | str:
+    """Compare ⟨g, ∂f/∂x v⟩ by differences with ⟨dx, v⟩.   moved(step) = f(x + step·v), pulled_back(g) = dx
+
+    -> (how many outputs were left out, the relative error, is it within rounding?), or what is wrong in words.
+
+    The step of the largest entry may be too long for smaller ones, so that shorter ones are tried as long as something
+    is wrong; what is really wrong is so with every step.
+    """
+    h = _STEP * max(1.0, np.abs(x[np.abs(x) <= 1e15]).max(initial=0.0))
+    total, tried = sum(np.size(o) for o in f0), []
+    while True:
+        smooth, terms, rounding = _differences(moved, f0, gs, h)
+        dx = pulled_back([np.where(s, g, 0.0) for s, g in zip(smooth, gs, strict=True)])
+        if dx is None:
+            return "no gradient"
+        difference = abs(sum(float(term.sum()) for term in terms) - float(np.sum(dx * v)))
+        # the scale a sum of random signs has; a plain |numeric| could be small by chance
+        error = difference / max(_norm(terms), _norm([dx * v]), 1e-12)
+        if not np.isfinite(error):
+            return "FAILED: a gradient is infinite or NaN"
+        left_out = total - sum(int(np.sum(s)) for s in smooth)
+        tried.append((left_out, error, difference <= rounding))
+        if h <= _STEP or (error <= tolerance and left_out <= _MOST_KINKS * total):
+            return min(tried)
+        h = max(h / 10.0, _STEP)
 
 
 def _differences(moved, f0, gs, h):
@@ -290,6 +362,13 @@ def _differences(moved, f0, gs, h):
 
 
 # ---- small pieces
+
+
+def _vjp(op: Op, backward: Callable, gs: Sequence, xs: Sequence, wrt: Iterable[int]) -> list:
+    """One gradient for each input x; None for those that are not in `wrt`, or get none from the rule."""
+    inputs, gradients = [Tensor(x, requires_grad=True) if i in wrt else x for i, x in enumerate(xs)], Gradients()
+    op.vjp(backward, gs, inputs, gradients)
+    return [gradients.arrived.get(x.created) if isinstance(x, Tensor) else None for x in inputs]
 
 
 def _norm(arrays) -> float:
@@ -313,12 +392,6 @@ def _as_tuple(x) -> tuple:
 
 def _settings_to_host(v):
     return tuple(map(_settings_to_host, v)) if isinstance(v, tuple) else to_host(v) if hasattr(v, "dtype") else v
-
-
-def _evaluated(gradients, wrt) -> tuple:
-    """A backward's result as a tuple, deferred work done for the inputs `wrt`; None for the others."""
-    gradients = _as_tuple(gradients)
-    return tuple(None if i not in wrt else dx() if inspect.isfunction(dx) else dx for i, dx in enumerate(gradients))
 
 
 def _freeze(a) -> None:

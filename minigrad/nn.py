@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any, Self
 
 import numpy as np
 
 from . import fused
-from .backend import asarray_like
+from .backend import Backend, asarray_like
 from .ops import leaky_relu
 from .random import Rng
-from .tensor import Tensor
+from .tensor import Tensor, mark_updated
 
 # ---- initialisers: (rng, shape, dtype) -> array on the host. A weight is (I, O), so fan_in = I and fan_out = O.
 
@@ -69,7 +70,7 @@ class Module:
 
         def collect(name, value):
             if isinstance(value, Tensor):
-                if value.requires_grad and value._op is None:  # not a result that is kept for later
+                if value.requires_grad and value.node is None:  # not a result that is kept for later
                     found.setdefault(id(value), (name, value))
             else:
                 parts = vars(value) if isinstance(value, Module) else value
@@ -85,10 +86,10 @@ class Module:
         """The Tensors of `named_parameters`."""
         return list(self.named_parameters().values())
 
-    def to(self, backend) -> Module:
-        """Move every parameter to a `minigrad.backend.Backend`; call it before making an optimizer."""
+    def to(self, backend: Backend, dtype: Any = None) -> Self:
+        """Move every parameter to a `minigrad.backend.Backend`, as `dtype` if given; make the optimizer afterwards."""
         for p in self.parameters():
-            p.data, p.grad = backend.to_device(p.numpy()), None
+            p.data, p.grad, p.grad_buffer = backend.to_device(p.numpy(), dtype), None, None
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -112,6 +113,7 @@ class Module:
                 )
         for name, p in parameters.items():
             p.data[...] = asarray_like(state[name], p.data)
+        mark_updated(parameters.values())
 
 
 def parameter(array) -> Tensor:

@@ -8,11 +8,13 @@ the number of layers. On NumPy the passes run over blocks that fit the second-le
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from .backend import array_module, asarray_like, to_host
-from .tensor import Tensor
+from .tensor import Tensor, mark_updated
 
 _BLOCK = 65536  # elements: the two or three arrays of a pass stay in a second-level cache, and the calls are few
 
@@ -22,10 +24,10 @@ class FlatBuffer:
     gradient is written into a view of `grad`. The parameters must be leaves that require a gradient, of one dtype and
     on one device (ValueError)."""
 
-    def __init__(self, parameters: list[Tensor]):
+    def __init__(self, parameters: list[Tensor]) -> None:
         if not parameters:
             raise ValueError("an optimizer needs at least one parameter.")
-        if not all(isinstance(p, Tensor) and p.requires_grad and p._op is None for p in parameters):
+        if not all(isinstance(p, Tensor) and p.requires_grad and p.node is None for p in parameters):
             raise ValueError("an optimizer trains leaf Tensors that require a gradient, and got something else.")
         if len({(p.data.dtype.str, type(p.data)) for p in parameters}) > 1:
             raise ValueError("the parameters have different dtypes or devices: convert them to one first.")
@@ -36,9 +38,9 @@ class FlatBuffer:
         start = 0
         for p in parameters:
             part = slice(start, start + p.size)
-            p.data, p.buffer, p.grad = self.data[part].reshape(p.shape), self.grad[part].reshape(p.shape), None
+            p.data, p.grad_buffer, p.grad = self.data[part].reshape(p.shape), self.grad[part].reshape(p.shape), None
             start = part.stop
-        self._views = [(p.data, p.buffer) for p in parameters]
+        self._views = [(p.data, p.grad_buffer) for p in parameters]
 
     def zero_grad(self) -> None:
         """Forget the gradients. Nothing is cleared: the next backward pass overwrites."""
@@ -49,13 +51,13 @@ class FlatBuffer:
         """A parameter that no gradient reached has gradient 0; one that was set by hand is copied to its place.
         RuntimeError if another optimizer was made for these parameters since, or one was given another array."""
         for p, (data, buffer) in zip(self.parameters, self._views, strict=True):
-            if p.buffer is not buffer:
+            if p.grad_buffer is not buffer:
                 raise RuntimeError("a parameter has gone over to an optimizer that was made later: step that one.")
             if p.data is not data:
                 raise RuntimeError("a parameter's .data was replaced: write into it, or make the optimizer afterwards.")
-            if p.grad is not p.buffer:
-                p.buffer[...] = 0.0 if p.grad is None else p.grad
-                p.grad = p.buffer
+            if p.grad is not buffer:
+                buffer[...] = 0.0 if p.grad is None else p.grad
+                p.grad = buffer
 
 
 class Optimizer:
@@ -63,19 +65,22 @@ class Optimizer:
 
     lr: positive and finite (ValueError).  `steps` counts the updates; `state` names the arrays that belong to the
     optimizer (each of the flat length).
+
+    A subclass names its arrays with `_add_state`, and defines `coefficients()`, the numbers of this step, and
+    `update(parameters, gradients, *state, scratch, *coefficients)`, which updates one block in place.
     """
 
-    def __init__(self, parameters, lr: float):
+    def __init__(self, parameters: Iterable[Tensor], lr: float) -> None:
         if not (math.isfinite(lr) and lr > 0):
             raise ValueError(f"the learning rate must be positive and finite, got {lr}.")
         self.flat = FlatBuffer(list(parameters))
         self.lr, self.steps = lr, 0
-        self.state: dict[str, object] = {}
+        self.state: dict[str, Any] = {}
         on_cpu = array_module(self.flat.data) is np
         self._block = max(1, min(_BLOCK, self.flat.data.size) if on_cpu else self.flat.data.size)
         self._scratch = array_module(self.flat.data).empty_like(self.flat.data[: self._block])
 
-    def _add_state(self, name):
+    def _add_state(self, name: str) -> None:
         self.state[name] = array_module(self.flat.data).zeros_like(self.flat.data)
 
     def zero_grad(self) -> None:
@@ -83,17 +88,22 @@ class Optimizer:
         self.flat.zero_grad()
 
     def step(self) -> None:
-        """Update all parameters from their gradients."""
+        """Update all parameters from their gradients. Graphs that were built before cannot be differentiated then."""
         self.flat.collect_gradients()
         self.steps += 1
-        update = self._update()
+        coefficients = self.coefficients()
         n, arrays = self.flat.data.size, (self.flat.data, self.flat.grad, *self.state.values())
         for start in range(0, n, self._block):
             part = slice(start, min(start + self._block, n))
-            update(*(a[part] for a in arrays), self._scratch[: part.stop - start])
+            self.update(*(a[part] for a in arrays), self._scratch[: part.stop - start], *coefficients)
+        mark_updated(self.flat.parameters)
 
-    def _update(self):
-        """The function (parameters, gradients, *state, scratch) that updates one block in place at this step."""
+    def coefficients(self) -> tuple:
+        """The numbers that all blocks of this step share."""
+        raise NotImplementedError
+
+    def update(self, *arrays: Any) -> None:
+        """Update one block in place."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -107,6 +117,7 @@ class Optimizer:
         for name, array in self.state.items():
             if state[name].shape != array.shape or state[name].dtype != array.dtype:
                 raise ValueError("the saved optimizer state belongs to another model.")
+        for name, array in self.state.items():
             array[...] = asarray_like(state[name], array)
         self.steps = int(state["steps"][0])
 
@@ -114,7 +125,7 @@ class Optimizer:
 class SGD(Optimizer):
     """v ← μ v + g,  θ ← θ − α v  (μ = momentum; Sutskever et al. 2013 in PyTorch's form).   0 ≤ μ < 1 (ValueError)."""
 
-    def __init__(self, parameters, lr: float, momentum: float = 0.0):
+    def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.0) -> None:
         super().__init__(parameters, lr)
         if not 0.0 <= momentum < 1.0:
             raise ValueError(f"momentum must be at least 0 and below 1, got {momentum}.")
@@ -122,20 +133,17 @@ class SGD(Optimizer):
         if momentum:
             self._add_state("velocity")
 
-    def _update(self):
-        xp, lr, momentum = array_module(self.flat.data), self.lr, self.momentum
+    def coefficients(self) -> tuple:
+        return ()
 
-        def plain(theta, g, scratch):
-            xp.multiply(g, lr, out=scratch)
-            theta -= scratch
-
-        def with_momentum(theta, g, v, scratch):
-            v *= momentum
+    def update(self, theta: Any, g: Any, *arrays: Any) -> None:
+        *velocity, scratch = arrays
+        for v in velocity:  # one, or none without momentum
+            v *= self.momentum
             v += g
-            xp.multiply(v, lr, out=scratch)
-            theta -= scratch
-
-        return with_momentum if momentum else plain
+            g = v
+        array_module(theta).multiply(g, self.lr, out=scratch)
+        theta -= scratch
 
 
 class Adam(Optimizer):
@@ -145,12 +153,18 @@ class Adam(Optimizer):
         m̂ = m / (1−β₁ᵗ)          v̂ = v / (1−β₂ᵗ)
 
     The state holds M = m/(1−β₁) and V = v/(1−β₂), whose updates M ← β₁M + g, V ← β₂V + g² need fewer passes. With
-    s² = (1−β₂)/(1−β₂ᵗ), so that √v̂ = s√V, the step is  α (1−β₁)/((1−β₁ᵗ) s) · M / (√V + ε/s):  ten passes in all.
+    s² = (1−β₂)/(1−β₂ᵗ), so that √v̂ = s√V, the step is  ρ M / (√V + ε/s),  ρ = α (1−β₁)/((1−β₁ᵗ) s):  ten passes.
 
     0 ≤ β < 1, ε > 0 (ValueError).
     """
 
-    def __init__(self, parameters, lr: float = 1e-3, betas=(0.9, 0.999), eps: float = 1e-8):
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
         super().__init__(parameters, lr)
         if not all(0.0 <= beta < 1.0 for beta in betas):
             raise ValueError(f"betas must be at least 0 and below 1, got {betas}.")
@@ -160,43 +174,27 @@ class Adam(Optimizer):
         self._add_state("M")
         self._add_state("V")
 
-    def _moments(self, xp):
-        beta1, beta2 = self.betas
+    def coefficients(self) -> tuple:
+        """ρ and ε/s."""
+        return self._rate_and_eps(self.lr)
 
-        def moments(g, M, V, scratch):
-            M *= beta1
-            M += g
-            xp.multiply(g, g, out=scratch)
-            V *= beta2
-            V += scratch
-
-        return moments
-
-    def _adaptive(self, xp, rate):
-        """θ ← θ − rate · m̂ / (√v̂ + ε)"""
+    def _rate_and_eps(self, lr: float) -> tuple[float, float]:
         beta1, beta2 = self.betas
         s = math.sqrt((1.0 - beta2) / (1.0 - beta2**self.steps))
-        factor = rate * (1.0 - beta1) / (1.0 - beta1**self.steps) / s
-        eps = self.eps / s
+        return lr * (1.0 - beta1) / (1.0 - beta1**self.steps) / s, self.eps / s
 
-        def apply(theta, M, V, scratch):
-            xp.sqrt(V, out=scratch)
-            scratch += eps
-            xp.divide(M, scratch, out=scratch)
-            scratch *= factor
-            theta -= scratch
-
-        return apply
-
-    def _update(self):
-        xp = array_module(self.flat.data)
-        moments, apply = self._moments(xp), self._adaptive(xp, self.lr)
-
-        def update(theta, g, M, V, scratch):
-            moments(g, M, V, scratch)
-            apply(theta, M, V, scratch)
-
-        return update
+    def update(self, theta: Any, g: Any, M: Any, V: Any, scratch: Any, rate: float, eps: float) -> None:
+        xp, (beta1, beta2) = array_module(theta), self.betas
+        M *= beta1
+        M += g
+        xp.multiply(g, g, out=scratch)
+        V *= beta2
+        V += scratch
+        xp.sqrt(V, out=scratch)
+        scratch += eps
+        xp.divide(M, scratch, out=scratch)
+        scratch *= rate
+        theta -= scratch
 
 
 class RAdam(Adam):
@@ -207,32 +205,34 @@ class RAdam(Adam):
         ρ∞ = 2/(1−β₂) − 1      ρₜ = ρ∞ − 2tβ₂ᵗ/(1−β₂ᵗ)      rₜ² = (ρₜ−4)(ρₜ−2)ρ∞ / ((ρ∞−4)(ρ∞−2)ρₜ)
     """
 
-    def _update(self):
-        xp, (beta1, beta2), t = array_module(self.flat.data), self.betas, self.steps
+    def coefficients(self) -> tuple:
+        """As Adam's; ε/s is None for a step of momentum alone."""
+        (beta1, beta2), t = self.betas, self.steps
         rho_inf = 2.0 / (1.0 - beta2) - 1.0
         rho = rho_inf - 2.0 * t * beta2**t / (1.0 - beta2**t)
-        moments = self._moments(xp)
-        if rho > 5.0:
-            r = math.sqrt((rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho))
-            apply = self._adaptive(xp, self.lr * r)
-        else:
-            factor = self.lr * (1.0 - beta1) / (1.0 - beta1**t)
+        if rho <= 5.0:
+            return self.lr * (1.0 - beta1) / (1.0 - beta1**t), None
+        r = math.sqrt((rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho))
+        return self._rate_and_eps(self.lr * r)
 
-            def apply(theta, M, V, scratch):
-                xp.multiply(M, factor, out=scratch)
-                theta -= scratch
-
-        def update(theta, g, M, V, scratch):
-            moments(g, M, V, scratch)
-            apply(theta, M, V, scratch)
-
-        return update
-
-
-OPTIMIZERS = {"sgd": SGD, "adam": Adam, "radam": RAdam}
+    def update(self, theta: Any, g: Any, M: Any, V: Any, scratch: Any, rate: float, eps: float | None) -> None:
+        if eps is not None:
+            return super().update(theta, g, M, V, scratch, rate, eps)
+        xp, (beta1, beta2) = array_module(theta), self.betas
+        M *= beta1
+        M += g
+        xp.multiply(g, g, out=scratch)
+        V *= beta2
+        V += scratch
+        xp.multiply(M, rate, out=scratch)
+        theta -= scratch
+        return None
 
 
-def clip_grad_norm(optimizer: Optimizer, max_norm: float):
+OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "radam": RAdam}
+
+
+def clip_grad_norm(optimizer: Optimizer, max_norm: float) -> Any:
     """Scale all gradients so that their joint Euclidean norm is at most `max_norm`; returns the norm before.
 
     Call it between backward() and step(). The norm is a 0-d array: nothing is sent to the host (Pascanu et al. 2013).
@@ -255,7 +255,7 @@ class Plateau:
     PyTorch's ReduceLROnPlateau.   0 < factor < 1, patience ≥ 0 (ValueError)
     """
 
-    def __init__(self, optimizer: Optimizer, factor: float = 0.5, patience: int = 4):
+    def __init__(self, optimizer: Optimizer, factor: float = 0.5, patience: int = 4) -> None:
         if not 0.0 < factor < 1.0 or patience < 0:
             raise ValueError(f"factor must be in (0, 1) and patience at least 0, got {factor} and {patience}.")
         self.optimizer, self.factor, self.patience = optimizer, factor, patience

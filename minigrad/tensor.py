@@ -21,6 +21,8 @@ The contract of a rule:
 * A rule with several outputs returns them as a tuple, and its `backward` gets one gradient for each.
 * A rule without a derivative returns `(out, None)`; asking for a gradient through it is an error, never silence.
 * `multiply.rule` is the bare function on arrays, for tests and for other rules.
+
+An error inside a rule keeps its traceback, and a note below it names the op, the line that called it, and its inputs.
 """
 
 from __future__ import annotations
@@ -29,16 +31,35 @@ import functools
 import itertools
 import os
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import get_ident
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any, Protocol, Self, overload
 
 import numpy as np
 
 from .backend import array_module, to_host
 
-__all__ = ["Op", "Tensor", "enable_grad", "grad", "no_grad", "op", "unbroadcast"]
+__all__ = [
+    "Gradients",
+    "Node",
+    "Op",
+    "RuleError",
+    "Tensor",
+    "enable_grad",
+    "grad",
+    "mark_updated",
+    "no_grad",
+    "nodes_of",
+    "op",
+    "unbroadcast",
+]
+
+Array = Any  # of NumPy or CuPy
+Operand = Any  # what an op takes beside a Tensor: an array or a Python number, which are constants
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
-_creation = itertools.count()
+_clock = itertools.count(1)  # what is made later has a larger number, and so has an update
 _quiet: set[int] = set()  # the threads that are within `no_grad()`: what one does must not reach another
 _new = object.__new__
 
@@ -49,29 +70,37 @@ class Tensor:
     data: an array of NumPy or CuPy, float32 or float64 (else TypeError). Lists and Python numbers become float64 NumPy
     arrays.
     requires_grad: for a leaf, whether `backward()` shall leave a gradient in `.grad` (an array like `data`, or None).
+    node, index: what an op made is output `index` of a `Node`, or its only one (None); a leaf has no node.
+    grad_buffer: for a parameter, the array that `backward()` writes its gradient into; it belongs to the optimizer.
 
     In-place operations, views that share gradients and higher-order derivatives are not offered. Plain arrays and
     Python numbers mix freely with Tensors: they are constants. Two Tensors of different dtypes never mix.
     """
 
+    # grad_buffer and updated are a leaf's alone: what an op made leaves them unset
     __slots__ = (
         "__weakref__",
-        "_backward",  # the rule's closure, until it is used
-        "_code",  # the code object that called the op …
-        "_index",  # which output of a rule with several outputs this is, else None
-        "_inputs",  # the positional arguments of the rule: Tensors and constants
-        "_instruction",  # … and where in it
-        "_op",  # the op that made it, None for a leaf
-        "_order",  # creation number; an op's output is newer than its inputs
-        "_settings",  # the keyword arguments of the rule
-        "buffer",  # for a parameter: where its gradient has to be written, see minigrad.optim
+        "created",
         "data",
         "grad",
+        "grad_buffer",
+        "index",
+        "node",
         "requires_grad",
+        "updated",
     )
     __array_ufunc__ = None  # ndarray * Tensor asks Tensor.__rmul__ instead of making an array of objects
 
-    def __init__(self, data, requires_grad: bool = False):
+    data: Array
+    grad: Array | None
+    grad_buffer: Array | None
+    node: Node | None
+    index: int | None
+    requires_grad: bool
+    created: int
+    updated: int
+
+    def __init__(self, data: Array | Sequence | float, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
             raise TypeError("Tensor of a Tensor: use it as it is, or its .detach().")
         if not hasattr(data, "dtype"):
@@ -81,50 +110,50 @@ class Tensor:
         if data.dtype != np.float32 and data.dtype != np.float64:
             raise TypeError(f"a Tensor holds float32 or float64, got {data.dtype}: use data.astype('float32').")
         array_module(data)
-        self._start(data, requires_grad)
+        self._become_leaf(data, requires_grad)
 
-    def _start(self, data, requires_grad):
+    def _become_leaf(self, data: Array, requires_grad: bool) -> None:
         self.data = data
         self.requires_grad = requires_grad
-        self.grad = self.buffer = self._op = self._backward = self._settings = self._code = self._index = None
-        self._inputs = ()
-        self._order = next(_creation)
+        self.grad = self.grad_buffer = self.node = self.index = None
+        self.created = next(_clock)
+        self.updated = 0
 
     # -- what it is
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         return self.data.shape
 
     @property
-    def dtype(self):
+    def dtype(self) -> np.dtype:
         return self.data.dtype
 
     @property
-    def ndim(self):
+    def ndim(self) -> int:
         return self.data.ndim
 
     @property
-    def size(self):
+    def size(self) -> int:
         return self.data.size
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.data.shape[0]
 
-    def __repr__(self):
-        made_by = f", made by {self._op.name}" if self._op else ", requires_grad" if self.requires_grad else ""
+    def __repr__(self) -> str:
+        made_by = f", made by {self.node.op.name}" if self.node else ", requires_grad" if self.requires_grad else ""
         return f"Tensor({self.data}{made_by})"
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         raise TypeError("a Tensor is neither true nor false: compare its .item(), or ask for its .size.")
 
-    def __array__(self, *_, **__):
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
         raise TypeError("a Tensor does not turn into an array by itself: use .data, or .numpy() for a host copy.")
 
-    def __reduce__(self):
-        """For `copy` and `pickle`: a leaf made anew, since two Tensors with one creation number would count as one."""
-        if self._op is not None:
-            raise TypeError(f"only a leaf can be copied or pickled, not what {self._op.name} made: use .detach().")
+    def __reduce__(self) -> tuple:
+        """For `copy` and `pickle`: a leaf made anew, since two Tensors of one creation number would count as one."""
+        if self.node is not None:
+            raise TypeError(f"only a leaf can be copied or pickled, not what {self.node.op.name} made: use .detach().")
         return Tensor, (self.data, self.requires_grad), (None, {"grad": self.grad})
 
     def item(self) -> float:
@@ -141,7 +170,7 @@ class Tensor:
 
     # -- the way back
 
-    def backward(self, g=None) -> None:
+    def backward(self, g: Array | None = None) -> None:
         """Add ∂self/∂leaf to `.grad` of every leaf that requires a gradient.
 
         g: the gradient of the final objective with respect to self, an array of its shape and dtype; it may be left
@@ -153,19 +182,58 @@ class Tensor:
 
         Why is a second call an error? Every rule's closure, and with it the arrays it saved, is freed as soon as it
         has been used; memory shrinks while the walk goes on. Run the forward pass again to differentiate again.
+
+        RuntimeError, too, if an optimizer has updated a parameter since the graph was built: the closures share its
+        array, and the gradient would be one at neither point.
         """
-        for leaf, g_leaf, owned in _walk(self, g, None, keep=False):
-            if leaf.buffer is not None:
-                if g_leaf is not leaf.buffer:
-                    leaf.buffer[...] = g_leaf if leaf.grad is None else leaf.grad + g_leaf
-                leaf.grad = leaf.buffer
-            elif leaf.grad is None:
-                leaf.grad = g_leaf if owned else g_leaf.copy()
-            else:
-                leaf.grad = leaf.grad + g_leaf
+        gradients = Gradients()
+        gradients.add(self, _start(self, g))
+        _walk(nodes_of(self), gradients, keep=False)
+        gradients.write_to_leaves()
+
+    if TYPE_CHECKING:  # the operator table, which `minigrad.ops` fills in
+
+        def __add__(self, other: Operand) -> Tensor: ...
+        def __radd__(self, other: Operand) -> Tensor: ...
+        def __sub__(self, other: Operand) -> Tensor: ...
+        def __rsub__(self, other: Operand) -> Tensor: ...
+        def __mul__(self, other: Operand) -> Tensor: ...
+        def __rmul__(self, other: Operand) -> Tensor: ...
+        def __truediv__(self, other: Operand) -> Tensor: ...
+        def __rtruediv__(self, other: Operand) -> Tensor: ...
+        def __pow__(self, other: Operand) -> Tensor: ...
+        def __rpow__(self, other: Operand) -> Tensor: ...
+        def __matmul__(self, other: Operand) -> Tensor: ...
+        def __rmatmul__(self, other: Operand) -> Tensor: ...
+        def __neg__(self) -> Tensor: ...
+        def __abs__(self) -> Tensor: ...
+        def __getitem__(self, key: Any) -> Tensor: ...
+        def __iter__(self) -> Iterator[Tensor]: ...
+        def __eq__(self, other: Operand) -> Array: ...  # type: ignore[override]
+        def __ne__(self, other: Operand) -> Array: ...  # type: ignore[override]
+        def __lt__(self, other: Operand) -> Array: ...
+        def __le__(self, other: Operand) -> Array: ...
+        def __gt__(self, other: Operand) -> Array: ...
+        def __ge__(self, other: Operand) -> Array: ...
+        def __hash__(self) -> int: ...
+        @property
+        def T(self) -> Tensor: ...
+        def reshape(self, *shape: Any) -> Tensor: ...
+        def transpose(self, *axes: Any) -> Tensor: ...
+        def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
+        def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
+        def max(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
+        def logsumexp(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
+        def exp(self) -> Tensor: ...
+        def log(self) -> Tensor: ...
+        def sqrt(self) -> Tensor: ...
+        def tanh(self) -> Tensor: ...
+        def sigmoid(self) -> Tensor: ...
+        def relu(self) -> Tensor: ...
+        def cumsum(self, *, axis: int = -1) -> Tensor: ...
 
 
-def grad(y: Tensor, inputs, g=None, keep: bool = False) -> list:
+def grad(y: Tensor, inputs: Iterable[Tensor], g: Array | None = None, keep: bool = False) -> list[Array]:
     """∂y/∂z for each Tensor z of `inputs` (leaves or not), as a list of arrays; `.grad` is left alone.
 
     Only rules on a path from y down to some z are run, so the work for other inputs (the weight products of a network,
@@ -180,8 +248,23 @@ def grad(y: Tensor, inputs, g=None, keep: bool = False) -> list:
     for z in inputs:
         if not isinstance(z, Tensor) or not z.requires_grad:
             raise TypeError("grad: each input must be a Tensor that requires a gradient (requires_grad=True).")
-    found = {z._order: g_z for z, g_z, _ in _walk(y, g, inputs, keep)}
-    return [found[z._order] if z._order in found else array_module(z.data).zeros_like(z.data) for z in inputs]
+    g = _start(y, g)
+    nodes = nodes_of(y, since=min((z.created if z.node is None else z.node.order for z in inputs), default=0))
+    gradients = _TargetGradients(inputs, nodes)
+    gradients.add(y, g)
+    _walk(nodes, gradients, keep)
+    found = [gradients.of(z) for z in inputs]
+    return [array_module(z.data).zeros_like(z.data) if dz is None else dz for z, dz in zip(inputs, found, strict=True)]
+
+
+def mark_updated(parameters: Iterable[Tensor]) -> None:
+    """Note that the arrays of these leaves were written into: graphs that were built before cannot be differentiated.
+
+    For whoever changes parameters in place, as an optimizer does.
+    """
+    now = next(_clock)
+    for p in parameters:
+        p.updated = now
 
 
 class no_grad:
@@ -189,18 +272,19 @@ class no_grad:
 
     _record = False
 
-    def __init__(self):
-        self._before = []  # one entry for each time it was entered: the same object may be nested
+    def __init__(self) -> None:
+        self._before: list[bool] = []  # one entry for each time it was entered: the same object may be nested
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._before.append(get_ident() not in _quiet)
         self._set(self._record)
+        return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._set(self._before.pop())
 
     @staticmethod
-    def _set(record):
+    def _set(record: bool) -> None:
         (_quiet.discard if record else _quiet.add)(get_ident())
 
 
@@ -208,6 +292,13 @@ class enable_grad(no_grad):
     """`with enable_grad():` builds graphs again, also within `no_grad()`."""
 
     _record = True
+
+
+# ---- ops
+
+
+class RuleError(RuntimeError):
+    """A rule broke its contract: another number of gradients than inputs, or one of another shape or dtype."""
 
 
 class Op:
@@ -220,11 +311,54 @@ class Op:
 
     __slots__ = ("enumerated", "name", "rule", "surrogate")
 
-    def __init__(self, rule, surrogate, enumerated):
-        self.name, self.rule, self.surrogate, self.enumerated = rule.__name__, rule, surrogate, enumerated
+    def __init__(self, rule: Callable, surrogate: Callable | None = None, enumerated: str | None = None) -> None:
+        self.name: str = getattr(rule, "__name__", "rule")
+        self.rule, self.surrogate, self.enumerated = rule, surrogate, enumerated
+
+    def vjp(self, backward: Callable, gs: Sequence[Array], inputs: Sequence, gradients: Gradients) -> None:
+        """Run a rule backwards: hand the gradient of each input that wants one to `gradients`, and check it.
+
+        This is the only place that knows in which forms a rule may return them.
+        gs: the gradients of the outputs.  inputs: what the op was called with; Tensors that require a gradient get it.
+        RuleError if the rule does not return one gradient for each input, of its shape and dtype.
+        """
+        returned = backward(*gs)
+        if type(returned) is not tuple:
+            returned = (returned,)
+        if len(returned) != len(inputs):
+            raise RuleError(
+                f"{self.name} has {len(inputs)} inputs, its rule gave {len(returned)} gradients: {place_of(backward)}."
+            )
+        wants = gradients.wants
+        for x, dx in zip(inputs, returned):  # noqa: B905 (lengths were compared just above)
+            if dx is None or type(x) is not Tensor or not x.requires_grad or (wants is not None and not wants(x)):
+                continue
+            if callable(dx):
+                dx = dx(out=gradients.buffer_of(x)) if dx.__code__.co_argcount else dx()
+            data = x.data
+            if dx.shape != data.shape or (dx.dtype is not data.dtype and dx.dtype != data.dtype):
+                raise RuleError(
+                    f"{self.name}: the gradient of an input of {_describe((data,))} came out as {_describe((dx,))}: "
+                    f"see the rule at {place_of(backward)}."
+                )
+            gradients.add(x, dx)
 
 
-def op(rule=None, *, surrogate=None, enumerated=None):
+class LiftedOp(Protocol):
+    """A function on Tensors, arrays and numbers, with the `rule` on arrays that it was made of."""
+
+    rule: Callable[..., tuple[Any, Any]]
+    op: Op
+    __name__: str
+
+    def __call__(self, *inputs: Any, **settings: Any) -> Any: ...
+
+
+@overload
+def op(rule: Callable) -> LiftedOp: ...
+@overload
+def op(*, surrogate: Callable | None = ..., enumerated: str | None = ...) -> Callable[[Callable], LiftedOp]: ...
+def op(rule: Callable | None = None, *, surrogate: Callable | None = None, enumerated: str | None = None) -> Any:
     """Lift a rule on arrays to a function on Tensors, arrays and numbers (see the module's docstring).
 
     The lifted function has `.rule` (the bare rule) and `.op` (an `Op`), and raises TypeError when its result would
@@ -242,7 +376,7 @@ def op(rule=None, *, surrogate=None, enumerated=None):
                 data = x.data
                 if dtype is None:
                     dtype = data.dtype
-                elif dtype != data.dtype:
+                elif dtype is not data.dtype and dtype != data.dtype:
                     raise TypeError(f"{this.name}: {_describe(inputs)} mix dtypes; convert one with .astype.")
                 if x.requires_grad:
                     tracked = True
@@ -251,182 +385,282 @@ def op(rule=None, *, surrogate=None, enumerated=None):
 
         try:
             out, backward = rule(*arrays, **settings)
-        except (ValueError, IndexError) as error:
-            raise type(error)(f"{this.name}: {error} (inputs: {_describe(inputs)})") from None
+        except Exception as error:
+            error.add_note(f"in {this.name}, called at {_line_of(*_caller(sys._getframe(1)))}: {_describe(inputs)}")
+            raise
 
         tracked = tracked and not (_quiet and get_ident() in _quiet)
         if type(out) is tuple:
             if dtype is not None and any(o.dtype != dtype for o in out):
                 raise TypeError(f"{this.name}: {_describe(inputs)} give {_describe(out)}; convert them to one dtype.")
-            return _several(this, out, backward, inputs, settings, tracked)
-        if dtype is not None and out.dtype != dtype:
+            if not tracked:
+                return tuple(map(_constant, out))
+            node = _node(this, inputs, settings, backward, sys._getframe(1))
+            tensors = tuple([_output(o, node, i, next(_clock)) for i, o in enumerate(out)])
+            node.outputs, node.output_keys = out, tuple([t.created for t in tensors])
+            return tensors
+        if dtype is not None and out.dtype is not dtype and out.dtype != dtype:
             raise TypeError(f"{this.name}: {_describe(inputs)} give {out.dtype}; convert the inputs to one dtype.")
         if tracked:
-            return _node(out, this, inputs, settings, backward, sys._getframe(1))
+            node = _node(this, inputs, settings, backward, sys._getframe(1))
+            return _output(out, node, None, node.order)
         return _constant(out)
 
-    apply.rule, apply.op = rule, this
+    apply.rule, apply.op = rule, this  # type: ignore[attr-defined]
     return apply
+
+
+class Node:
+    """One call of an op that gradients can pass through: what the tape remembers of it.
+
+    op, inputs (the positional arguments: Tensors and constants), settings (the others)
+    backward: the rule's closure, until it has been used; then `freed` is True and the inputs are forgotten
+    outputs: the arrays of a rule with several outputs, None for a single one
+    order: when it was made; a node is newer than everything that its inputs were made of
+    """
+
+    __slots__ = ("backward", "code", "inputs", "instruction", "op", "order", "output_keys", "outputs", "settings")
+
+    op: Op
+    inputs: tuple
+    settings: dict[str, Any]
+    backward: Callable | None
+    outputs: tuple[Array, ...] | None
+    output_keys: tuple[int, ...]  # the numbers of these outputs, where there are several; one output has the node's
+    order: int
+    code: CodeType  # the code that called the op …
+    instruction: int  # … and where in it
+
+    @property
+    def freed(self) -> bool:
+        return self.backward is _used
+
+    @property
+    def called_at(self) -> str:
+        """`file.py:12`, the line that called the op: the first one outside of minigrad."""
+        return _line_of(self.code, self.instruction)
 
 
 def _constant(data):
     tensor = _new(Tensor)
-    tensor._start(data, False)
+    tensor._become_leaf(data, False)
     return tensor
 
 
-def _node(data, this, inputs, settings, backward, frame):
-    """The Tensor that remembers how it was made; `frame` is where the op was called."""
+def _node(this, inputs, settings, backward, frame):
+    node = _new(Node)
+    node.op = this
+    node.inputs = inputs
+    node.settings = settings
+    node.backward = backward
+    node.outputs = None
+    node.order = next(_clock)
     code = frame.f_code
-    while code.co_filename.startswith(_PACKAGE):  # the user's line, not the one in nn.py or in the operator table
-        frame = frame.f_back
-        code = frame.f_code
+    if code.co_filename.startswith(_PACKAGE):
+        code, node.instruction = _caller(frame)
+    else:
+        node.instruction = frame.f_lasti
+    node.code = code
+    return node
+
+
+def _output(data, node, index, created):
     tensor = _new(Tensor)
     tensor.data = data
     tensor.requires_grad = True
-    tensor.grad = tensor.buffer = tensor._index = None
-    tensor._op = this
-    tensor._inputs = inputs
-    tensor._settings = settings
-    tensor._backward = backward
-    tensor._order = next(_creation)
-    tensor._code = code
-    tensor._instruction = frame.f_lasti
+    tensor.grad = None
+    tensor.node = node
+    tensor.index = index
+    tensor.created = created
     return tensor
 
 
-def _several(this, outs, backward, inputs, settings, tracked):
-    """One node holds all outputs of a rule; each output is a Tensor that knows its place in that node."""
-    tensors = tuple(map(_constant, outs))
-    if tracked:
-        node = _node(outs, this, inputs, settings, backward, sys._getframe(2))
-        for i, tensor in enumerate(tensors):
-            tensor.requires_grad, tensor._op, tensor._inputs, tensor._index = True, this, (node,), i
-            tensor._order = next(_creation)  # newer than the node
-    return tensors
-
-
-def _used(*_):
+def _used(*_: Array) -> None:
     raise RuntimeError("this graph was already differentiated and freed: run the forward pass again.")
 
 
-def _reachable(y: Tensor, oldest: int = -1) -> dict[int, Tensor]:
-    """The nodes that y was computed from, by creation number, without recursion; none older than `oldest`."""
-    nodes, stack = {}, [y]
+# ---- the walk
+
+
+def nodes_of(y: Tensor, since: int = 0) -> list[Node]:
+    """The nodes that y was computed from, oldest first, without recursion; those made before `since` are left out.
+
+    RuntimeError if one of them has used a parameter that was updated since.
+    """
+    found: dict[int, Node] = {}
+    stack = [] if y.node is None else [y.node]
     while stack:
-        t = stack.pop()
-        order = t._order
-        if order not in nodes:
-            nodes[order] = t
-            for x in t._inputs:
-                if type(x) is Tensor and x.requires_grad and x._order not in nodes and x._order >= oldest:
-                    stack.append(x)
-    return nodes
+        node = stack.pop()
+        order = node.order
+        if order in found or order < since:
+            continue
+        found[order] = node
+        for x in node.inputs:
+            if type(x) is Tensor:
+                if x.node is not None:
+                    stack.append(x.node)
+                elif x.updated > order:
+                    raise RuntimeError(
+                        f"a parameter of {node.op.name}, called at {node.called_at}, was updated after this graph was "
+                        "built, so that its gradient would be one at neither point: run the forward pass again."
+                    )
+    return [found[order] for order in sorted(found)]
 
 
-def _walk(y: Tensor, g, targets, keep):
-    """Run the rules newest first. Yields (tensor, its complete gradient, whether the engine owns that array) for each
-    target; without targets, for each leaf."""
+class Gradients:
+    """What has arrived at each Tensor so far, by its number.
+
+    The first gradient is kept by reference, since it may be shared; the second makes a sum that belongs to the engine,
+    and those after it are added in place.
+    """
+
+    __slots__ = ("arrived", "leaves", "owned")
+
+    wants: Callable[[Tensor], bool] | None = None  # is the gradient of this Tensor asked for?  None: all of them are
+
+    def __init__(self) -> None:
+        self.arrived: dict[int, Array] = {}
+        self.leaves: list[Tensor] = []
+        self.owned: set[int] = set()
+
+    def buffer_of(self, x: Tensor) -> Array | None:
+        """The array that a rule may write the gradient of this Tensor into, if there is one and nothing is in it."""
+        free = x.node is None and x.grad is None and x.created not in self.arrived
+        return x.grad_buffer if free else None
+
+    def add(self, x: Tensor, dx: Array) -> None:
+        key = x.created
+        if key not in self.arrived:
+            self.arrived[key] = dx
+            if x.node is None:
+                self.leaves.append(x)
+                if dx is x.grad_buffer:  # the rule has written it there
+                    self.owned.add(key)
+        elif key in self.owned and dx.ndim:
+            self.arrived[key] += dx
+        else:
+            self.arrived[key] = self.arrived[key] + dx
+            self.owned.add(key)
+
+    def of_outputs(self, node: Node) -> tuple[Array, ...] | None:
+        """The complete gradients of a node's outputs, zeros where none arrived; None if there is none at all."""
+        if node.outputs is None:
+            g = self.arrived.pop(node.order, None)
+            return None if g is None else (g,)
+        gs = [self.arrived.pop(key, None) for key in node.output_keys]
+        if all(g is None for g in gs):
+            return None
+        return tuple([array_module(o).zeros_like(o) if g is None else g for g, o in zip(gs, node.outputs, strict=True)])
+
+    def write_to_leaves(self) -> None:
+        for leaf in self.leaves:
+            g = self.arrived[leaf.created]
+            if leaf.grad_buffer is not None:
+                if g is not leaf.grad_buffer:
+                    leaf.grad_buffer[...] = g if leaf.grad is None else leaf.grad + g
+                leaf.grad = leaf.grad_buffer
+            elif leaf.grad is not None:
+                leaf.grad = leaf.grad + g
+            else:  # a sum of two numbers is a NumPy scalar, which is no array
+                leaf.grad = g if leaf.created in self.owned and g.ndim else array_module(g).asarray(g).copy()
+
+
+class _TargetGradients(Gradients):
+    """… when only the gradients of some Tensors are asked for: nothing else is computed.
+
+    targets: their numbers;   path: the numbers of the nodes between y and them
+    """
+
+    __slots__ = ("kept", "path", "targets")
+
+    def __init__(self, targets: list[Tensor], nodes: list[Node]) -> None:
+        super().__init__()
+        self.kept: dict[int, Array] = {}  # of targets that an op has made, once everything that used them has run
+        self.targets = {z.created for z in targets}
+        self.path: set[int] = set()
+        oldest = min(self.targets, default=0)
+        for node in nodes:  # oldest first, so that what lies below is known
+            if node.freed and node.order > oldest:
+                _used()  # it has forgotten its inputs, and a target may have been among them
+            if any(type(x) is Tensor and self.wants(x) for x in node.inputs):
+                self.path.add(node.order)
+
+    def wants(self, x: Tensor) -> bool:
+        """Is it a target, or made of one?"""
+        return x.created in self.targets or (x.node is not None and x.node.order in self.path)
+
+    def buffer_of(self, x: Tensor) -> Array | None:
+        return None  # `.grad` is left alone
+
+    def of_outputs(self, node: Node) -> tuple[Array, ...] | None:
+        for key in (node.order,) if node.outputs is None else node.output_keys:
+            if key in self.targets and key in self.arrived:
+                self.kept[key] = self.arrived[key]
+        return super().of_outputs(node) if node.order in self.path else None
+
+    def of(self, z: Tensor) -> Array | None:
+        """The gradient of a target, once the walk is over; None if nothing arrived."""
+        return (self.arrived if z.node is None else self.kept).get(z.created)
+
+
+def _walk(nodes: list[Node], gradients: Gradients, keep: bool) -> None:
+    """Run the rules of the nodes, newest first, on what has arrived at their outputs."""
+    for node in reversed(nodes):
+        gs = gradients.of_outputs(node)
+        if gs is None:
+            continue  # nothing arrived, or nothing below it was asked for
+        if node.backward is None:
+            raise RuntimeError(f"{node.op.name}, called at {node.called_at}, has no derivative.")
+        try:
+            node.op.vjp(node.backward, gs, node.inputs, gradients)
+        except Exception as error:
+            if not node.freed:
+                where = f"called at {node.called_at}: {_describe(node.inputs)}"
+                error.add_note(f"in the backward pass of {node.op.name}, {where}")
+            raise
+        if not keep:
+            node.backward, node.inputs = _used, ()
+
+
+def _start(y: Tensor, g: Array | None) -> Array:
+    """The gradient that the walk begins with, checked."""
     if not y.requires_grad:
         raise RuntimeError("this Tensor does not depend on anything that requires a gradient.")
     if g is None:
         if y.data.size != 1:
             raise RuntimeError(f"a Tensor of shape {y.shape} needs the gradient of the objective: backward(g).")
-        g = array_module(y.data).ones_like(y.data)
-    elif type(g) is Tensor:
+        return array_module(y.data).ones_like(y.data)
+    if type(g) is Tensor:
         raise TypeError("g must be an array, not a Tensor: pass its .data.")
-    elif getattr(g, "shape", None) != y.data.shape or g.dtype != y.data.dtype:
+    if getattr(g, "shape", None) != y.data.shape or g.dtype != y.data.dtype:
         raise TypeError(f"g is {_describe((g,))}, the Tensor is {y.dtype}{y.shape}: they must be alike.")
-    elif array_module(g) is not array_module(y.data):  # a rule that only multiplies by a number would not notice
+    if array_module(g) is not array_module(y.data):  # a rule that only multiplies by a number would not notice
         raise TypeError("g and the Tensor must be on the same device: send g there with Backend.to_device.")
-
-    if targets is None:
-        nodes, wanted, on_path = _reachable(y), None, None
-    else:
-        wanted = {z._order for z in targets}
-        lowest = min(wanted, default=y._order)
-        nodes = _reachable(y, lowest)
-        on_path = set()
-        for order in sorted(nodes):
-            if order > lowest and nodes[order]._backward is _used:
-                _used()  # it has forgotten its inputs, and a target may have been among them
-            if order in wanted or any(type(x) is Tensor and x._order in on_path for x in nodes[order]._inputs):
-                on_path.add(order)
-
-    grads, owned = {y._order: g}, set()
-    for order in sorted(nodes, reverse=True):
-        t = nodes.pop(order)
-        g = grads.pop(order, None)
-        if g is None:
-            continue  # everything that used t returned None for it
-        if (t._op is None) if wanted is None else (order in wanted):
-            yield t, g, order in owned
-        if t._op is None:
-            continue
-
-        inputs, index = t._inputs, t._index
-        if wanted and order in wanted and not any(type(x) is Tensor and x._order in on_path for x in inputs):
-            continue  # nothing below it was asked for
-        if index is not None:  # an output of a rule with several: put g in its place and wait for the others
-            node = inputs[0]
-            grads.setdefault(node._order, [None] * len(node.data))[index] = g
-            continue
-
-        rule = t._backward
-        if rule is None:
-            raise RuntimeError(f"{t._op.name}, created at {created_at(t)}, has no derivative.")
-        if type(g) is list:
-            zeros_like = array_module(t.data[0]).zeros_like
-            gradients = rule(*[zeros_like(d) if gi is None else gi for gi, d in zip(g, t.data, strict=True)])
-        else:
-            gradients = rule(g)
-        if not keep:
-            t._backward = _used
-        if type(gradients) is not tuple:
-            gradients = (gradients,)
-        if len(gradients) != len(inputs):
-            raise RuntimeError(f"{t._op.name} has {len(inputs)} inputs, its rule gave {len(gradients)} gradients.")
-
-        for x, dx in zip(inputs, gradients):  # noqa: B905 (lengths were compared just above)
-            if type(x) is not Tensor or not x.requires_grad or dx is None:
-                continue
-            k = x._order
-            if on_path is not None and k not in on_path:
-                continue
-            if callable(dx):
-                if x.buffer is not None and x.grad is None and wanted is None and k not in grads and _takes_out(dx):
-                    dx = dx(out=x.buffer)
-                    owned.add(k)
-                else:
-                    dx = dx()
-            data = x.data
-            if dx.shape != data.shape or dx.dtype != data.dtype:
-                raise RuntimeError(
-                    f"{t._op.name}, created at {created_at(t)}: the gradient of an input of {data.dtype}{data.shape} "
-                    f"came out as {dx.dtype}{dx.shape}."
-                )
-            if k not in grads:
-                grads[k] = dx
-            elif k in owned and data.ndim:
-                grads[k] += dx
-            else:  # the first sum makes an array that the engine owns and may write into from now on
-                grads[k] = grads[k] + dx
-                owned.add(k)
-        if not keep:
-            t._inputs = ()
+    return g
 
 
-def _takes_out(function) -> bool:
-    return function.__code__.co_argcount == 1
+# ---- small pieces
 
 
-def created_at(t: Tensor) -> str:
-    """`file.py:12`, the line that called the op."""
-    line = next((line for start, end, line in t._code.co_lines() if start <= t._instruction < end), "?")
-    return f"{os.path.basename(t._code.co_filename)}:{line}"
+def _caller(frame: FrameType) -> tuple[CodeType, int]:
+    """The user's code and the instruction in it, not the one in nn.py or in the operator table."""
+    while frame.f_code.co_filename.startswith(_PACKAGE) and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code, frame.f_lasti
 
 
-def unbroadcast(g, shape):
+def _line_of(code: CodeType, instruction: int) -> str:
+    line = next((line for start, end, line in code.co_lines() if start <= instruction < end), "?")
+    return f"{os.path.basename(code.co_filename)}:{line}"
+
+
+def place_of(function: Callable | None) -> str:
+    """`file.py:12`, where a function was defined."""
+    code = getattr(function, "__code__", None)
+    return f"{os.path.basename(code.co_filename)}:{code.co_firstlineno}" if code else repr(function)
+
+
+def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
     """Undo broadcasting: sum g over the axes along which an array of `shape` was repeated."""
     if g.shape == shape:
         return g
@@ -436,7 +670,7 @@ def unbroadcast(g, shape):
     return g.sum(axis=repeated, keepdims=True) if repeated else g
 
 
-def _describe(inputs) -> str:
+def _describe(inputs: Iterable) -> str:
     return ", ".join(
         f"{x.dtype}{x.shape}" if hasattr(x, "dtype") and hasattr(x, "shape") else type(x).__name__ for x in inputs
     )

@@ -69,10 +69,10 @@ def floor():
 
 def updates():
     """The optimizer's part of the step, whatever the gradients are."""
-    optimizer = Adam(CategoricalVAE(PIXELS, VARIABLES, CATEGORIES, HIDDEN, rng=Rng(0)).parameters(), LR)
-    optimizer.flat.grad[...] = Rng(0).site("gradients").normal(optimizer.flat.grad.shape)
-    for p in optimizer.flat.parameters:
-        p.grad = p.buffer
+    parameters = CategoricalVAE(PIXELS, VARIABLES, CATEGORIES, HIDDEN, rng=Rng(0)).parameters()
+    optimizer = Adam(parameters, LR)
+    for n, p in enumerate(parameters):
+        p.grad = Rng(0).site(n).normal(p.shape)
     return optimizer.step
 
 

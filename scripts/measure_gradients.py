@@ -64,7 +64,7 @@ from experiments.run_folder import (
     user_errors,
 )
 from minigrad import Rng, Tensor, grad, no_grad, op
-from minigrad.backend import get_backend
+from minigrad.backend import Backend, get_backend
 from minigrad.fused import bce_with_logits
 from minigrad.ops import softplus, stable_sigmoid, tanh
 
@@ -165,8 +165,7 @@ class VAEProblem:
     def __init__(self, training: train_vae.Training, images: int, dtype):
         self.model, self.family = training.model, training.estimator.family
         self.inputs = training.test[:images].astype(dtype)
-        for p in self.model.parameters():
-            p.data, p.buffer = p.data.astype(dtype), None  # the buffer is the optimizer's, which has no part in this
+        self.model.to(Backend(), dtype)  # away from the optimizer, which has no part in this
         self.zero_grad()
         with no_grad():
             self.logits = self.model.encode(self.inputs).data

@@ -6,14 +6,18 @@ import operator
 import pickle
 import sys
 import threading
+import traceback
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minigrad import Tensor, enable_grad, fused, grad, no_grad, op, ops
-from minigrad.tensor import unbroadcast
+from minigrad import Rng, Tensor, enable_grad, fused, grad, nn, no_grad, op, ops
+from minigrad.check import audit
+from minigrad.optim import OPTIMIZERS
+from minigrad.tensor import nodes_of, unbroadcast
 
 
 def leaf(*values):
@@ -281,14 +285,18 @@ def test_an_op_without_a_rule_refuses_a_gradient():
         return np.round(x), None
 
     y = rounded(leaf(1.2)).sum()
-    with pytest.raises(RuntimeError, match=r"rounded, created at test_tensor\.py:\d+, has no derivative"):
+    with pytest.raises(RuntimeError, match=r"rounded, called at test_tensor\.py:\d+, has no derivative"):
         y.backward()
 
 
 @pytest.mark.parametrize(
     ("gradient", "message"),
     [
-        (lambda g: g[:1], r"wrong, created at test_tensor\.py:\d+: .*float64\(2,\) came out as float64\(1,\)"),
+        (
+            lambda g: g[:1],
+            r"wrong: the gradient of an input of float64\(2,\) came out as float64\(1,\): see the rule at "
+            r"test_tensor\.py:\d+\.\nin the backward pass of wrong, called at test_tensor\.py:\d+: float64\(2,\)",
+        ),
         (lambda g: g.astype(np.float32), "came out as float32"),
         (lambda g: (g, g), "has 1 inputs, its rule gave 2 gradients"),
     ],
@@ -362,7 +370,7 @@ def test_a_tensor_is_a_key_but_no_condition():
 
 
 def test_errors_name_the_op_and_its_inputs():
-    with pytest.raises(ValueError, match=r"matmul: .*float64\(1, 2\), float64\(3,\)"):
+    with pytest.raises(ValueError, match=r"in matmul, called at test_tensor.py:\d+: float64\(1, 2\), float64\(3,\)"):
         leaf(1.0, 2.0).reshape(1, 2) @ leaf(1.0, 2.0, 3.0)
     with pytest.raises(TypeError, match="float32 or float64, got int64"):
         Tensor(np.arange(3))
@@ -396,8 +404,129 @@ def test_errors_name_the_op_and_its_inputs():
     ],
 )
 def test_what_would_be_wrong_silently_or_only_on_the_way_back_is_refused(wrong, message):
-    with pytest.raises(ValueError, match=message), no_grad():
+    name, _, what = message.partition(": ")
+    with pytest.raises(ValueError, match=f"{what}(.|\n)*\nin {name}, called at test_tensor.py:"), no_grad():
         wrong(Tensor(np.ones((2, 3)), requires_grad=True))
+
+
+def line_with(text: str) -> int:
+    """The number of the line of this file that ends with the text."""
+    source = Path(__file__).read_text().splitlines()
+    return next(n for n, line in enumerate(source, start=1) if line.endswith(text))
+
+
+def lines_of(error) -> list[str]:
+    """The lines of source that a traceback shows."""
+    return [frame.line for frame in traceback.extract_tb(error.__traceback__)]
+
+
+def test_an_error_in_a_rule_keeps_its_traceback_and_says_which_op_failed_where_on_what():
+    @op
+    def product(x, w):
+        y = x @ w
+
+        def backward(g):
+            dx = lambda: g @ w  # it should be g @ w.T
+            return dx, lambda: x.T @ g
+
+        return y, backward
+
+    x, w = Tensor(np.ones((4, 3)), requires_grad=True), Tensor(np.ones((3, 2)), requires_grad=True)
+    loss = product(x, w).sum()  # the call
+    with pytest.raises(ValueError, match="matmul") as caught:
+        loss.backward()
+    (note,) = caught.value.__notes__
+    line = line_with("# the call")
+    assert note == f"in the backward pass of product, called at test_tensor.py:{line}: float64(4, 3), float64(3, 2)"
+    assert "dx = lambda: g @ w  # it should be g @ w.T" in lines_of(caught.value)
+    with pytest.raises(ValueError, match="matmul") as caught:
+        product(x, Tensor(np.ones((4, 2), np.float64)))
+    (note,) = caught.value.__notes__
+    assert note.startswith("in product, called at test_tensor.py:")
+    assert note.endswith(": float64(4, 3), float64(4, 2)")
+    assert "y = x @ w" in lines_of(caught.value)
+
+
+@pytest.mark.parametrize("error", [KeyError("k"), ZeroDivisionError("z"), AttributeError("a"), IndexError("i")])
+def test_errors_of_every_type_keep_their_type(error):
+    @op
+    def broken(x, *, forward):
+        if forward:
+            raise error
+
+        def backward(g):
+            raise error
+
+        return x * 1.0, backward
+
+    for forward, start in ((True, "in broken, called at"), (False, "in the backward pass of broken, called at")):
+        with pytest.raises(type(error)) as caught:
+            broken(leaf(1.0), forward=forward).sum().backward()
+        assert caught.value is error
+        assert error.__notes__.pop().startswith(start)
+
+
+def test_the_place_of_a_call_is_the_user_s_line_and_not_one_of_the_library():
+    layer = nn.MLP([2, 3, 1], Rng(0), dtype=np.float64)
+    y = layer(Tensor(np.ones((4, 2))))  # here
+    line = line_with("# here")
+    assert {node.called_at for node in nodes_of(y)} == {f"test_tensor.py:{line}"}
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_a_graph_whose_parameters_were_updated_since_cannot_be_differentiated(make):
+    """Two losses with a step of one optimizer between: the closures share the arrays that the step has written into."""
+    w, theta = leaf(2.0), leaf(3.0)
+    optimizer = make([w], lr=1.0)
+    fake = theta * 1.0
+    critic, generator, other = (w * fake.detach()).sum(), (w * fake).sum(), (theta * theta).sum()
+    again = grad(generator, [theta], keep=True)[0]
+    np.testing.assert_array_equal(again, [2.0])
+    critic.backward()
+    optimizer.step()
+    message = r"a parameter of multiply, called at test_tensor.py:\d+, was updated after this graph was built"
+    with pytest.raises(RuntimeError, match=message):
+        generator.backward()
+    with pytest.raises(RuntimeError, match=message):
+        grad(generator, [theta])
+    with pytest.raises(RuntimeError, match=message):
+        audit(generator)
+    assert theta.grad is None
+    other.backward()  # what did not use it is not concerned
+    np.testing.assert_array_equal(theta.grad, [6.0])
+    (w * theta).sum().backward()  # nor is what was built afterwards
+
+
+def test_a_loaded_parameter_is_an_updated_one():
+    layer = nn.Linear(2, 1, Rng(0), dtype=np.float64)
+    loss = layer(np.ones((1, 2))).sum()
+    layer.load_state_dict(layer.state_dict())
+    with pytest.raises(RuntimeError, match="was updated after this graph was built"):
+        loss.backward()
+
+
+def test_a_tensor_is_what_a_node_has_put_out():
+    x = leaf(1.0, 2.0, 3.0, 4.0)
+    y = x * 2.0
+    first, second = ops.split(y, sections=2)
+    assert x.node is None
+    assert (y.node.op.name, y.index) == ("multiply", None)
+    assert y.node.inputs[0] is x
+    assert (first.node, first.index, second.index) == (second.node, 0, 1)
+    assert first.node.settings == {"sections": 2}
+    assert [node.op.name for node in nodes_of((first * second).sum())] == ["multiply", "split", "multiply", "sum"]
+    assert not y.node.freed
+    (first * second).sum().backward()
+    assert y.node.freed
+    assert y.node.inputs == ()
+
+
+@pytest.mark.parametrize("f", [lambda x: x * x, lambda x: (x * np.ones(3)).sum(), lambda x: x + x, lambda x: x * 1.0])
+def test_the_gradient_of_a_number_is_an_array(f):
+    x = Tensor(np.array(2.0), requires_grad=True)
+    f(x).backward()
+    assert type(x.grad) is np.ndarray
+    x.grad[...] = 0.0
 
 
 def test_a_batch_without_examples_has_a_mean_for_each():
