@@ -60,7 +60,7 @@ def check_lengths(lengths, B: int, T: int) -> np.ndarray:
     return lengths.astype(np.int64)  # unsigned ones would wrap around where steps are counted down
 
 
-def candidates(lengths, T: int, k: int):
+def candidate_mask(lengths, T: int, k: int):
     """Which pairs exist at step k, (B, T−1−k) booleans on the host; a row that is done keeps its first one, since a
     sampler needs something to draw from."""
     exist = np.arange(T - 1 - k) < (lengths - 1 - k)[:, None]
@@ -77,7 +77,7 @@ def compose_plain(h, c, w, b, q, *, lengths, sampler, rng, scored: bool = False)
         h_l, h_r, c_l, c_r = h[:, :-1], h[:, 1:], c[:, :-1], c[:, 1:]
         h_pair, c_pair = tree_lstm_cell(linear(concat(h_l, h_r, axis=-1), w, b), c_l, c_r)
         if k < T - 2:
-            mask = candidates(lengths, T, k)
+            mask = candidate_mask(lengths, T, k)
             v = (h_pair @ q) / math.sqrt(H)
             s = sampler.sample(v, rng.site(k), mask)
             if scored:
