@@ -60,9 +60,9 @@ def check_lengths(lengths, B: int, T: int) -> np.ndarray:
     return lengths.astype(np.int64)  # unsigned ones would wrap around where steps are counted down
 
 
-def candidates(lengths, T: int, k: int):
-    """Which pairs exist at step k, (B, T−1−k) booleans on the host; a row that is done keeps its first one, since a
-    sampler needs something to draw from."""
+def candidate_mask(lengths, T: int, k: int):
+    """Which pairs exist at step k, (B, T−1−k) booleans on the host. A sequence that is done keeps its first pair, since
+    a sampler needs something to draw from."""
     exist = np.arange(T - 1 - k) < (lengths - 1 - k)[:, None]
     exist[:, 0] = True
     return exist
@@ -77,7 +77,7 @@ def compose_plain(h, c, w, b, q, *, lengths, sampler, rng, scored: bool = False)
         h_l, h_r, c_l, c_r = h[:, :-1], h[:, 1:], c[:, :-1], c[:, 1:]
         h_pair, c_pair = tree_lstm_cell(linear(concat(h_l, h_r, axis=-1), w, b), c_l, c_r)
         if k < T - 2:
-            mask = candidates(lengths, T, k)
+            mask = candidate_mask(lengths, T, k)
             v = (h_pair @ q) / math.sqrt(H)
             s = sampler.sample(v, rng.site(k), mask)
             if scored:
@@ -85,10 +85,10 @@ def compose_plain(h, c, w, b, q, *, lengths, sampler, rng, scored: bool = False)
         else:
             s = Tensor(xp.ones((B, 1), dtype=h.dtype))  # one pair is left: nothing to choose
         s = s.reshape(B, T - 1 - k, 1)
-        up_to = s.cumsum(axis=1)
-        merge = lambda pair, left, right: s * pair + (1.0 - up_to) * left + (up_to - s) * right  # noqa: B023
-        going = asarray_like((lengths > k + 1)[:, None, None], h.data)
-        h, c = where(going, merge(h_pair, h_l, h_r), h_l), where(going, merge(c_pair, c_l, c_r), c_l)
+        cumulative = s.cumsum(axis=1)
+        merge = lambda pair, left, right: s * pair + (1.0 - cumulative) * left + (cumulative - s) * right  # noqa: B023
+        unfinished = asarray_like((lengths > k + 1)[:, None, None], h.data)
+        h, c = where(unfinished, merge(h_pair, h_l, h_r), h_l), where(unfinished, merge(c_pair, c_l, c_r), c_l)
     return h[:, 0], log_p
 
 
@@ -102,33 +102,37 @@ def compose_given(h, c, w, b, *, lengths, choices):
                da from `tree_lstm_cell`,   [dh_l, dh_r] = da Wᵀ,   and at the end dW = Σ [h_l, h_r]ᵀ da in one product
     """
     xp, (B, T, H) = array_module(h), h.shape
-    left, right, starts, root = levels(choices, check_lengths(lengths, B, T), T)
+    left, right, level_starts, root = levels(choices, check_lengths(lengths, B, T), T)
     left, right, root = (asarray_like(i, h) for i in (left, right, root))
     (n,), leaves = left.shape, B * T
     empty = lambda *shape: xp.empty(shape, dtype=h.dtype)
-    node, children, gates, t = empty(leaves + n, 2, H), empty(n, 2, H), empty(n, 5, H), empty(n, H)
-    node[:leaves, 0], node[:leaves, 1] = h.reshape(leaves, H), c.reshape(leaves, H)
-    rows = [(slice(i, j), slice(leaves + i, leaves + j)) for i, j in pairwise(starts)]
-    for here, new in rows:
-        l, r = left[here], right[here]
-        children[here, 0], children[here, 1] = node[l, 0], node[r, 0]
-        a = children[here].reshape(-1, 2 * H) @ w
+    node_states, children, gates, tanh_c = empty(leaves + n, 2, H), empty(n, 2, H), empty(n, 5, H), empty(n, H)
+    node_states[:leaves, 0], node_states[:leaves, 1] = h.reshape(leaves, H), c.reshape(leaves, H)
+    # of each level, the rows of its merges and of the nodes that they make
+    rows = [(slice(i, j), slice(leaves + i, leaves + j)) for i, j in pairwise(level_starts)]
+    for merges, new in rows:
+        l, r = left[merges], right[merges]
+        children[merges, 0], children[merges, 1] = node_states[l, 0], node_states[r, 0]
+        a = children[merges].reshape(-1, 2 * H) @ w
         a += b
-        gates[here], node[new, 0], node[new, 1], t[here] = cell_forward(a, (node[l, 1], node[r, 1]))
+        cells = node_states[l, 1], node_states[r, 1]
+        gates[merges], node_states[new, 0], node_states[new, 1], tanh_c[merges] = cell_forward(a, cells)
 
     def backward(g):
-        slopes, dh_dc = cell_slopes(gates, t, (node[left, 1], node[right, 1]))
-        G, da = xp.zeros_like(node), empty(n, 5, H)
-        G[root, 0] = g
-        for here, new in reversed(rows):
-            l, r = left[here], right[here]
-            da[here], g_c = cell_vjp(slopes[here], dh_dc[here], G[new, 0], G[new, 1])
-            dh = (da[here].reshape(-1, 5 * H) @ w.T).reshape(-1, 2, H)
-            G[l, 0], G[r, 0] = dh[:, 0], dh[:, 1]
-            G[l, 1], G[r, 1] = g_c * gates[here, 1], g_c * gates[here, 2]
+        slopes, dh_dc = cell_slopes(gates, tanh_c, (node_states[left, 1], node_states[right, 1]))
+        node_gradients, da = xp.zeros_like(node_states), empty(n, 5, H)
+        node_gradients[root, 0] = g
+        for merges, new in reversed(rows):
+            l, r = left[merges], right[merges]
+            g_h, g_c = node_gradients[new, 0], node_gradients[new, 1]
+            da[merges], g_cell = cell_vjp(slopes[merges], dh_dc[merges], g_h, g_c)
+            dh = (da[merges].reshape(-1, 5 * H) @ w.T).reshape(-1, 2, H)
+            node_gradients[l, 0], node_gradients[r, 0] = dh[:, 0], dh[:, 1]
+            node_gradients[l, 1], node_gradients[r, 1] = g_cell * gates[merges, 1], g_cell * gates[merges, 2]
         da = da.reshape(n, 5 * H)
         dw = lambda out=None: xp.matmul(children.reshape(n, 2 * H).T, da, out=out)
         db = lambda out=None: da.sum(axis=0, out=out)
-        return G[:leaves, 0].reshape(h.shape), G[:leaves, 1].reshape(c.shape), dw, db
+        dh, dc = node_gradients[:leaves, 0].reshape(h.shape), node_gradients[:leaves, 1].reshape(c.shape)
+        return dh, dc, dw, db
 
-    return node[root, 0], backward
+    return node_states[root, 0], backward

@@ -83,9 +83,9 @@ class TreeLSTM(Module):
         self.features = Linear(dim, hidden, rng.site("features"), relu=True, init=he_normal, bias=0.0, dtype=dtype)
         self.output = Linear(hidden, classes, rng.site("output"), init=small_uniform, bias=0.0, dtype=dtype)
 
-    # -- the parts.  rng is where dropout comes from; None, for evaluation, drops nothing
+    # -- the parts.  rng draws the dropout; None, for evaluation, drops nothing
 
-    def _drop(self, x, rng: Rng | None):
+    def _apply_dropout(self, x, rng: Rng | None):
         if rng is None or not self.dropout:
             return x
         return dropout(x, rng.uniform(x.shape, like=x.data) >= self.dropout, rate=self.dropout)
@@ -93,17 +93,17 @@ class TreeLSTM(Module):
     def leaf_states(self, ids, rng: Rng | None = None) -> tuple[Tensor, Tensor]:
         """h, c of all tokens.   ids (B, T) integers on the model's device -> (B, T, d) each"""
         if isinstance(self.leaf, LSTM):
-            x = self._drop(self.word(ids.T), rng)  # an LSTM goes along the first axis
+            x = self._apply_dropout(self.word(ids.T), rng)  # an LSTM goes along the first axis
             h, c = self.leaf(x)
             return h.transpose(1, 0, 2), c.transpose(1, 0, 2)
-        return split(self.leaf(self._drop(self.word(ids), rng)), sections=2, axis=-1)
+        return split(self.leaf(self._apply_dropout(self.word(ids), rng)), sections=2, axis=-1)
 
     def classify(self, root, rng: Rng | None = None) -> Tensor:
         """The logits of the classes.   root (B, d) -> (B, K)"""
-        features = self.features(self._drop(root, rng and rng.site("root")))
-        return self.output(self._drop(features, rng and rng.site("features")))
+        features = self.features(self._apply_dropout(root, rng and rng.site("root")))
+        return self.output(self._apply_dropout(features, rng and rng.site("features")))
 
-    def _composition(self) -> tuple:
+    def _composition_weights(self) -> tuple:
         return self.cell_weight, self.cell_bias, self.query
 
     # -- training and evaluation
@@ -116,11 +116,11 @@ class TreeLSTM(Module):
         one that cannot choose step by step, or is for bits).  trees (B, T−1): for an encoder that is given trees.
         plain: compose in O(T²) on the tape also where the linear-time rule would do.
         """
-        drop = rng.site("dropout")
-        h, c = self.leaf_states(ids, drop.site("words"))
-        loss = lambda root: cross_entropy(self.classify(root, drop), labels)
+        dropout_rng = rng.site("dropout")
+        h, c = self.leaf_states(ids, dropout_rng.site("words"))
+        loss = lambda root: cross_entropy(self.classify(root, dropout_rng), labels)
         if self.encoder != "latent":
-            return loss(self._known(h, c, lengths, trees))
+            return loss(self._encode_without_choices(h, c, lengths, trees))
 
         estimator.check_family("categorical")
 
@@ -129,12 +129,13 @@ class TreeLSTM(Module):
             soft = getattr(sampler, "support", "hard") == "soft"
             evaluate = compose_plain if plain or soft else compose
             settings = {"lengths": lengths, "sampler": sampler, "rng": rng, "scored": scored}
-            root, log_p = evaluate(h, c, *self._composition(), **settings)
+            root, log_p = evaluate(h, c, *self._composition_weights(), **settings)
             return loss(root), log_p
 
         return estimator.episode(play, rng.site("tree"))
 
-    def _known(self, h, c, lengths, trees):
+    def _encode_without_choices(self, h, c, lengths, trees):
+        """h of the root (B, d), for an encoder that chooses nothing: "lstm" or "tree"."""
         if self.encoder == "lstm":
             B, T, _ = h.shape
             last = check_lengths(lengths, B, T) - 1
@@ -146,7 +147,7 @@ class TreeLSTM(Module):
         with no_grad():
             h, c = self.leaf_states(ids)
             if self.encoder != "latent":
-                return self.classify(self._known(h, c, lengths, trees)).data, None
-            weights = (p.data for p in self._composition())
+                return self.classify(self._encode_without_choices(h, c, lengths, trees)).data, None
+            weights = (p.data for p in self._composition_weights())
             root, choices = compose_greedy(h.data, c.data, *weights, lengths=lengths)
             return self.classify(Tensor(root)).data, choices

@@ -7,8 +7,6 @@ left, T − k nodes, become one. It is what a latent-tree LSTM chooses. Differen
 
 from __future__ import annotations
 
-from bisect import bisect_left
-
 import numpy as np
 
 from .data.listops import CLOSE
@@ -50,7 +48,7 @@ def gold(tokens: bytes, split: bool = False) -> np.ndarray:
     split: the bracket and the name of an operator are two tokens, which are merged first.
     """
     choices: list[int] = []
-    size = nesting = 0  # a shift-reduce parser: so many nodes on its stack, so many lists open
+    size = nesting = 0  # of a shift-reduce parser: how many nodes are on its stack, and how many lists are open
 
     def reduce():
         nonlocal size
@@ -59,7 +57,7 @@ def gold(tokens: bytes, split: bool = False) -> np.ndarray:
 
     for token in tokens:
         size += 1
-        if 10 <= token < CLOSE:
+        if 10 <= token < CLOSE:  # a bracket with its operator
             nesting += 1
             if split:
                 size += 1
@@ -76,11 +74,11 @@ def gold(tokens: bytes, split: bool = False) -> np.ndarray:
 
 def spans(choices) -> list[tuple[int, int]]:
     """The (start, end) of every merge, in order; the end is exclusive, the last one is the whole sequence."""
-    nodes, found = [(i, i + 1) for i in range(len(choices) + 1)], []
+    nodes, merged = [(i, i + 1) for i in range(len(choices) + 1)], []
     for at in choices:
         nodes[at : at + 2] = [(nodes[at][0], nodes[at + 1][1])]
-        found.append(nodes[at])
-    return found
+        merged.append(nodes[at])
+    return merged
 
 
 def f1(choices, other) -> float:
@@ -110,23 +108,22 @@ def levels(choices, lengths, T: int):
     -> (left, right (n,): the nodes merged;  starts: where each level begins, and n;  root (B,)), all on the
     host.  ValueError for choices that are no tree.
     """
-    B, found = len(lengths), []
+    leaves, merges, roots = len(lengths) * T, [], []
     for b, (row, n) in enumerate(zip(choices, lengths, strict=True)):
-        # (level, number) of a leaf, and (level, [its place in `found`]) of a merged node, whose number is not known yet
-        nodes = [(0, b * T + t) for t in range(n)]
         if len(row) < n - 1 or any(not 0 <= at < n - 1 - k for k, at in enumerate(row[: n - 1])):
             raise ValueError(f"row {b} has {n} tokens, but its choices are not a tree over them")
+        # (level, number); the merges are numbered in the order of the choices at first
+        nodes = [(0, b * T + t) for t in range(n)]
         for at in row[: n - 1]:
             (level_l, l), (level_r, r) = nodes[at : at + 2]
-            merged = (max(level_l, level_r) + 1, [len(found)])
-            found.append((merged[0], l, r))
-            nodes[at : at + 2] = [merged]
-        found.append((-1, nodes[0][1], b))
-    roots = [entry for entry in found if entry[0] < 0]
-    order = sorted((i for i, entry in enumerate(found) if entry[0] > 0), key=lambda i: found[i][0])
-    number = {i: B * T + n for n, i in enumerate(order)}
-    resolve = lambda node: number[node[0]] if isinstance(node, list) else node
-    left, right = (np.array([resolve(found[i][side]) for i in order], np.int64) for side in (1, 2))
-    depth = [found[i][0] for i in order]
-    starts = [bisect_left(depth, d) for d in range(1, max(depth, default=0) + 2)]
-    return left, right, starts, np.array([resolve(node) for _, node, _ in roots], np.int64)
+            new_level = max(level_l, level_r) + 1
+            nodes[at : at + 2] = [(new_level, leaves + len(merges))]
+            merges.append((new_level, l, r))
+        roots.append(nodes[0][1])
+    depth = max((level for level, _, _ in merges), default=0)
+    level, left, right = np.array(merges, np.int64).reshape(-1, 3).T
+    order = np.argsort(level, kind="stable")
+    number = np.arange(leaves + len(order))  # from the order of the choices to the order of the levels
+    number[leaves + order] = leaves + np.arange(len(order))
+    starts = np.searchsorted(level[order], np.arange(1, depth + 2)).tolist()
+    return number[left[order]], number[right[order]], starts, number[np.array(roots, np.int64)]

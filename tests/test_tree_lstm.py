@@ -190,7 +190,8 @@ def test_there_are_at_most_three_pairs_for_each_token(monkeypatch):
     monkeypatch.setattr(linear_time, "forward", lambda *a: traces.append(forward(*a)) or traces[-1])
     with no_grad():
         compose(*map(Tensor, (*states(lengths), *weights())), lengths=lengths, sampler=create("st"), rng=Rng(0))
-    assert 2 * lengths.sum() < traces[0].used <= 3 * 30 * 3  # the plain evaluation has 29 · 30 / 2 for each sequence
+    # the plain evaluation has 29 · 30 / 2 for each sequence
+    assert 2 * lengths.sum() < traces[0].pair_count <= 3 * 30 * 3
 
 
 def counted(seen, function, slopes, *arguments):

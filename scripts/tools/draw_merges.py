@@ -17,17 +17,17 @@ CHOICES = (2, 0, 3, 1, 1, 0)  # the merges of the example, seven tokens
 
 
 def rows_of(choices):
-    """For each step: (nodes as (first, last) token, pairs as numbers in the order of their birth, the chosen position),
-    from the real forward pass on states that do not matter."""
+    """For each step: (nodes as (first, last) token, rows of the candidates, the chosen position), from the real forward
+    pass on states that do not matter. Pairs have their rows in the order in which they come into being."""
     T, H = len(choices) + 1, 1
     pick = lambda k, v, mask: np.array([choices[k]])
     states = np.zeros((1, T, H))
     trace = linear_time.forward(states, states, np.zeros((2 * H, 5 * H)), np.zeros(5 * H), np.zeros(H), [T], pick)
     nodes, rows = [(i, i) for i in range(T)], []
     for merge, at in zip(trace.merges, choices, strict=True):
-        rows.append((list(nodes), merge.pairs[0].tolist(), at))
+        rows.append((list(nodes), merge.candidates[0].tolist(), at))
         nodes[at : at + 2] = [(nodes[at][0], nodes[at + 1][1])]
-    return rows, trace.used
+    return rows, trace.pair_count
 
 
 def draw(path) -> None:
