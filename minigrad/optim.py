@@ -117,6 +117,8 @@ class Optimizer:
         for name, array in self.state.items():
             if state[name].shape != array.shape or state[name].dtype != array.dtype:
                 raise ValueError("the saved optimizer state belongs to another model.")
+        if state["steps"].shape != (1,):
+            raise ValueError("the saved optimizer state is damaged: it has no count of steps.")
         for name, array in self.state.items():
             array[...] = asarray_like(state[name], array)
         self.steps = int(state["steps"][0])

@@ -59,7 +59,8 @@ class SemiSupervisedVAE(Module):
     all ≥ 1 (ValueError).  rng: where the initial weights come from.
 
     The defaults are the dense networks of Kingma et al.  Inputs x are (B, D) in [0, 1], arrays on the model's device.
-    logit_scale: some estimators draw from the logits logit_scale·θ; q(y|x) then has these logits.
+    logit_scale: q(y|x) has the logits logit_scale·θ. It is 1 but for estimators that draw their samples so; a model
+    takes it from the estimator that trains it, like a temperature.
     """
 
     def __init__(self, pixels=784, classes=10, latent=50, hidden=(500,), *, rng: Rng, dtype=np.float32):
@@ -67,15 +68,17 @@ class SemiSupervisedVAE(Module):
             raise ValueError(
                 f"sizes must be at least 1, got pixels {pixels}, classes {classes}, latent {latent}, hidden {hidden}."
             )
-        self.classes = classes
+        self.classes, self.logit_scale = classes, 1.0
         self.classifier = MLP([pixels, *hidden, classes], rng.site("classifier"), dtype=dtype)
         self.encoder = WithClass(pixels, classes, hidden, 2 * latent, rng.site("encoder"), dtype)
         self.decoder = WithClass(latent, classes, hidden, pixels, rng.site("decoder"), dtype)
 
-    def classify(self, x, logit_scale: float = 1.0) -> Tensor:
-        """The logits of q(y|x).   x (B, D) -> (B, K)"""
-        theta = self.classifier(x)
-        return theta if logit_scale == 1.0 else theta * logit_scale
+    def classify(self, x) -> Tensor:
+        """The logits of q(y|x), logit_scale·θ.   x (B, D) -> (B, K)"""
+        return self._scaled(self.classifier(x))
+
+    def _scaled(self, theta) -> Tensor:
+        return theta if self.logit_scale == 1.0 else theta * self.logit_scale
 
     def style(self, x, y) -> tuple[Tensor, Tensor]:
         """μ and log σ² of q(z|x, y).   x (B, D), y (..., B or 1, K) -> (..., B, M) each"""
@@ -97,10 +100,10 @@ class SemiSupervisedVAE(Module):
 
     # -- the objective: two terms, each the mean of one of these
 
-    def labelled(self, x, labels, rng: Rng, alpha: float = 1.0, logit_scale: float = 1.0) -> Tensor:
+    def labelled(self, x, labels, rng: Rng, alpha: float = 1.0) -> Tensor:
         """L(x, y) − α log q(y|x), (B,).   labels (B,): integers in [0, K) on the model's device"""
         bound = self.cost(x, one_hot(labels, self.classes, x), rng) + math.log(self.classes)
-        return bound + alpha * cross_entropy(self.classify(x, logit_scale), labels)
+        return bound + alpha * cross_entropy(self.classify(x), labels)
 
     def unlabelled(self, x, rng: Rng, estimator=None) -> Tensor:
         """U(x), (B,): by the sum over all classes, in one pass over K·B rows, or with an estimator of E_{y ~ q(y|x)}.
@@ -112,9 +115,9 @@ class SemiSupervisedVAE(Module):
         estimator.check_family("categorical")
         if estimator.multi_sample:
             raise ValueError(f"{estimator.title} {NO_BOUND_OF_SEVERAL}")
-        theta, cost = self.classify(x), lambda y: self.cost(x, y, rng.site("style"))
-        logits = theta if estimator.logit_scale == 1.0 else theta * estimator.logit_scale
-        return estimator(theta, cost, rng.site("class"), inputs=x) + kl_to_uniform(logits)
+        self.logit_scale = estimator.logit_scale
+        theta, cost = self.classifier(x), lambda y: self.cost(x, y, rng.site("style"))
+        return estimator(theta, cost, rng.site("class"), inputs=x) + kl_to_uniform(self._scaled(theta))
 
     def _marginal(self, x, logits, rng: Rng) -> Tensor:
         costs = self.cost(x, self._all_classes(x), rng.site("style"))
@@ -122,10 +125,10 @@ class SemiSupervisedVAE(Module):
 
     # -- evaluation
 
-    def bound(self, x, rng: Rng, logit_scale: float = 1.0):
+    def bound(self, x, rng: Rng):
         """U(x) with the class marginalised and one z, an array (B,)."""
         with no_grad():
-            return self._marginal(x, self.classify(x, logit_scale), rng).data
+            return self._marginal(x, self.classify(x), rng).data
 
     def predict(self, x):
         """The most probable class of each x, integers (B,)."""

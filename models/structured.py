@@ -44,8 +44,8 @@ class StochasticNetwork(Module):
     The defaults are the published network, 392-200-200-392; variables=20, categories=10 is the categorical one.
     rng: where the initial weights come from (Glorot's; the biases are 0).  y is (B, O) in [0, 1], binary or gray.
 
-    logit_scale: one number for each layer; its samples have the logits logit_scale·θ, as those of some estimators do,
-    and then they must be evaluated with it. None: 1 for all.
+    logit_scale: one number for each layer, whose samples have the logits logit_scale·θ. It is 1 but for estimators that
+    draw their samples so; a network that is trained takes it from its estimators, like a temperature.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class StochasticNetwork(Module):
         sizes = itertools.pairwise([inputs, *[math.prod(self.latent_shape)] * layers, outputs])
         options = {"init": xavier_uniform, "bias": 0.0, "dtype": dtype}
         self.layers = [Linear(i, o, rng.site(n), **options) for n, (i, o) in enumerate(sizes)]
+        self.logit_scale = [1.0] * layers
 
     @property
     def depth(self) -> int:
@@ -93,6 +94,7 @@ class StochasticNetwork(Module):
         variables, or cannot be nested; for M > 1, if one of them is no sample with a rule (`estimators.Sampler`).
         """
         self.check(estimators, samples)
+        self.logit_scale = [estimator.logit_scale for estimator in estimators]
         if samples == 1:
             return self._cost_given(Tensor(x), 0, y, estimators, rng)
         x, y = (array_module(a).concatenate([a] * samples) for a in (x, y))
@@ -138,18 +140,17 @@ class StochasticNetwork(Module):
 
     # -- evaluation, with hard samples and no gradient
 
-    def sample(self, x, n: int, rng: Rng, logit_scale=None):
+    def sample(self, x, n: int, rng: Rng):
         """The logits of p(y|d) for n samples d of each x, an array (n, B, O)."""
-        logit_scale = [1.0] * self.depth if logit_scale is None else logit_scale
         with no_grad():
             theta = self.logits(0, Tensor(x)).data
             theta = array_module(theta).broadcast_to(theta, (n, *theta.shape))
             for l in range(self.depth):
-                d = self.draw(theta * logit_scale[l], rng.site(l))
+                d = self.draw(theta * self.logit_scale[l], rng.site(l))
                 theta = self.logits(l + 1, Tensor(d)).data
         return theta
 
-    def nll(self, x, y, rng: Rng, samples: int = 1000, chunk: int = 100, logit_scale=None):
+    def nll(self, x, y, rng: Rng, samples: int = 1000, chunk: int = 100):
         """−log (1/M) Σₘ p(y|dₘ) with M hard samples, (B,) in nats: above −log p(y|x) in the mean, and tight as M → ∞.
 
         chunk: how many samples are drawn at a time.  ValueError if it or `samples` is below 1.
@@ -158,6 +159,6 @@ class StochasticNetwork(Module):
             raise ValueError(f"samples and chunk must be at least 1, got {samples} and {chunk}.")
         parts = []
         for start in range(0, samples, chunk):
-            logits = self.sample(x, min(chunk, samples - start), rng.site(start), logit_scale)
+            logits = self.sample(x, min(chunk, samples - start), rng.site(start))
             parts.append(-bce_with_logits.rule(logits, y)[0])
         return math.log(samples) - logsumexp.rule(array_module(logits).concatenate(parts), axis=0)[0]

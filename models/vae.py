@@ -33,19 +33,19 @@ class DiscreteVAE(Module):
     only, as 784-200-784): all ≥ 1.   slope: of leaky ReLUs, 0 for plain ones.   learned_prior: is p(d) trained, too?
     rng: where the initial weights come from.  Inputs x are (B, D) in [0, 1], binary or gray.
 
-    logit_scale: some estimators draw their samples with the logits logit_scale·θ; q(d|x) then has these logits, and so
-    they must be evaluated.
+    logit_scale: q(d|x) has the logits logit_scale·θ. It is 1 but for estimators that draw their samples so; a model
+    takes it from the estimator that trains it, like a temperature.
     """
 
     def __init__(self, pixels: int, latent_shape: tuple, hidden, rng: Rng, dtype, slope=0.0, learned_prior=False):
-        self.latent_shape, options = latent_shape, {"slope": slope, "dtype": dtype}
+        self.latent_shape, self.logit_scale, options = latent_shape, 1.0, {"slope": slope, "dtype": dtype}
         self.encoder = MLP([pixels, *hidden, math.prod(latent_shape)], rng.site("encoder"), **options)
         self.decoder = MLP([math.prod(latent_shape), *reversed(hidden), pixels], rng.site("decoder"), **options)
         self.prior = parameter(np.zeros(latent_shape, dtype)) if learned_prior else None  # the logits of p(d)
 
     # what the two families differ in
 
-    family = ""  # the kind, as an estimator names it
+    family = ""  # as an estimator names it
 
     def kl(self, logits) -> Tensor:
         """KL(q(·|x) ‖ p(d)) for each example, (B,)."""
@@ -68,9 +68,16 @@ class DiscreteVAE(Module):
 
     # the model
 
-    def encode(self, x) -> Tensor:
-        """θ, the logits of q(d|x).   x (B, D) -> (B, ...)"""
+    def theta(self, x) -> Tensor:
+        """θ, what an estimator is given.   x (B, D) -> (B, ...)"""
         return self.encoder(x).reshape(x.shape[0], *self.latent_shape)
+
+    def encode(self, x) -> Tensor:
+        """The logits of q(d|x), logit_scale·θ.   x (B, D) -> (B, ...)"""
+        return self._scaled(self.theta(x))
+
+    def _scaled(self, theta) -> Tensor:
+        return theta if self.logit_scale == 1.0 else theta * self.logit_scale
 
     def decode(self, d) -> Tensor:
         """The logits of p(x|d).   d (..., *latent_shape), a Tensor -> (..., D)"""
@@ -85,8 +92,9 @@ class DiscreteVAE(Module):
         ValueError for an estimator of the other kind of variables.
         """
         estimator.check_family(self.family)
-        theta = self.encode(x)
-        logits = theta if estimator.logit_scale == 1.0 else theta * estimator.logit_scale
+        self.logit_scale = estimator.logit_scale
+        theta = self.theta(x)
+        logits = self._scaled(theta)
         reconstruct = lambda d: bce_with_logits(self.decode(d), x)
         if estimator.multi_sample:
             cost = lambda d: reconstruct(d) + self.log_q(logits, d) - self.log_prior(d)
@@ -94,14 +102,14 @@ class DiscreteVAE(Module):
             return bound, Tensor(array_module(bound.data).zeros_like(bound.data))
         return estimator(theta, reconstruct, rng, inputs=x), self.kl(logits)
 
-    def evaluate(self, x, rng: Rng, logit_scale: float = 1.0):
+    def evaluate(self, x, rng: Rng):
         """(reconstruction, KL) as arrays (B,), with one hard sample d ~ q(d|x) per image and no gradient."""
         with no_grad():
-            logits = self.encode(x) * logit_scale
+            logits = self.encode(x)
             d = Tensor(self.draw(logits.data, rng))
             return bce_with_logits(self.decode(d), x).data, self.kl(logits).data
 
-    def importance_bound(self, x, rng: Rng, samples: int = 1000, chunk: int = 100, logit_scale: float = 1.0):
+    def importance_bound(self, x, rng: Rng, samples: int = 1000, chunk: int = 100):
         """−log (1/M) Σₘ p(x|dₘ) p(dₘ) / q(dₘ|x) with M hard samples: an upper bound of −log p(x), tighter than −ELBO
         and tight as M → ∞ (Burda, Grosse & Salakhutdinov 2016, eq. 8).   x (B, D) -> (B,) in nats
 
@@ -111,7 +119,7 @@ class DiscreteVAE(Module):
             raise ValueError(f"samples and chunk must be at least 1, got {samples} and {chunk}.")
         log_weights = []
         with no_grad():
-            logits = self.encode(x) * logit_scale
+            logits = self.encode(x)
             xp = array_module(logits.data)
             for start in range(0, samples, chunk):
                 shape = (min(chunk, samples - start), *logits.shape)
@@ -120,10 +128,10 @@ class DiscreteVAE(Module):
                 log_weights.append((log_likelihood + self.log_prior(d) - self.log_q(logits, d)).data)
         return math.log(samples) - logsumexp.rule(xp.concatenate(log_weights), axis=0)[0]
 
-    def reconstruct(self, x, rng: Rng, logit_scale: float = 1.0):
+    def reconstruct(self, x, rng: Rng):
         """The mean image σ(decoder) for one hard code of each x.   (B, D) -> (B, D) in (0, 1)"""
         with no_grad():
-            logits = self.encode(x) * logit_scale
+            logits = self.encode(x)
             return stable_sigmoid(self.decode(Tensor(self.draw(logits.data, rng))).data)
 
     def sample(self, n: int, rng: Rng):

@@ -24,16 +24,23 @@ import os
 import platform
 import statistics
 import sys
+from pathlib import Path
 from time import perf_counter
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from experiments.start import before_numpy
+
+before_numpy()
 
 import numpy as np
 
 from estimators import create
-from experiments.run_folder import Parser, at_least, report_errors, require, user_errors
-from experiments.start import VARIABLE, keep_freed_memory
+from experiments.errors import command, disk_errors, require, user_errors
+from experiments.flags import Parser, at_least
+from experiments.start import KERNELS, keep_freed_memory
 from minigrad import Rng, Tensor
 from minigrad.optim import Adam, clip_grad_norm
-from models.data import listops
+from models.data import DataError, listops
 from models.semi_supervised import SemiSupervisedVAE
 from models.tree_lstm import TreeLSTM
 from models.vae import CategoricalVAE
@@ -229,7 +236,7 @@ def listops_batches(data_dir):
     batches = listops.batches(kept[: len(kept) // SEQUENCES * SEQUENCES], tokenizer, SEQUENCES)
     chosen = [batches[round(i * (len(batches) - 1) / (BATCHES - 1))] for i in range(BATCHES)]
     if len({batch.ids.shape[1] for batch in chosen}) < BATCHES:
-        raise ValueError(f"the sequences have too few lengths for {BATCHES} batches: leave out --data-dir.")
+        raise DataError(f"the sequences have too few lengths for {BATCHES} batches: leave out --data-dir.")
     return tokenizer, chosen
 
 
@@ -413,7 +420,9 @@ def measure(benchmark: str, rounds: int, seconds: float, *arguments) -> dict[str
 
 def show(benchmark: str, medians: dict[str, dict]) -> None:
     print(f"{platform.machine()}, {multiprocessing.cpu_count()} cores, Python {platform.python_version()}, ", end="")
-    kernels = os.environ.get(VARIABLE)  # as the user or minigrad.blas set it; PyTorch and JAX have kernels of their own
+    kernels = os.environ.get(
+        KERNELS
+    )  # as the user or experiments.start set it; PyTorch and JAX have kernels of their own
     print(f"NumPy {np.__version__}" + (f" with OpenBLAS's {kernels} kernels" if kernels else ""))
     if benchmark == "listops":
         return show_listops(medians)
@@ -471,9 +480,9 @@ def show_classes(medians: dict[str, dict]) -> None:
     print("published, with convolutional networks: 2 for 10 classes, 9.9 for 100 (Jang, Gu & Poole 2017)")
 
 
-@report_errors
-def main(argv=None) -> None:
-    parser = Parser(description=__doc__.split("\n\n")[0])
+@command
+def main(argv=None) -> int:
+    parser = Parser(description=__doc__ and __doc__.split("\n\n")[0])
     parser.add_argument("benchmark", choices=CONTENDERS)
     parser.add_argument("--rounds", type=int, default=10, help="how often each contender gets its turn (default 10)")
     parser.add_argument("--seconds", type=float, default=1.0, help="the length of a turn (default 1)")
@@ -490,7 +499,7 @@ def main(argv=None) -> None:
         arguments, figure = (flags.data_dir,), figure or "listops-speed.png"
         if "valid" not in listops.files(flags.data_dir):
             print("no listops/valid.tsv in --data-dir or MINIGRAD_DATA: sequences are generated", file=sys.stderr)
-        with user_errors():
+        with user_errors(DataError):
             listops_batches(flags.data_dir)
     require(not figure or flags.benchmark in AXES, f"--figure is for {' and '.join(AXES)}: leave it out.")
     if figure:
@@ -498,8 +507,9 @@ def main(argv=None) -> None:
     medians = measure(flags.benchmark, flags.rounds, flags.seconds, *arguments)
     show(flags.benchmark, medians)
     if figure:
-        with user_errors():
+        with disk_errors():
             speed(figure, medians, *AXES[flags.benchmark])
+    return 0
 
 
 if __name__ == "__main__":

@@ -8,25 +8,32 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from experiments.start import before_numpy
+
+before_numpy()
+
+from experiments.errors import command, disk_errors, require
+from experiments.flags import Parser
 from experiments.pictures import several_curves
-from experiments.run_folder import METRICS, Parser, RunFolder, report_errors, require, user_errors
+from experiments.run_folder import METRICS, RunFolder
 
 
-@report_errors
-def main(argv=None) -> None:
-    parser = Parser(description=__doc__.split("\n\n")[0])
+@command
+def main(argv=None) -> int:
+    parser = Parser(description=__doc__ and __doc__.split("\n\n")[0])
     parser.add_argument("runs", nargs="+", help="run folders; NAME=FOLDER gives a curve that name")
     parser.add_argument("--metric", default="valid_accuracy", help="a key of metrics.jsonl (default valid_accuracy)")
     parser.add_argument("--out", default="curves.png", help="where the picture goes (default curves.png)")
     flags, curves = parser.parse_args(argv), {}
     for text in flags.runs:
         name, _, path = text.rpartition("=")
-        with user_errors():
-            lines = [m for m in RunFolder(Path(path)).metrics() if "epoch" in m and flags.metric in m]
+        lines = [m for m in RunFolder(Path(path)).metrics() if "epoch" in m and flags.metric in m]
         require(lines, f"{path} has no {METRICS} with {flags.metric}: give another run folder or --metric.")
         curves[name or Path(path).name] = ([m["epoch"] for m in lines], [m[flags.metric] for m in lines])
-    with user_errors():
+    with disk_errors():
         several_curves(flags.out, curves, flags.metric)
+    return 0
 
 
 if __name__ == "__main__":

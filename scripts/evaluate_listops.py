@@ -16,14 +16,21 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from experiments.start import before_numpy
+
+before_numpy()
+
 import numpy as np
 
-from experiments.run_folder import UserError, flag, parse_flags, report_errors, require, user_errors
+from experiments.errors import UserError, command, disk_errors, require, size_errors, user_errors
+from experiments.flags import flag, one_of, parse_flags, read_values
+from experiments.listops import BEST, SHORTEST, Config, evaluate, make_model, short_enough, spelled, summary
 from minigrad import Rng, checkpoint
-from minigrad.backend import BACKENDS, get_backend
+from minigrad.backend import BACKENDS, BackendUnavailable, get_backend
+from minigrad.checkpoint import CheckpointError
 from models import trees
-from models.data import listops
-from train_listops import BEST, SHORTEST, Config, evaluate, make_model, short_enough, spelled, summary
+from models.data import DataError, listops
 
 POSITIONAL = (
     ("checkpoint", {"help": f"a checkpoint of train_listops.py, or its run folder, for {BEST} in it"}),
@@ -42,11 +49,13 @@ class Flags:
         most = self.max_length
         require(most is None or most >= SHORTEST, f"--max-length must be at least {SHORTEST}, got {most}.")
         require(self.trees >= 0, f"--trees must be at least 0, got {self.trees}.")
+        one_of(self, backend=sorted(BACKENDS))
 
 
 def restore(path: Path, backend):
     """(model, its configuration, its tokenizer) of a checkpoint. UserError if it is not one of train_listops.py."""
-    arrays, info = checkpoint.load(path)
+    with user_errors(CheckpointError), disk_errors():
+        arrays, info = checkpoint.load(path)
     stored = info.get("config") if isinstance(info, dict) else None
     require(isinstance(stored, dict), f"{path} is a checkpoint of another program: it has no configuration.")
     differ = sorted(stored.keys() ^ {f.name for f in dataclasses.fields(Config)})
@@ -56,36 +65,39 @@ def restore(path: Path, backend):
         f"train_listops.py in {', '.join(differ)}.",
     )
     try:
-        config = Config(**stored)
+        config = Config(**read_values(Config, stored))
         config.check()
         tokenizer = listops.Tokenizer(config.split)
-        rng = Rng(config.seed)
-        model = make_model(config, tokenizer, rng.site("weights"))
+        with size_errors():
+            model = make_model(config, tokenizer, Rng(config.seed).site("weights"))
         prefix = "model."
-        model.load_state_dict({k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)})
-    except (UserError, ValueError, TypeError) as error:
+        with user_errors(ValueError):
+            model.load_state_dict({k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)})
+    except UserError as error:
         raise UserError(f"{path} cannot be used: {str(error).rstrip('.')}.") from error
     model.to(backend)
     return model, config, tokenizer
 
 
-@report_errors
+@command
 def main(argv=None) -> int:
-    given, where = parse_flags(Flags, __doc__.split("\n\n")[0], argv, POSITIONAL)
+    given, where = parse_flags(Flags, __doc__, argv, POSITIONAL)
     flags = Flags(**given)
     flags.check()
     path, file = Path(where["checkpoint"]), Path(where["file"])
-    with user_errors():
+    with disk_errors():
         path = path / BEST if path.is_dir() else path
+    with user_errors(BackendUnavailable):
         backend = get_backend(flags.backend)
-        model, config, tokenizer = restore(path, backend)
-        require(
-            not flags.trees or config.encoder == "latent",
-            f"--trees is for a model that chooses trees: that of {path} has the encoder {config.encoder}.",
-        )
+    model, config, tokenizer = restore(path, backend)
+    require(
+        not flags.trees or config.encoder == "latent",
+        f"--trees is for a model that chooses trees: that of {path} has the encoder {config.encoder}.",
+    )
+    with user_errors(DataError):
         sequences = short_enough(file, listops.read(file), tokenizer, flags.max_length)
-        with np.errstate(all="ignore"):  # the loss is looked at instead
-            loss, right, choices = evaluate(model, config, sequences, tokenizer, backend)
+    with np.errstate(all="ignore"):  # the loss is looked at instead
+        loss, right, choices = evaluate(model, config, sequences, tokenizer, backend)
     require(np.isfinite(loss).all(), f"{path} gives a loss that is infinite or NaN: the model is not usable.")
     about = {"checkpoint": str(path), "file": str(file), "backend": backend.name}
     print(json.dumps(about | summary(loss, right, choices, sequences, tokenizer, Rng(config.seed))))

@@ -33,31 +33,26 @@ Each variable of each row of the batch is an example of its own, so that no esti
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from experiments.start import before_numpy
+
+before_numpy()
 
 import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from estimators import ESTIMATORS, create
-from experiments.run_folder import (
-    DTYPES,
-    RunFolder,
-    UserError,
-    at_least,
-    default_folder,
-    flag,
-    one_of,
-    parse_flags,
-    report_errors,
-    require,
-    user_errors,
-)
+from experiments.errors import UserError, command, disk_errors, require, size_errors, user_errors
+from experiments.flags import DTYPES, at_least, flag, one_of, parse_flags
+from experiments.run_folder import RunFolder, default_folder
 from minigrad import Rng, Tensor
-from minigrad.backend import BACKENDS, get_backend
+from minigrad.backend import BACKENDS, BackendUnavailable, get_backend
 from minigrad.ops import stable_sigmoid
 from minigrad.optim import Adam
 
@@ -128,9 +123,11 @@ class Config:
     dtype: str = flag("float32", f"one of {', '.join(DTYPES)}")
 
     def check(self) -> None:
-        """UserError, one sentence, for the first value out of range; names are checked where they are looked up."""
+        """UserError, one sentence, for the first value out of range."""
         at_least(1, self, "variables", "batch", "epochs", "steps", "power")
-        one_of(self, dtype=DTYPES)
+        one_of(self, backend=sorted(BACKENDS), dtype=DTYPES)
+        require(0.0 < self.lr < math.inf, f"--lr, the learning rate, must be positive and finite, got {self.lr}.")
+        require(0 <= self.seed < 2**64, f"--seed must be an integer from 0 to 2**64 - 1, got {self.seed}.")
         require(self.batch * self.variables <= MOST, f"--batch times --variables must be at most {MOST:,}.")
         require(0.0 < self.target < 1.0, f"--target must lie between 0 and 1, got {self.target}.")
 
@@ -170,11 +167,12 @@ class Race:
 
     def __init__(self, config: Config):
         c = self.config = config
-        with user_errors():
-            c.check()
+        c.check()
+        with user_errors(ValueError, BackendUnavailable):
             self.backend = get_backend(c.backend)
             estimator = create(c.estimator, c.tau)
-            self.rng = Rng(c.seed)
+        self.rng = Rng(c.seed)
+        with size_errors():
             uniform = self.rng.site("start").uniform((c.variables, 2), like=np.empty(0, c.dtype))
             start = self.backend.to_device(START * (2.0 * uniform - 1.0))
             self.estimated = Descent(c, start, estimator, c.batch, self.backend.xp)
@@ -241,25 +239,25 @@ def draw(path, config: Config, metrics: list[dict]) -> None:
     figure.savefig(path, dpi=150)
 
 
-@report_errors
+@command
 def main(argv=None) -> int:
     extra = (
         ("--out", {"help": "the run folder to make (default: a new one below runs/)"}),
         ("--quiet", {"action": "store_true", "default": False, "help": "print nothing but the last line"}),
     )
-    given, other = parse_flags(Config, __doc__.split("\n\n")[0], argv, extra)
-    config, quiet = dataclasses.replace(Config(), **given), other["quiet"]
+    given, other = parse_flags(Config, __doc__, argv, extra)
+    config, quiet = Config(**given), other["quiet"]
     race = Race(config)
     name = config.estimator.replace(":", "-")
-    with user_errors():
+    with disk_errors():
         path = other.get("out") or default_folder("polynomial", name, f"p{config.power:g}", f"s{config.seed}")
         folder = RunFolder.create(path, config, race.backend)
     if not quiet:
         known = ", ".join(f"{k} {v:.6f}" for k, v in levels(config.target, config.power).items())
         print(f"run folder {folder.path}\nlevels: {known}", file=sys.stderr)
-    with user_errors():
-        race.run(folder, quiet)
-        metrics = folder.metrics()
+    race.run(folder, quiet)
+    metrics = folder.metrics()
+    with disk_errors():
         draw(folder.path / "curve.png", config, metrics)
     print(f"final loss {metrics[-1]['loss']:.6f} exact {metrics[-1]['exact_loss']:.6f}")
     return 0

@@ -20,14 +20,20 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from experiments.start import before_numpy
+
+before_numpy()
+
 from scipy.special import stdtrit
 
+from experiments.errors import UserError, command, disk_errors, require
+from experiments.flags import flag, parse_flags
 from experiments.pictures import comparison_bars, comparison_curves
-from experiments.run_folder import METRICS, UserError, flag, parse_flags, report_errors, require, user_errors
+from experiments.results import MANIFEST, read_result
+from experiments.run_folder import METRICS
 from experiments.specification import check_report, describe, is_number, without_path_flags
 from minigrad import checkpoint
-from sweep import MANIFEST
-from sweep_run import read_result
 
 CONFIDENCE = 0.95
 RUNS = (("runs", {"help": "a folder with sweeps in or below it"}),)
@@ -330,18 +336,18 @@ def picture_data(panels: list[Panel]):
             yield panel.title, curve_metric + panel.unit(curve_metric), metric + panel.unit(metric), rows
 
 
-@report_errors
+@command
 def main(argv=None) -> int:
-    given, where = parse_flags(Flags, __doc__.split("\n\n")[0], argv, RUNS)
+    given, where = parse_flags(Flags, __doc__, argv, RUNS)
     folder = Path(where["runs"])
     out, notes = Path(given.get("out") or folder), []
-    with user_errors():
+    with disk_errors():
         require(folder.is_dir(), f"there is no folder {folder}.")
         panels = read_sweeps(folder, notes)
     for note in notes:
         print(note, file=sys.stderr)
     require(panels, f"{folder} has no sweep in or below it, no file *{MANIFEST}: start one with scripts/sweep.py.")
-    with user_errors():
+    with disk_errors():
         out.mkdir(parents=True, exist_ok=True)
         write = lambda name, data: checkpoint.write_atomically(out / name, data)
         write("report.csv", as_csv(Entry, [e for p in panels for e in entries(p)], "difference"))

@@ -18,14 +18,21 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from experiments.start import before_numpy
+
+before_numpy()
 
 import numpy as np
 
 from estimators import create
-from experiments import loop as training
+from experiments.errors import command, require
+from experiments.flags import at_least, flag, unused
+from experiments.loop import ImageConfig, ImageExperiment, batches, run
 from experiments.pictures import gate_curves
-from experiments.run_folder import RunFolder, at_least, default_folder, flag, report_errors, require, unused
-from minigrad import no_grad
+from minigrad import Rng, no_grad
 from minigrad.optim import SGD
 from models.conditional import BetaNoise, ConditionalNetwork, Controller, DenseGate
 
@@ -64,7 +71,7 @@ SCORE_FUNCTION = Settings("bit", sparsity=1.0, gater_lr=0.01)
 
 
 @dataclass(frozen=True)
-class Config(training.ImageConfig):
+class Config(ImageConfig):
     gate: str = flag(
         "st",
         "noisy-rectifier, sts, st, st-identity, reinforce-minvar or another estimator for bits, with options as in "
@@ -88,6 +95,9 @@ class Config(training.ImageConfig):
         super().check()
         at_least(1, self, "experts", "gater")
         at_least(0, self, "sparsity", "gater_lr")
+        momentum = self.momentum
+        fits = momentum is None or 0.0 <= momentum < 1.0
+        require(fits, f"--momentum must be at least 0 and below 1, got {momentum}.")
         require(0.0 < self.target < 1.0, f"--target must lie between 0 and 1, got {self.target}.")
         beta = self.beta
         # beyond, the noise is nearly none, and its quantiles take minutes or are NaN
@@ -107,21 +117,25 @@ def settings_for(config: Config, estimator) -> Settings:
     return GATES.get(config.gate.partition(":")[0], usual)
 
 
-class Training(training.ImageTraining):
+class Conditional(ImageExperiment):
     """One run: the images and labels on the device, the network, its gates, the controller of λ if there is one."""
 
-    loss_parts = 2  # Σ −log p(label), and the fraction of gates that are on
+    config_class = Config
+    losses = ("Σ −log p(label)", "the fraction of gates that are on")
     progress_key = "test_error"
 
+    @classmethod
+    def folder_parts(cls, c):
+        return "conditional", c.data, c.gate.replace(":", "-"), f"s{c.seed}"
+
     def build(self, c: Config) -> None:
-        self.baseline = c.gate in BASELINES
-        self.estimator = c.create_estimator()
+        self.baseline = self.estimator is None
         usual = settings_for(c, self.estimator)
         choose = lambda name: getattr(usual if getattr(c, name) is None else c, name)
         self.gate = DenseGate(usual.unit, usual.noise) if self.baseline else self.estimator
         experts = c.experts or (max(1, round(400 * c.target)) if self.baseline else 400)
-        if self.estimator is not None:
-            self.estimator.check_size(experts, 2)
+        if not self.baseline:
+            self.check_size(experts, 2)
         self.load()
         noise = BetaNoise(c.target, choose("beta")) if choose("beta") else None
         sizes = {"experts": experts, "gater": c.gater, "unit": usual.unit, "noise": noise}
@@ -142,11 +156,11 @@ class Training(training.ImageTraining):
         self.valid = self.binarised(self.train[cut:], self.rng.site("validation pixels"))
         self.train = self.train[:cut]
 
-    # -- one step
+    def parts(self) -> dict:
+        return super().parts() | ({} if self.controller is None else {"controller": self.controller})
 
-    def step(self, index) -> None:
+    def step(self, index, rng: Rng) -> tuple:
         """Update the parameters on the images `index` (an integer array on the device)."""
-        rng = self.rng.at(self.steps)
         x = self.binarised(self.train[index], rng.site("pixels"))
         self.optimizer.zero_grad()
         cost, a, h = self.model.cost(x, self.train_labels[index], self.gate, rng.site("gates"))
@@ -161,12 +175,9 @@ class Training(training.ImageTraining):
         self.optimizer.step()
         self.model.limit_columns(MAX_COLUMN_NORM)
         active = (h.data != 0).astype(h.dtype).mean()
-        if self.estimator is not None:
-            self.estimator.update()
         if self.controller is not None:
             self.controller.update(active)
-        self.losses.append((cost.data.sum(), active))
-        self.step_in_epoch += 1
+        return cost.data.sum(), active
 
     # -- evaluation, always with deterministic gates
 
@@ -175,23 +186,20 @@ class Training(training.ImageTraining):
         if self.baseline:
             return self.model.threshold(np.zeros(0), 1.0)
         with no_grad():
-            a = [self.backend.to_host(self.model.gate_logits(x).data) for x in chunks(self.valid)]
-        return self.model.threshold(np.concatenate(a), self.config.target)
+            logits = [self.model.gate_logits(x).data for _, x in batches(self.valid, EVALUATION_BATCH)]
+        return self.model.threshold(np.concatenate(list(map(self.backend.to_host, logits))), self.config.target)
 
     def evaluate(self, images, labels, threshold: float) -> tuple[float, float]:
         """(error in percent, the fraction of gates that are on)"""
-        parts = []
-        for x, y in zip(chunks(images), chunks(labels), strict=True):
+        parts, xp = [], self.backend.xp
+        for start, x in batches(images, EVALUATION_BATCH):
             logits, on = self.model.evaluate(x, threshold)
-            parts.append(self.backend.xp.stack([(logits.argmax(axis=1) != y).sum(), on.sum()]))
-        wrong, on = self.backend.to_host(self.backend.xp.stack(parts)).sum(axis=0) / len(images)
+            wrong = logits.argmax(axis=1) != labels[start : start + EVALUATION_BATCH]
+            parts.append(xp.stack([wrong.sum(), on.sum()]))
+        wrong, on = self.backend.to_host(xp.stack(parts)).sum(axis=0) / len(images)
         return 100.0 * float(wrong), float(on) / self.model.experts.bias.size
 
-    def report(self, first: int, start: float) -> dict:
-        """The metrics of the epoch that has just ended."""
-        losses = self.check_losses()
-        self.backend.synchronize()
-        rate = (len(self.train) - first * self.config.batch) / max(time.perf_counter() - start, 1e-9)
+    def report(self, losses, speed: float) -> dict:
         threshold = self.threshold()
         line = {"epoch": self.epoch + 1, "train_loss": losses[:, 0].sum() / len(self.train)}
         line["active"] = losses[:, 1].mean()
@@ -201,24 +209,11 @@ class Training(training.ImageTraining):
         line["test_error"], line["test_active"] = self.evaluate(self.test, self.test_labels, threshold)
         if not self.baseline:
             line["saved"] = saved(self.model.multiply_adds(line["test_active"] * self.model.experts.bias.size))
-        return line | {"images_per_second": round(rate, 1)}
-
-    # -- the state
-
-    def state(self):
-        arrays, info = super().state()
-        if self.controller is not None:
-            arrays |= {f"controller.{k}": v for k, v in self.controller.state_dict().items()}
-        return arrays, info
-
-    def restore(self, arrays, info) -> None:
-        if self.controller is not None:
-            self.controller.load_state_dict({"weight": arrays["controller.weight"]})
-        super().restore(arrays, info)
+        return line | self.images_per_second(speed)
 
     # -- the end
 
-    def final(self) -> dict:
+    def final(self, folder) -> dict:
         """The test error when only the experts that are on are computed, and what that saves: multiply-adds counted,
         and microseconds for an image, one image at a time and in a batch."""
         threshold = self.threshold()
@@ -244,9 +239,16 @@ class Training(training.ImageTraining):
             },
         }
 
+    def draw(self, folder) -> None:
+        gate_curves(folder.path / "curve.png", folder.metrics(), f"{self.config.gate} on {self.config.data}")
 
-def chunks(x):
-    return [x[start : start + EVALUATION_BATCH] for start in range(0, len(x), EVALUATION_BATCH)]
+    def last_words(self, metrics) -> str:
+        line = metrics[-1]
+        needed, taken = 1.0 - saved(line["multiply_adds"]), line["microseconds"]["one at a time"]
+        return (
+            f"final test error {line['test_error']:.2f} % active {line['test_active']:.4f} multiply-adds {needed:.4f} "
+            f"time {taken['gated'] / taken['without gates']:.4f} of a network without gates"
+        )
 
 
 def saved(count: dict) -> float:
@@ -269,25 +271,9 @@ def microseconds(contenders: dict, batches: list) -> dict[str, float]:
     return {name: round(1e6 * statistics.median(found), 2) for name, found in times.items()}
 
 
-def finish(run: Training, folder: RunFolder, quiet: bool) -> None:
-    line = run.final()
-    text = folder.log(line)
-    gate_curves(folder.path / "curve.png", folder.metrics(), f"{run.config.gate} on {run.config.data}")
-    if not quiet:
-        print(text)
-        print(f"metrics, picture and checkpoint are in {folder.path}", file=sys.stderr)
-    needed, taken = 1.0 - saved(line["multiply_adds"]), line["microseconds"]["one at a time"]
-    print(
-        f"final test error {line['test_error']:.2f} % active {line['test_active']:.4f} multiply-adds {needed:.4f} "
-        f"time {taken['gated'] / taken['without gates']:.4f} of a network without gates"
-    )
-
-
-@report_errors
+@command
 def main(argv=None) -> int:
-    may_change = ("epochs", "data_dir")
-    folder_for = lambda c: default_folder("conditional", c.data, c.gate.replace(":", "-"), f"s{c.seed}")
-    return training.run_script(Config, Training, __doc__.split("\n\n")[0], argv, may_change, folder_for, finish)
+    return run(Conditional, argv)
 
 
 if __name__ == "__main__":

@@ -10,178 +10,41 @@ The published size and settings are in README.md; all flags are listed by --help
 from __future__ import annotations
 
 import hashlib
-import logging
-import math
 import sys
-import time
-from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from experiments.start import before_numpy
 
-from estimators import ESTIMATORS, create, facts
-from estimators.base import CANNOT_CHOOSE
-from experiments import loop as training
+before_numpy()
+
+
+from experiments.errors import command, require, user_errors
+from experiments.listops import BEST, Config, evaluate, known_trees, make_model, short_enough, spelled, summary
+from experiments.loop import Experiment, run
 from experiments.pictures import forest, learning_curves
-from experiments.run_folder import RunFolder, at_least, default_folder, flag, one_of, report_errors, require, unused
 from minigrad import Rng, checkpoint
 from minigrad.optim import OPTIMIZERS, Plateau, clip_grad_norm
 from models import trees
-from models.data import listops
-from models.tree_lstm import LEAVES, TreeLSTM
+from models.data import DataError, listops
 
-log = logging.getLogger(__name__)
-
-BRANCHING = {"left": trees.left_branching, "right": trees.right_branching, "balanced": trees.balanced}
-ENCODERS = ("latent", "lstm", *BRANCHING, "gold")
-CHOOSERS = [name for name in ESTIMATORS if facts(name).episodes and facts(name).family.name == "categorical"]
-EVALUATION_BATCH, EVALUATION_TOKENS = 64, 64 * 100
-BEST = "best.safetensors"
-MOST = 2_000_000  # sequences that fit into a few gigabytes of memory
-SHORTEST = 5  # tokens that --max-length has to allow: [ MIN 2 9 ]
-LENGTHS, DEPTHS = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100), tuple(range(1, 21))
 DRAWN = 8  # trees that are drawn at the end
 
 
-@dataclass(frozen=True)
-class Config(training.Config):
-    data_dir: str = flag("", "a folder with listops/{train,valid,test}.tsv, else MINIGRAD_DATA; missing ones are made")
-    generate: int = flag(
-        20000, "N training sequences are generated, N/10 for validation, at most 1,000, and N/9 for test"
-    )
-    split: bool = flag(False, "the bracket and the name of an operator as two tokens, as published")
-    max_length: int = flag(30, "leave out sequences of more tokens; published: 99, with --split")
-    encoder: str = flag("latent", f"one of {', '.join(ENCODERS)}")
-    leaves: str = flag("lstm", f"one of {', '.join(LEAVES)}")
-    estimator: str = flag("gst-1.0", f"of the latent tree: one of {', '.join(CHOOSERS)}; options as in rloo:samples=4")
-    tau: float | None = flag(None, "temperature, for estimators that have one", type=float)
-    dim: int = flag(64, "d, the size of word vectors and states; published: 300")
-    hidden: int = flag(64, "the classifier's hidden units; published: 300")
-    dropout: float = flag(0.1, "of word vectors and in the classifier; published: 0.5")
-    epochs: int = flag(10, "passes over the training sequences; published: 20")
-    batch: int = flag(16, "sequences in a batch")
-    lr: float = flag(3e-3, "learning rate at first, halved when the validation accuracy stays; published: 0.001")
-    patience: int = flag(4, "validations without an improvement before the learning rate is halved")
-    optimizer: str = flag("adam", f"one of {', '.join(OPTIMIZERS)}")
-    clip: float = flag(5.0, "the largest norm of the gradient")
-    seed: int = flag(0, "fixes the generated data, the initial weights, the order of the sequences and all noise")
-
-    def check(self) -> None:
-        super().check()
-        at_least(1, self, "generate", "dim", "hidden")
-        at_least(SHORTEST, self, "max_length")
-        at_least(0, self, "patience")
-        one_of(self, encoder=ENCODERS, optimizer=OPTIMIZERS, leaves=LEAVES)
-        require(self.generate <= MOST, f"--generate must be at most {MOST:,}, got {self.generate}.")
-        require(0.0 <= self.dropout < 1.0, f"--dropout must be at least 0 and below 1, got {self.dropout}.")
-        require(self.clip > 0.0, f"--clip must be positive, got {self.clip}.")
-        if self.encoder != "latent":
-            unused(self, f"the encoder {self.encoder} chooses no tree", "estimator", "tau")
-
-    def create_estimator(self):
-        if self.encoder != "latent":
-            return None
-        estimator = create(self.estimator, self.tau, "categorical")
-        require(estimator.episodes, f"{estimator.title} {CANNOT_CHOOSE}")
-        return estimator
-
-
-def make_model(config: Config, tokenizer, rng: Rng) -> TreeLSTM:
-    encoder = config.encoder if config.encoder in ("latent", "lstm") else "tree"
-    sizes = {"dim": config.dim, "hidden": config.hidden, "dropout": config.dropout}
-    options = {"encoder": encoder, "leaves": config.leaves, "dtype": np.dtype(config.dtype)}
-    return TreeLSTM(tokenizer.size, rng=rng, **sizes, **options)
-
-
-def short_enough(name, sequences, tokenizer, longest: int | None):
-    """The sequences of 2 to `longest` tokens (None: any number); how many others there are is logged. UserError if
-    none is left.   name: whose sequences they are, for the messages"""
-    kept, left_out = listops.within(sequences, tokenizer, math.inf if longest is None else longest)
-    size, advice = ("2 tokens or more", "") if longest is None else (f"2 to {longest} tokens", ": raise --max-length")
-    require(kept, f"{name}: no sequence has {size}{advice}.")
-    if left_out:
-        why = "only one token" if longest is None else f"more than {longest} tokens or only one"
-        log.warning("%s: %d of %d sequences are left out, which have %s.", name, left_out, len(sequences), why)
-    return kept
-
-
-def known_trees(encoder: str, sequences, batch, split: bool):
-    """The trees of a batch (B, T−1) for an encoder that is given them, else None."""
-    if encoder in ("latent", "lstm"):
-        return None
-    choices = np.zeros((len(batch.lengths), batch.ids.shape[1] - 1), np.int64)
-    for row, i, n in zip(choices, batch.index, batch.lengths, strict=True):
-        row[: n - 1] = trees.gold(sequences[i][0], split) if encoder == "gold" else BRANCHING[encoder](n)
-    return choices
-
-
-def evaluation_batches(sequences, tokenizer) -> list:
-    """Batches of at most EVALUATION_BATCH sequences and, but for a single one, EVALUATION_TOKENS tokens with padding:
-    lists of a thousand tokens exist, and 64 of them would need gigabytes."""
-    found = []
-    for batch in listops.batches(sequences, tokenizer, EVALUATION_BATCH):
-        rows = max(1, EVALUATION_TOKENS // batch.ids.shape[1])
-        for start in range(0, len(batch.index), rows):
-            part = slice(start, start + rows)
-            T = batch.lengths[part].max()
-            arrays = (batch.ids[part, :T], batch.lengths[part], batch.labels[part], batch.index[part])
-            found.append(listops.Batch(*arrays))
-    return found
-
-
-def evaluate(model, config: Config, sequences, tokenizer, backend):
-    """(loss, right, choices): −log p(label) and whether the label was found (N,), and the trees that the model chose, a
-    list of arrays (T−1,), or None. Greedy, without dropout."""
-    loss, right = np.zeros(len(sequences)), np.zeros(len(sequences), bool)
-    choices = [None] * len(sequences)
-    for batch in evaluation_batches(sequences, tokenizer):
-        given = known_trees(config.encoder, sequences, batch, config.split)
-        logits, chosen = model.predict(backend.to_device(batch.ids), batch.lengths, given)
-        logits = backend.to_host(logits).astype(np.float64)
-        logits -= logits.max(axis=1, keepdims=True)
-        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        loss[batch.index] = -log_p[np.arange(len(log_p)), batch.labels]
-        right[batch.index] = log_p.argmax(axis=1) == batch.labels
-        if chosen is not None:
-            for i, n, row in zip(batch.index, batch.lengths, backend.to_host(chosen), strict=True):
-                choices[i] = row[: n - 1]
-    return loss, right, choices if config.encoder == "latent" else None
-
-
-def breakdown(right, values, bounds) -> dict[str, list]:
-    """{"upper bound": [accuracy, how many]} of the sequences whose value lies above the bound before and up to this
-    one; the last entry, "more", is beyond all bounds."""
-    found, place = {}, np.searchsorted(bounds, values)
-    for i, name in enumerate([*map(str, bounds), "more"]):
-        if (place == i).any():
-            found[name] = [round(float(right[place == i].mean()), 4), int((place == i).sum())]
-    return found
-
-
-def agreement(choices, sequences, split: bool, rng: Rng) -> dict[str, float]:
-    """The mean unlabelled F1 of the chosen trees with the gold ones and with left-branching, right-branching and random
-    ones, and of random ones with the gold ones, for comparison."""
-    scores: dict[str, list] = {"f1_gold": [], "f1_left": [], "f1_right": [], "f1_random": [], "random_gold": []}
-    for i, (chosen, (tokens, _)) in enumerate(zip(choices, sequences, strict=True)):
-        T = len(chosen) + 1
-        if T < 3:
-            continue
-        gold, chance = trees.gold(tokens, split), trees.random(T, rng.at(i))
-        others = {"gold": gold, "left": trees.left_branching(T), "right": trees.right_branching(T), "random": chance}
-        for name, other in others.items():
-            scores[f"f1_{name}"].append(trees.f1(chosen, other))
-        scores["random_gold"].append(trees.f1(chance, gold))
-    return {name: round(float(np.mean(values)), 4) for name, values in scores.items() if values}
-
-
-class Training(training.Training):
+class ListOps(Experiment):
     """One run: the sequences, the model, the estimator of its choices, the schedule, the best model so far."""
 
-    loss_parts = 2  # Σ −log p(label), and how many sequences
+    config_class = Config
+    losses = ("Σ −log p(label)", "how many sequences")
     reports_per_epoch = 2
     progress_key = "valid_accuracy"
 
+    @classmethod
+    def folder_parts(cls, c):
+        how = (c.encoder, *([c.estimator.replace(":", "-")] if c.encoder == "latent" else []))
+        return "listops", *how, f"s{c.seed}"
+
     def build(self, c: Config) -> None:
-        self.estimator = c.create_estimator()
         found = listops.files(c.data_dir or None)
         require(
             found or not c.data_dir,
@@ -189,7 +52,8 @@ class Training(training.Training):
         )
         counts = (c.generate, max(10, min(1000, c.generate // 10)), max(10, c.generate // 9))
         self.tokenizer = listops.Tokenizer(c.split)
-        splits = listops.load(c.data_dir or None, counts, c.seed)
+        with user_errors(DataError):
+            splits = listops.load(c.data_dir or None, counts, c.seed)
         self.sequences = {
             name: short_enough(name, found, self.tokenizer, c.max_length) for name, found in splits.items()
         }
@@ -206,31 +70,25 @@ class Training(training.Training):
         rng = self.rng.site("order").at(self.epoch)
         return listops.batches(self.sequences["train"], self.tokenizer, self.config.batch, rng)
 
-    def step(self, batch) -> None:
+    def step(self, batch, rng: Rng) -> tuple:
         """Update the parameters on one batch."""
         c, to_device = self.config, self.backend.to_device
-        rng = self.rng.site("step").at(self.steps)
         given = known_trees(c.encoder, self.sequences["train"], batch, c.split)
         self.optimizer.zero_grad()
         ids, labels = to_device(batch.ids), to_device(batch.labels)
-        cost = self.model.cost(ids, batch.lengths, labels, rng, self.estimator, given)
+        cost = self.model.cost(ids, batch.lengths, labels, rng.site("step"), self.estimator, given)
         cost.mean().backward()
         clip_grad_norm(self.optimizer, c.clip)
         self.optimizer.step()
-        if self.estimator is not None:
-            self.estimator.update()
-        self.losses.append((cost.data.sum(), self.backend.xp.asarray(len(batch.labels), dtype=cost.dtype)))
-        self.step_in_epoch += 1
+        return cost.data.sum(), self.backend.xp.asarray(len(batch.labels), dtype=cost.dtype)
 
     # -- evaluation
 
     def evaluate(self, split: str):
         return evaluate(self.model, self.config, self.sequences[split], self.tokenizer, self.backend)
 
-    def report(self, first: int, start: float) -> dict:
-        total, count = self.check_losses().sum(axis=0)
-        self.backend.synchronize()
-        rate = (self.step_in_epoch - first) * self.config.batch / max(time.perf_counter() - start, 1e-9)
+    def report(self, losses, speed: float) -> dict:
+        total, count = losses.sum(axis=0)
         loss, right, _ = self.evaluate("valid")
         lr = self.optimizer.lr
         self.schedule.step(right.mean())
@@ -242,102 +100,70 @@ class Training(training.Training):
             "valid_loss": loss.mean(),
             "valid_accuracy": right.mean(),
             "lr": lr,
-            "sequences_per_second": round(rate, 1),
+            "sequences_per_second": round(speed * self.config.batch, 1),
         }
 
-    def before_saving(self, folder: RunFolder) -> None:
-        if self.is_best:
-            arrays, info = self.state()
-            arrays = {k: v for k, v in arrays.items() if k.startswith("model.")}
-            checkpoint.save(folder.path / BEST, arrays, info)
+    # -- the state
 
-    def check_folder(self, folder: RunFolder) -> None:
+    def parts(self) -> dict:
+        return super().parts() | {"schedule": self.schedule}
+
+    def info(self) -> dict:
+        return {"data": self.fingerprint, "best": self.best}
+
+    def restore_info(self, info) -> None:
+        require(
+            info["data"] == self.fingerprint,
+            "the sequences are not those that the run began with: give the same --data-dir, or start a new run.",
+        )
+        self.best = info["best"]
+
+    def before_saving(self, folder, arrays, info) -> None:
+        if self.is_best:
+            model = {k: v for k, v in arrays.items() if k.startswith("model.")}
+            checkpoint.save(folder.path / BEST, model, info)
+
+    def check_folder(self, folder) -> None:
         if self.best >= 0.0:
             own = self.model.state_dict()
             self.load_best(folder)  # an error now, and not after the last epoch, if it is that of another model
             self.model.load_state_dict(own)
 
-    def load_best(self, folder: RunFolder) -> float:
+    def load_best(self, folder) -> float:
         """Take the parameters of the best model. -> the epoch that they are from"""
-        arrays, info = checkpoint.load(folder.path / BEST)
-        self.model.load_state_dict({k[len("model.") :]: v for k, v in arrays.items()})
+        arrays, info = folder.load(BEST)
+        with user_errors(ValueError):
+            self.model.load_state_dict({k[len("model.") :]: v for k, v in arrays.items()})
         return info["epoch"] + info["step_in_epoch"] / self.steps_per_epoch
-
-    # -- the state
-
-    def state(self):
-        arrays, info = super().state()
-        arrays |= {f"schedule.{k}": v for k, v in self.schedule.state_dict().items()}
-        return arrays, info | {"data": self.fingerprint, "best": self.best}
-
-    def restore(self, arrays, info) -> None:
-        require(
-            info["data"] == self.fingerprint,
-            "the sequences are not those that the run began with: give the same --data-dir, or start a new run.",
-        )
-        self.schedule.load_state_dict({"plateau": arrays["schedule.plateau"]})
-        self.best = info["best"]
-        super().restore(arrays, info)
 
     # -- the end
 
-    def final(self, folder: RunFolder) -> dict:
+    def final(self, folder) -> dict:
         """What the best model does on the test split, and how its trees agree with others."""
         line = {"best_epoch": self.load_best(folder)}
-        sequences = self.sequences["test"]
-        loss, right, choices = self.evaluate("test")
-        found = summary(loss, right, choices, sequences, self.tokenizer, self.rng)
-        line |= {f"test_{name}" if name in ("loss", "accuracy") else name: value for name, value in found.items()}
-        if choices is not None:
-            words = [spelled(tokens, self.tokenizer) for tokens, _ in sequences[:DRAWN]]
-            lines = [trees.bracket(w, chosen) for w, chosen in zip(words, choices, strict=False)]
+        loss, right, self.choices = self.evaluate("test")
+        found = summary(loss, right, self.choices, self.sequences["test"], self.tokenizer, self.rng)
+        return line | {f"test_{name}" if name in ("loss", "accuracy") else name: value for name, value in found.items()}
+
+    def draw(self, folder) -> None:
+        """The learning curves, and the trees that a latent-tree model chooses for the first test sequences."""
+        c = self.config
+        title = f"ListOps, {c.estimator if c.encoder == 'latent' else c.encoder}"
+        learning_curves(folder.path / "curve.png", folder.metrics(), title)
+        if self.choices is not None:
+            words = [spelled(tokens, self.tokenizer) for tokens, _ in self.sequences["test"][:DRAWN]]
+            lines = [trees.bracket(w, chosen) for w, chosen in zip(words, self.choices, strict=False)]
             (folder.path / "trees.txt").write_text("\n".join(lines) + "\n")
-            forest(folder.path / "trees.png", words, choices[:DRAWN])
-        learning_curves(folder.path / "curve.png", folder.metrics(), title(self.config))
-        return line
+            forest(folder.path / "trees.png", words, self.choices[:DRAWN])
+
+    def last_words(self, metrics) -> str:
+        best = max(line["valid_accuracy"] for line in metrics if "valid_accuracy" in line)
+        return f"final valid accuracy {best:.4f} test accuracy {metrics[-1]['test_accuracy']:.4f}"
 
 
-def spelled(tokens: bytes, tokenizer) -> list[str]:
-    """The tokens of one sequence as words."""
-    return [tokenizer.tokens[i] for i in tokenizer(tokens)]
-
-
-def summary(loss, right, choices, sequences, tokenizer, rng) -> dict:
-    """The metrics of an evaluation, a dict that JSON can hold.   rng: the run's, from which the random trees come"""
-    lengths = np.array([len(tokenizer(tokens)) for tokens, _ in sequences])
-    depths = np.array([listops.depth(tokens) for tokens, _ in sequences])
-    found = {
-        "loss": round(float(loss.mean()), 4),
-        "accuracy": round(float(right.mean()), 4),
-        "sequences": len(sequences),
-        "by_length": breakdown(right, lengths, LENGTHS),
-        "by_depth": breakdown(right, depths, DEPTHS),
-    }
-    if choices is None:
-        return found
-    return found | agreement(choices, sequences, tokenizer.split, rng.site("random trees"))
-
-
-def title(config: Config) -> str:
-    return f"ListOps, {config.estimator if config.encoder == 'latent' else config.encoder}"
-
-
-def finish(run: Training, folder: RunFolder, quiet: bool) -> None:
-    line = run.final(folder)
-    text = folder.log(line)
-    if not quiet:
-        print(text)
-        print(f"metrics, pictures and checkpoints are in {folder.path}", file=sys.stderr)
-    best = max(entry["valid_accuracy"] for entry in folder.metrics() if "valid_accuracy" in entry)
-    print(f"final valid accuracy {best:.4f} test accuracy {line['test_accuracy']:.4f}")
-
-
-@report_errors
+@command
 def main(argv=None) -> int:
-    may_change = ("epochs", "data_dir")
-    how = lambda c: (c.encoder, *([c.estimator.replace(":", "-")] if c.encoder == "latent" else []))
-    folder_for = lambda c: default_folder("listops", *how(c), f"s{c.seed}")
-    return training.run_script(Config, Training, __doc__.split("\n\n")[0], argv, may_change, folder_for, finish)
+    return run(ListOps, argv)
 
 
 if __name__ == "__main__":

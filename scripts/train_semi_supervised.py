@@ -12,25 +12,21 @@ All flags are listed by --help.
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from experiments.start import before_numpy
+
+before_numpy()
 
 import numpy as np
 
 from estimators import ESTIMATORS, create
-from experiments import loop as training
+from experiments.errors import command, require
+from experiments.flags import at_least, flag, one_of, sizes, unused
+from experiments.loop import Annealing, ImageConfig, ImageExperiment, Optimizing, batches, run
 from experiments.pictures import learning_curves, page
-from experiments.run_folder import (
-    RunFolder,
-    at_least,
-    default_folder,
-    flag,
-    one_of,
-    report_errors,
-    require,
-    sizes,
-    unused,
-)
 from minigrad import Rng, Tensor
 from models.data import PIXELS
 from models.semi_supervised import NO_BOUND_OF_SEVERAL, SemiSupervisedVAE
@@ -41,7 +37,7 @@ DRAWN = 10  # test images whose analogies are drawn
 
 
 @dataclass(frozen=True)
-class Config(training.Annealing, training.Optimizing, training.ImageConfig):
+class Config(Annealing, Optimizing, ImageConfig):
     pixels: str = flag("dynamic", f"{', '.join(PIXELS)}: gray values, binarised anew for every batch, or once")
     images: int = flag(0, "use so many training images, drawn by the seed; 0: all of them; published for MNIST: 50000")
     labels: int = flag(100, "how many of them keep their labels, equally many of each class")
@@ -89,26 +85,30 @@ def with_labels(labels, n: int, classes: int, rng: Rng):
     return np.flatnonzero(chosen), np.flatnonzero(~chosen)
 
 
-class Training(training.ImageTraining):
+class SemiSupervised(ImageExperiment):
     """One run: the two sets of images on the device, the model, the estimator of the class if there is one.
 
     train: the images without labels, which an epoch passes over once;   labelled, labels: the others
     """
 
-    loss_parts = 2  # the two terms of J, each the mean over the batch
+    config_class = Config
+    losses = ("labelled", "unlabelled")  # the two terms of J, each the mean over the batch
     progress_key = "test_accuracy"
+
+    @classmethod
+    def folder_parts(cls, c):
+        how = c.estimator.replace(":", "-") if c.method == "sample" else c.method
+        return "semi-supervised", c.data, how, f"s{c.seed}"
 
     def build(self, c: Config) -> None:
         self.load()
         classes = int(self.images.train_labels.max()) + 1
-        self.estimator = c.create_estimator()
         if self.estimator is not None:
-            self.estimator.check_size(1, classes)
-            self.warn(self.estimator)
-            self.first_tau = c.first_tau(self.estimator)
+            self.check_size(1, classes)
+            self.warn_of(self.estimator)
         self.keep_labels(classes)
-        sizes, rng = (self.images.train.shape[1], classes, c.latent, c.hidden), self.rng.site("weights")
-        self.model = SemiSupervisedVAE(*sizes, rng=rng, dtype=self.dtype).to(self.backend)
+        shape, rng = (self.images.train.shape[1], classes, c.latent, c.hidden), self.rng.site("weights")
+        self.model = SemiSupervisedVAE(*shape, rng=rng, dtype=self.dtype).to(self.backend)
         self.optimizer = c.optimizer_for(self.model)
 
     def keep_labels(self, classes: int) -> None:
@@ -122,20 +122,13 @@ class Training(training.ImageTraining):
         self.labels = to_device(labels[known])
         self.labelled, self.train = self.train[to_device(used[known])], self.train[to_device(used[unknown])]
 
-    @property
-    def logit_scale(self) -> float:
-        return 1.0 if self.estimator is None else self.estimator.logit_scale
-
-    # -- one step
-
-    def step(self, index) -> None:
+    def step(self, index, rng: Rng) -> tuple:
         """Update the parameters on the images `index` without labels, and as many, or all, of those with labels."""
-        c, rng = self.config, self.rng.site("step").at(self.steps)
-        self.set_temperature()
+        c, rng = self.config, rng.site("step")
         known = self.backend.to_device(rng.site("known").permutation(len(self.labelled))[: c.batch])
         x, labels = self.binarised(self.labelled[known], rng.site("labelled pixels")), self.labels[known]
         self.optimizer.zero_grad()
-        labelled = self.model.labelled(x, labels, rng.site("labelled"), c.alpha, self.logit_scale).mean()
+        labelled = self.model.labelled(x, labels, rng.site("labelled"), c.alpha).mean()
         if c.labelled_only:
             objective, unlabelled = labelled, Tensor(0.0 * labelled.data)
         else:
@@ -144,36 +137,31 @@ class Training(training.ImageTraining):
             objective = labelled + unlabelled
         objective.backward()
         self.optimizer.step()
-        if self.estimator is not None:
-            self.estimator.update()
-        self.losses.append((labelled.data, unlabelled.data))
-        self.step_in_epoch += 1
+        return labelled.data, unlabelled.data
 
     # -- evaluation
 
     def evaluate(self, rng: Rng) -> tuple[float, float]:
         """(−ELBO with the class marginalised, accuracy of q(y|x)) over the test images."""
         bounds, classes, to_host = [], [], self.backend.to_host
-        for start in range(0, len(self.test), EVALUATION_BATCH):
-            x = self.test[start : start + EVALUATION_BATCH]
-            bounds.append(to_host(self.model.bound(x, rng.site(start), self.logit_scale)))
+        for start, x in batches(self.test, EVALUATION_BATCH):
+            bounds.append(to_host(self.model.bound(x, rng.site(start))))
             classes.append(to_host(self.model.predict(x)))
         right = np.concatenate(classes) == self.images.test_labels
         return np.concatenate(bounds).mean(dtype=np.float64), right.mean()
 
-    def report(self, first: int, start: float) -> dict:
-        """The metrics of the epoch that has just ended."""
-        labelled, unlabelled = self.check_losses().mean(axis=0)
-        self.backend.synchronize()
-        seconds = max(time.perf_counter() - start, 1e-9) / (self.step_in_epoch - first)
+    def report(self, losses, speed: float) -> dict:
+        labelled, unlabelled = losses.mean(axis=0)
         line = {"epoch": self.epoch + 1, "train": labelled + unlabelled}
         line |= {"train_labelled": labelled, "train_unlabelled": unlabelled}
         line["test_bound"], line["test_accuracy"] = self.evaluate(self.rng.site("test").at(self.epoch + 1))
         if self.estimator is not None and self.config.anneal:
             line["tau"] = self.estimator.tau
-        return line | {"ms_per_step": round(1e3 * seconds, 3)}
+        return line | {"ms_per_step": round(1e3 / speed, 3)}
 
-    def draw(self, folder: RunFolder) -> None:
+    # -- the end
+
+    def draw(self, folder) -> None:
         """The curves of accuracy and objective, and a page of analogies."""
         c = self.config
         how = "labels only" if c.labelled_only else c.estimator if c.method == "sample" else "marginalised"
@@ -191,21 +179,14 @@ class Training(training.ImageTraining):
         title = "test images, and all classes in the style of each"
         page(folder.path / "analogies.png", images, self.images.shape, title, columns)
 
-
-def finish(run: Training, folder: RunFolder, quiet: bool) -> None:
-    run.draw(folder)
-    if not quiet:
-        print(f"metrics, pictures and checkpoint are in {folder.path}", file=sys.stderr)
-    last = folder.metrics()[-1]
-    print(f"final test accuracy {last['test_accuracy']:.4f} test -ELBO {last['test_bound']:.4f}")
+    def last_words(self, metrics) -> str:
+        last = metrics[-1]
+        return f"final test accuracy {last['test_accuracy']:.4f} test -ELBO {last['test_bound']:.4f}"
 
 
-@report_errors
+@command
 def main(argv=None) -> int:
-    may_change = ("epochs", "data_dir")
-    how = lambda c: c.estimator.replace(":", "-") if c.method == "sample" else c.method
-    folder_for = lambda c: default_folder("semi-supervised", c.data, how(c), f"s{c.seed}")
-    return training.run_script(Config, Training, __doc__.split("\n\n")[0], argv, may_change, folder_for, finish)
+    return run(SemiSupervised, argv)
 
 
 if __name__ == "__main__":

@@ -12,22 +12,28 @@ All flags are listed by --help.
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from experiments.start import before_numpy
+
+before_numpy()
 
 import numpy as np
 
 from estimators import ESTIMATORS, create
-from experiments import loop as training
+from experiments.errors import command, require, user_errors
+from experiments.flags import at_least, flag, one_of
+from experiments.loop import Annealing, ImageConfig, ImageExperiment, Optimizing, batches, run
 from experiments.pictures import curves, page
-from experiments.run_folder import RunFolder, at_least, default_folder, flag, one_of, report_errors, require
 from minigrad import Rng, no_grad
 from minigrad.fused import bce_with_logits
 from minigrad.ops import stable_sigmoid
 from models.data import PIXELS
 from models.structured import StochasticNetwork
 
-CODES = ("bernoulli", "categorical")
+FAMILIES = ("bernoulli", "categorical")
 NONE = "none"
 EVALUATION_BATCH = 100  # images, each with up to 100 samples at a time
 REPORT_SAMPLES = 10  # of each test image after an epoch; --samples at the end
@@ -36,9 +42,9 @@ COMPLETED, COMPLETIONS, AVERAGED = 10, 8, 1000
 
 
 @dataclass(frozen=True)
-class Config(training.Annealing, training.Optimizing, training.ImageConfig):
+class Config(Annealing, Optimizing, ImageConfig):
     pixels: str = flag("fixed", f"{', '.join(PIXELS)}: gray values, binarised anew for every batch, or once")
-    code: str = flag("bernoulli", f"{' or '.join(CODES)}: the kind of variables in the stochastic layers")
+    code: str = flag("bernoulli", f"{' or '.join(FAMILIES)}: the family of the variables in the stochastic layers")
     variables: int | None = flag(None, "L, variables in a layer; else 200 bits or 20 categorical ones", type=int)
     categories: int = flag(10, "K, the number of categories of each categorical variable")
     layers: int = flag(2, "stochastic layers")
@@ -55,7 +61,7 @@ class Config(training.Annealing, training.Optimizing, training.ImageConfig):
     def check(self) -> None:
         super().check()
         at_least(1, self, "variables", "categories", "layers", "train_samples", "samples")
-        one_of(self, code=CODES)
+        one_of(self, code=FAMILIES)
         if self.estimator == NONE:
             without = "a network without an estimator has no"
             require(self.tau is None and not self.anneal, f"{without} temperature: leave out --tau and --anneal.")
@@ -95,47 +101,46 @@ class Estimators(list):
             estimator.load_state_dict({k[len(own) :]: v for k, v in state.items() if k.startswith(own)})
 
 
-class Training(training.ImageTraining):
+class Structured(ImageExperiment):
     """One run: the data on the device, the network, an estimator for each of its layers (None: no samples at all)."""
 
+    config_class = Config
+    losses = ("Σ cost",)
     progress_key = "test"
+    may_change = ("epochs", "data_dir", "samples")
+
+    @classmethod
+    def folder_parts(cls, c):
+        return "structured", c.data, c.code, c.estimator.replace(":", "-"), f"s{c.seed}"
 
     def build(self, c: Config) -> None:
         bits = c.code == "bernoulli"
         variables, categories = c.variables or (200 if bits else 20), None if bits else c.categories
-        if c.estimator != NONE:
-            self.estimator = Estimators(c.create_estimator() for _ in range(c.layers))
-            self.warn(self.estimator[0])
-            self.estimator[0].check_size(variables, 2 if bits else categories)
-            self.first_tau = c.first_tau(self.estimator[0])
+        if self.estimator is not None:
+            self.warn_of(self.estimator)
+            self.check_size(variables, 2 if bits else categories)
+            self.estimator = Estimators([self.estimator, *(c.create_estimator() for _ in range(c.layers - 1))])
         self.load()
         height, width = self.images.shape
         self.seen = height // 2 * width  # pixels of the upper half, which come first
-        sizes = (self.seen, height * width - self.seen, variables, categories, c.layers)
-        self.model = StochasticNetwork(*sizes, rng=self.rng.site("weights"), dtype=self.dtype)
+        shape = (self.seen, height * width - self.seen, variables, categories, c.layers)
+        self.model = StochasticNetwork(*shape, rng=self.rng.site("weights"), dtype=self.dtype).to(self.backend)
         if self.estimator is not None:
-            self.model.check(self.estimator, c.train_samples)
-        self.model.to(self.backend)
+            with user_errors(ValueError):  # an estimator that cannot be nested, or not be given several samples
+                self.model.check(self.estimator, c.train_samples)
         self.optimizer = c.optimizer_for(self.model)
 
-    # -- one step
-
-    def step(self, index) -> None:
+    def step(self, index, rng: Rng) -> tuple:
         """Update the parameters on the images `index` (an integer array on the device)."""
-        rng = self.rng.at(self.steps)
         x, y = self.halves(self.binarised(self.train[index], rng.site("pixels")))
         self.optimizer.zero_grad()
         if self.estimator is None:
             cost = bce_with_logits(self.model.mean_field(x), y)
         else:
-            self.set_temperature()
             cost = self.model.cost(x, y, self.estimator, rng.site("network"), self.config.train_samples)
         cost.mean().backward()
         self.optimizer.step()
-        if self.estimator is not None:
-            self.estimator.update()
-        self.losses.append((cost.data.sum(),))
-        self.step_in_epoch += 1
+        return (cost.data.sum(),)
 
     def halves(self, images):
         """The upper and the lower half of images (B, height·width)."""
@@ -147,29 +152,34 @@ class Training(training.ImageTraining):
         """−log p(lower half | upper half) per image, in nats, with so many samples; the deterministic network needs
         none."""
         total = 0.0
-        for start in range(0, len(images), EVALUATION_BATCH):
-            x, y = self.halves(images[start : start + EVALUATION_BATCH])
+        for start, part in batches(images, EVALUATION_BATCH):
+            x, y = self.halves(part)
             if self.estimator is None:
                 with no_grad():
                     nats = bce_with_logits(self.model.mean_field(x), y).data
             else:
-                nats = self.model.nll(x, y, rng.site(start), samples, logit_scale=self.estimator.logit_scale)
+                nats = self.model.nll(x, y, rng.site(start), samples)
             total += float(self.backend.to_host(nats).sum(dtype=np.float64))
         return total / len(images)
 
-    def report(self, first: int, start: float) -> dict:
-        """The metrics of the epoch that has just ended. train: the objective as it was trained, with one sample, and
-        with a soft one if that is what the estimator draws."""
-        (train,) = self.check_losses().sum(axis=0) / len(self.train)
-        self.backend.synchronize()
-        rate = (len(self.train) - first * self.config.batch) / max(time.perf_counter() - start, 1e-9)
+    def report(self, losses, speed: float) -> dict:
+        """train: the objective as it was trained, with one sample, and with a soft one if that is what the estimator
+        draws."""
+        (train,) = losses.sum(axis=0) / len(self.train)
         test = self.nll(self.test, REPORT_SAMPLES, self.rng.site("test").at(self.epoch + 1))
         line = {"epoch": self.epoch + 1, "train": train, "test": test}
         if self.config.anneal:
             line["tau"] = self.estimator.tau
-        return line | {"images_per_second": round(rate, 1)}
+        return line | self.images_per_second(speed)
 
-    def draw(self, folder: RunFolder) -> None:
+    # -- the end
+
+    def final(self, folder) -> dict:
+        samples = 1 if self.estimator is None else self.config.samples
+        nll = self.nll(self.test, samples, self.rng.site("final"))
+        return {"epoch": self.epoch, "test_nll": nll, "samples": samples}
+
+    def draw(self, folder) -> None:
         """The learning curve, and a page of completed test images."""
         c, rng, sampled = self.config, self.rng.site("pictures"), self.estimator is not None
         labels = ("train", f"test, {REPORT_SAMPLES} samples" if sampled else "test")
@@ -177,7 +187,7 @@ class Training(training.ImageTraining):
         curves(folder.path / "curve.png", folder.metrics(), title, "−log p(lower half | upper half), nats", labels)
         x, _ = self.halves(self.test[:COMPLETED])
         if sampled:
-            completed = stable_sigmoid(self.model.sample(x, AVERAGED, rng, self.estimator.logit_scale))
+            completed = stable_sigmoid(self.model.sample(x, AVERAGED, rng))
             lower = [completed.mean(axis=0), *completed[:COMPLETIONS]]
             title = f"test images, their mean completions, and {COMPLETIONS} sampled ones"
         else:
@@ -191,24 +201,14 @@ class Training(training.ImageTraining):
         images = np.stack(pages, axis=1).reshape(-1, pages[0].shape[1])
         page(folder.path / "completions.png", images, self.images.shape, title, columns)
 
-
-def finish(run: Training, folder: RunFolder, quiet: bool) -> None:
-    run.draw(folder)
-    samples = run.config.samples if run.estimator is not None else 1
-    line = {"epoch": run.epoch, "test_nll": run.nll(run.test, samples, run.rng.site("final")), "samples": samples}
-    text = folder.log(run.checked(line))
-    if not quiet:
-        print(text)
-        print(f"metrics, pictures and checkpoint are in {folder.path}", file=sys.stderr)
-    last = [line for line in folder.metrics() if "train" in line][-1]
-    print(f"final train {last['train']:.4f} test nll {line['test_nll']:.4f}")
+    def last_words(self, metrics) -> str:
+        last = [line for line in metrics if "train" in line][-1]
+        return f"final train {last['train']:.4f} test nll {metrics[-1]['test_nll']:.4f}"
 
 
-@report_errors
+@command
 def main(argv=None) -> int:
-    may_change = ("epochs", "data_dir", "samples")
-    folder_for = lambda c: default_folder("structured", c.data, c.code, c.estimator.replace(":", "-"), f"s{c.seed}")
-    return training.run_script(Config, Training, __doc__.split("\n\n")[0], argv, may_change, folder_for, finish)
+    return run(Structured, argv)
 
 
 if __name__ == "__main__":

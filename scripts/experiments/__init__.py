@@ -1,0 +1,1 @@
+"""What the commands in `scripts/` share: flags, run folders, the training loop, pictures, specifications, executors."""

@@ -1,7 +1,15 @@
-"""A training run that can stop after any step and go on elsewhere: what the training scripts have in common.
+"""An experiment, and the loop that runs it: a run can stop after any step and go on elsewhere.
 
-A script derives its flags from `Config` and its run from `Training`, or from `ImageConfig` and `ImageTraining` if it
-learns from images, says what a step and a report are, and hands both classes to `run_script`.
+A command says three things and hands them to `run`:
+
+    class Config(…)                 its flags
+    class VAE(ImageExperiment):     what is built, what one step is, and what is measured
+        def build(self, config): …          sets model, optimizer (and steps_per_epoch)
+        def step(self, index, rng): …       one update; returns its losses, sums over the batch
+        def report(self, losses, speed): …  the metrics since the latest report
+
+The loop does what nobody shall forget: it counts the steps, sets a falling temperature, lets the estimator learn, tells
+the model which logit scale the estimator has, looks for losses that are not finite, reports, saves and resumes.
 """
 
 from __future__ import annotations
@@ -12,36 +20,28 @@ import math
 import shlex
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from tqdm import tqdm
 
 from estimators.base import TemperedSampler
-from experiments.run_folder import (
-    CHECKPOINT,
-    DTYPES,
-    Interrupt,
-    RunFolder,
-    UserError,
-    at_least,
-    flag,
-    one_of,
-    option,
-    parse_flags,
-    require,
-    unused,
-    user_errors,
-)
-from experiments.start import keep_freed_memory
 from minigrad import Rng
-from minigrad.backend import BACKENDS, get_backend
+from minigrad.backend import BACKENDS, BackendUnavailable, get_backend
 from minigrad.optim import OPTIMIZERS
-from models.data import DATASETS, PIXELS, binarise, load_images
+from models.data import DATASETS, PIXELS, DataError, binarise, load_images
+
+from .errors import UserError, disk_errors, require, size_errors, user_errors
+from .flags import DTYPES, at_least, flag, one_of, option, parse_flags, unused
+from .run_folder import CHECKPOINT, Interrupt, RunFolder, default_folder
+from .start import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
+COUNTS = ("epoch", "step_in_epoch", "metrics_bytes")  # of a checkpoint
 CHECK_EVERY = 100  # steps between two looks at the losses; each look waits for the device
 
 
@@ -50,7 +50,7 @@ CHECK_EVERY = 100  # steps between two looks at the losses; each look waits for 
 
 @dataclass(frozen=True)
 class Config:
-    """The flags of every training script, which may give them other defaults."""
+    """The flags of every training command, which may give them other defaults."""
 
     data_dir: str = flag("", "a folder with one folder per data set; else MINIGRAD_DATA, else a download")
     epochs: int = flag(1, "passes over the training examples")
@@ -61,28 +61,35 @@ class Config:
     dtype: str = flag("float32", f"one of {', '.join(DTYPES)}")
 
     def check(self) -> None:
-        """UserError, one sentence, for the first value out of range; a script adds its own. Names are checked where
-        they are looked up."""
+        """UserError, one sentence, for the first value out of range; a command adds its own."""
         at_least(1, self, "epochs", "batch")
-        one_of(self, dtype=DTYPES)
+        require(0.0 < self.lr < math.inf, f"--lr, the learning rate, must be positive and finite, got {self.lr}.")
+        require(0 <= self.seed < 2**64, f"--seed must be an integer from 0 to 2**64 - 1, got {self.seed}.")
+        one_of(self, backend=sorted(BACKENDS), dtype=DTYPES)
 
-    def create_estimator(self):
+    def create_estimator(self) -> Any:
         """A new estimator as the flags want it, None if they want none. ValueError or UserError, one sentence, for one
         that is unknown or cannot train the model."""
-        raise NotImplementedError
+        return None
 
 
 @dataclass(frozen=True)
 class ImageConfig(Config):
-    """The flags of a script that learns from images."""
+    """The flags of a command that learns from images."""
 
     data: str = flag("digits", f"data set: {', '.join(DATASETS)}")
     pixels: str = flag("gray", f"{', '.join(PIXELS)}: gray values, binarised anew for every batch, or once")
 
+    def check(self) -> None:
+        super().check()
+        for name, known, what in (("data", DATASETS, "data set"), ("pixels", PIXELS, "pixels")):
+            value = getattr(self, name)
+            require(value in known, f"unknown {what} {value!r}; the known ones are {', '.join(known)}.")
+
 
 @dataclass(frozen=True)
-class Optimizing:
-    """The flags of a script that leaves the choice of the optimizer."""
+class Optimizing(Config):
+    """The flags of a command that leaves the choice of the optimizer."""
 
     optimizer: str = flag("adam", f"one of {', '.join(OPTIMIZERS)}")
     momentum: float = flag(0.9, "momentum of sgd")
@@ -90,17 +97,18 @@ class Optimizing:
     def check(self) -> None:
         super().check()
         one_of(self, optimizer=OPTIMIZERS)
+        require(0.0 <= self.momentum < 1.0, f"--momentum must be at least 0 and below 1, got {self.momentum}.")
         if self.optimizer != "sgd":
             unused(self, f"{self.optimizer} takes no momentum", "momentum")
 
-    def optimizer_for(self, model):
+    def optimizer_for(self, model: Any) -> Any:
         options = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
         return OPTIMIZERS[self.optimizer](model.parameters(), self.lr, **options)
 
 
 @dataclass(frozen=True)
-class Annealing:
-    """The flags of a script whose estimator can have a falling temperature."""
+class Annealing(Config):
+    """The flags of a command whose estimator can have a falling temperature."""
 
     tau: float | None = flag(None, "temperature, at first, for estimators that have one", type=float)
     anneal: float = flag(0.0, "rate r: the temperature of step t is max(tau-least, tau · exp(−r t)); 0 keeps it")
@@ -115,7 +123,7 @@ class Annealing:
         if not self.anneal:
             unused(self, "without --anneal the temperature stays", "anneal_every", "tau_least")
 
-    def first_tau(self, estimator) -> float | None:
+    def first_tau(self, estimator: Any) -> float | None:
         """Where the temperature of the estimator begins to fall; None if it does not. UserError for one whose
         temperature is not a setting, begins below the lowest one, or may not fall so low."""
         if not self.anneal:
@@ -124,18 +132,15 @@ class Annealing:
         require(isinstance(estimator, TemperedSampler), f"{self.estimator} {learns}: leave --anneal out.")
         first, least = estimator.tau, self.tau_least
         require(least <= first, f"--tau-least must be at most the first temperature {first}, got {least}.")
-        min_tau = estimator.min_tau
+        lowest = estimator.min_tau
         require(
-            least >= min_tau,
-            f"{self.estimator} needs a temperature of at least {min_tau:g}: give --tau-least {min_tau:g} or more.",
+            least >= lowest,
+            f"{self.estimator} needs a temperature of at least {lowest:g}: give --tau-least {lowest:g} or more.",
         )
         return first
 
     def tau_at(self, step: int, first: float) -> float:
         return annealed(step, first, self.anneal, self.tau_least, self.anneal_every)
-
-
-# ---- the temperature
 
 
 def annealed(step: int, start: float, rate: float, least: float, every: int) -> float:
@@ -149,169 +154,142 @@ def annealed(step: int, start: float, rate: float, least: float, every: int) -> 
     return max(least, start * math.exp(-rate * (step // every * every)))
 
 
-# ---- the run
+# ---- experiments
 
 
-class Training:
-    """Base class. A subclass sets model, optimizer, estimator and steps_per_epoch in `build`, and defines
+class Experiment:
+    """Base class: what a command builds, steps and measures. The loop owns `epoch` and `step_in_epoch`.
 
-    epoch_steps()          the arguments of this epoch's steps, something to index by the step
-    step(argument)         one update; appends to `losses` a tuple of sums on the device, and counts step_in_epoch
-    report(first, start)   the metrics since step `first` of the epoch, which began at time.perf_counter() = start; a
-                           dict of numbers
+    A subclass sets the class attributes and defines
+
+    build(config)           sets model and optimizer; and estimator, if it is not the one that the flags want
+    epoch_steps()           the arguments of this epoch's steps, something to index by the step
+    steps_per_epoch         how many they are
+    step(argument, rng)     one update; returns its losses, as many sums on the device as `losses` has names
+    report(losses, speed)   the metrics since the latest report, a dict of numbers.  losses (steps, parts): what the
+                            steps since then returned, on the host;  speed: steps per second
     """
 
-    loss_parts = 1  # how many sums a step appends
-    reports_per_epoch = 1
-    progress_key = ""  # which metric the progress bar shows
+    config_class: ClassVar[type[Config]] = Config
+    losses: ClassVar[tuple[str, ...]] = ("loss",)
+    reports_per_epoch: ClassVar[int] = 1
+    progress_key: ClassVar[str] = ""  # which metric the progress bar shows
+    may_change: ClassVar[tuple[str, ...]] = ("epochs", "data_dir")  # flags that a resumed run may change
 
-    def __init__(self, config):
+    model: Any
+    optimizer: Any
+    steps_per_epoch: Any
+
+    def __init__(self, config: Any) -> None:
         self.config = config
-        self.estimator = self.first_tau = None  # first_tau: where a falling temperature begins, see `Annealing`
         self.epoch = self.step_in_epoch = 0
-        self.losses: list[tuple] = []  # one entry for each step since the latest report
-        with user_errors():
-            config.check()
-            self.backend, self.rng, self.dtype = get_backend(config.backend), Rng(config.seed), np.dtype(config.dtype)
+        config.check()
+        with user_errors(ValueError, BackendUnavailable):
+            self.backend = get_backend(config.backend)
+        self.rng, self.dtype = Rng(config.seed), np.dtype(config.dtype)
+        with user_errors(ValueError):  # what the flags say about the estimator
+            self.estimator = config.create_estimator()
+        self.first_tau = config.first_tau(self.estimator) if isinstance(config, Annealing) else None
+        with size_errors():
             self.build(config)
+        self.set_logit_scale()
+
+    @classmethod
+    def folder_parts(cls, config: Any) -> tuple:
+        """What the default name of a run folder is made of."""
+        return (config.seed,)
+
+    def build(self, config: Any) -> None:
+        raise NotImplementedError
+
+    def epoch_steps(self) -> Sequence:
+        raise NotImplementedError
+
+    def step(self, argument: Any, rng: Rng) -> tuple:
+        raise NotImplementedError
+
+    def report(self, losses: np.ndarray, speed: float) -> dict[str, Any]:
+        raise NotImplementedError
+
+    # -- what a subclass may add
+
+    def parts(self) -> dict[str, Any]:
+        """Everything that has a state, by the name that its arrays have in a checkpoint."""
+        found = {"model": self.model, "optimizer": self.optimizer}
+        return found if self.estimator is None else found | {"estimator": self.estimator}
+
+    def info(self) -> dict[str, Any]:
+        """What else a checkpoint remembers, for JSON."""
+        return {}
+
+    def restore_info(self, info: dict[str, Any]) -> None:
+        """UserError if what was remembered does not fit."""
+
+    def before_saving(self, folder: RunFolder, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
+        """Called after a report, before its checkpoint is written: what that relies on is written first."""
+
+    def check_folder(self, folder: RunFolder) -> None:
+        """Called when a run was restored: UserError if the folder lacks what the run needs beside its checkpoint."""
+
+    def final(self, folder: RunFolder) -> dict[str, Any]:
+        """What is measured once, at the end; it is logged as a line of its own."""
+        return {}
+
+    def draw(self, folder: RunFolder) -> None:
+        """The pictures of a finished run."""
+
+    def last_words(self, metrics: list[dict[str, Any]]) -> str:
+        """The line that a finished run ends with."""
+        raise NotImplementedError
+
+    # -- what they can use
+
+    def check_size(self, variables: int, categories: int) -> None:
+        """UserError if the estimator cannot handle so many variables of so many categories."""
+        with user_errors(ValueError):
+            self.estimator.check_size(variables, categories)
+
+    def warn_of(self, estimator: Any) -> None:
+        if estimator.warning:
+            log.warning("%s may not train the model: %s.", self.config.estimator, estimator.warning)
 
     @property
     def steps(self) -> int:
         """How many steps there have been."""
         return self.epoch * self.steps_per_epoch + self.step_in_epoch
 
-    def warn(self, estimator) -> None:
-        if estimator.warning:
-            log.warning("%s may not train the model: %s.", self.config.estimator, estimator.warning)
-
     def set_temperature(self) -> None:
         """Give the estimator the temperature of this step, if it is one that falls."""
         if self.first_tau:
             self.estimator.tau = self.config.tau_at(self.steps, self.first_tau)
 
-    def report_after(self) -> set[int]:
-        """After which steps of an epoch there is a report; the last one is among them."""
-        n = self.reports_per_epoch
-        return {math.ceil(self.steps_per_epoch * i / n) for i in range(1, n + 1)}
-
-    def check_losses(self) -> np.ndarray:
-        """The losses since the latest report on the host, (steps, loss_parts) float64. UserError that names the first
-        one not finite."""
-        xp = self.backend.xp
-        losses = np.zeros((0, self.loss_parts))
-        if self.losses:
-            together = xp.stack([part for parts in self.losses for part in parts])  # one launch, not one for each step
-            losses = self.backend.to_host(together.reshape(-1, self.loss_parts)).astype(np.float64)
-        bad = ~np.isfinite(losses).all(axis=1)
-        if bad.any():
-            step = self.step_in_epoch - len(losses) + int(bad.argmax()) + 1
-            self.fail(f"the loss became {losses[bad][0].sum()}", step)
-        return losses
-
-    def fail(self, what: str, step_in_epoch: int):
-        step = self.epoch * self.steps_per_epoch + step_in_epoch
-        epoch = max(0, step - 1) // self.steps_per_epoch + 1
-        raise UserError(
-            f"{what} at step {step} (epoch {epoch}): training stopped, the last good checkpoint is kept; "
-            "try a smaller --lr, or another temperature if there is one, in a new run."
-        )
-
-    # -- the state: everything that a step depends on and that is not addressed by (seed, step)
-
-    def state(self):
-        """(arrays, info) for a checkpoint. UserError, so that nothing is saved, if a parameter is not finite."""
-        arrays = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        if not all(np.isfinite(a).all() for a in arrays.values()):
-            self.fail("a parameter became infinite or NaN", self.step_in_epoch)
-        arrays |= {f"optimizer.{k}": v for k, v in self.optimizer.state_dict().items()}
-        if self.estimator is not None:
-            arrays |= {f"estimator.{k}": v for k, v in self.estimator.state_dict().items()}
-        arrays["losses"] = self.check_losses()
-        return arrays, {
-            "epoch": self.epoch,
-            "step_in_epoch": self.step_in_epoch,
-            "config": dataclasses.asdict(self.config),
-        }
-
-    def restore(self, arrays, info) -> None:
-        part = lambda name: {k[len(name) + 1 :]: v for k, v in arrays.items() if k.startswith(name + ".")}
-        self.model.load_state_dict(part("model"))
-        self.optimizer.load_state_dict(part("optimizer"))
-        if self.estimator is not None:
-            self.estimator.load_state_dict(part("estimator"))
-        losses = self.backend.to_device(arrays["losses"], self.config.dtype)
-        self.losses = [tuple(parts) for parts in losses] if len(losses) else []
-        self.epoch, self.step_in_epoch = info["epoch"], info["step_in_epoch"]
-
-    # -- the loop
-
-    def run(self, folder: RunFolder, quiet: bool) -> bool:
-        """Train to the last epoch. False if the user interrupted; the checkpoint then holds the last step."""
-        c = self.config
-        total = c.epochs * self.steps_per_epoch
-        done = self.steps
-        progress = tqdm(total=total, initial=done, unit="step", disable=quiet, dynamic_ncols=True, smoothing=0.05)
-        with progress, Interrupt() as interrupt:
-            if not done:
-                folder.save(*self.state())
-            while self.epoch < c.epochs:
-                steps, report_after = self.epoch_steps(), self.report_after()
-                start, first = time.perf_counter(), self.step_in_epoch
-                for n in range(first, self.steps_per_epoch):
-                    self.step(steps[n])
-                    progress.update()
-                    if self.step_in_epoch % CHECK_EVERY == 0:
-                        self.check_losses()
-                    if self.step_in_epoch in report_after:
-                        line = self.checked(self.report(first, start))
-                        self.losses, first = [], self.step_in_epoch
-                        if first == self.steps_per_epoch:
-                            self.epoch, self.step_in_epoch = self.epoch + 1, 0
-                        text = folder.log(line)
-                        self.before_saving(folder)
-                        folder.save(*self.state())
-                        start = time.perf_counter()
-                        if not quiet:
-                            progress.write(text)
-                            progress.set_postfix_str(f"{self.progress_key} {line[self.progress_key]:.2f}")
-                        if interrupt.requested:
-                            return self.epoch == c.epochs
-                    elif interrupt.requested:
-                        folder.save(*self.state())
-                        return False
-        return True
-
-    def before_saving(self, folder: RunFolder) -> None:
-        """Called when a report was logged, before the checkpoint: what the checkpoint relies on is written first."""
-
-    def check_folder(self, folder: RunFolder) -> None:
-        """Called when a run was restored: an error if the folder lacks what the run needs beside its checkpoint."""
-
-    def checked(self, line: dict) -> dict:
-        """The metrics with plain numbers; UserError if one is not finite."""
-        if not all(map(math.isfinite, line.values())):
-            self.fail("the evaluation became infinite or NaN", self.step_in_epoch)
-        return {k: float(v) if not isinstance(v, int) else v for k, v in line.items()}
+    def set_logit_scale(self) -> None:
+        """Tell the model from which logits the estimator draws its samples."""
+        if self.estimator is not None and hasattr(self.model, "logit_scale"):
+            self.model.logit_scale = self.estimator.logit_scale
 
 
-class ImageTraining(Training):
-    """A run on images. `load` is for `build`.
+class ImageExperiment(Experiment):
+    """An experiment on images. `load` is for `build`.
 
     images: on the host;   train, test (N, pixels): on the device.   Those for tests are binarised once where those for
     training are binarised anew for every batch.
     """
 
+    config_class = ImageConfig
+
     def load(self) -> None:
         c = self.config
-        self.images = load_images(c.data, c.data_dir or None, c.pixels, self.dtype)
+        with user_errors(DataError), disk_errors():
+            self.images = load_images(c.data, c.data_dir or None, c.pixels, self.dtype)
         self.train, self.test = (self.backend.to_device(x) for x in (self.images.train, self.images.test))
         self.test = self.binarised(self.test, self.rng.site("test pixels"))
 
-    def binarised(self, x, rng: Rng):
+    def binarised(self, x: Any, rng: Rng) -> Any:
         """The images as --pixels wants them for a step, or for a measurement on training images."""
         return binarise(x, rng) if self.config.pixels == "dynamic" else x
 
-    def epoch_steps(self):
+    def epoch_steps(self) -> Sequence:
         """Which training images each step has, integer arrays on the device."""
         order = self.rng.site("order").at(self.epoch).permutation(len(self.train))
         order, size = self.backend.to_device(order), self.config.batch
@@ -321,67 +299,238 @@ class ImageTraining(Training):
     def steps_per_epoch(self) -> int:
         return -(-len(self.train) // self.config.batch)  # no float: a batch can be too large for one
 
+    def images_per_second(self, speed: float) -> dict[str, float]:
+        """For the metrics.   speed: steps per second"""
+        return {"images_per_second": round(speed * len(self.train) / self.steps_per_epoch, 1)}
 
-def run_script(config_class, training_class, description, argv, may_change, folder_for, finish) -> int:
-    """Parse the flags, make or resume the run folder, train, and finish(training, folder, quiet). -> the exit code
 
-    may_change: the flags that a resumed run may change.  folder_for(config): where a run goes without --out.
-    """
-    keep_freed_memory()
-    names = [option(name) for name in may_change]
+# ---- the loop
+
+
+class Loop:
+    """Runs an experiment from where it stands to its last epoch."""
+
+    def __init__(self, experiment: Experiment, folder: RunFolder, quiet: bool) -> None:
+        self.experiment, self.folder, self.quiet = experiment, folder, quiet
+        self.losses: list[tuple] = []  # one entry for each step since the latest report
+
+    def run(self) -> bool:
+        """Train to the last epoch. False if the user interrupted; the checkpoint then holds the last step."""
+        x = self.experiment
+        epochs, done = x.config.epochs, x.steps
+        bar = {"total": epochs * x.steps_per_epoch, "initial": done, "unit": "step", "smoothing": 0.05}
+        # losses, parameters and metrics are looked at explicitly; NumPy's own warnings would only blur the message
+        with tqdm(**bar, disable=self.quiet, dynamic_ncols=True) as progress, Interrupt() as interrupt:
+            if not done:
+                self.save()
+            while x.epoch < epochs:
+                steps, reports = x.epoch_steps(), self.report_after()
+                start, first = time.perf_counter(), x.step_in_epoch
+                for n in range(first, x.steps_per_epoch):
+                    self.step(steps[n])
+                    progress.update()
+                    if x.step_in_epoch % CHECK_EVERY == 0:
+                        self.losses_so_far()
+                    if x.step_in_epoch in reports:
+                        self.report((x.step_in_epoch - first) / max(time.perf_counter() - start, 1e-9), progress)
+                        start, first = time.perf_counter(), x.step_in_epoch
+                        if interrupt.requested:
+                            return x.epoch == epochs
+                    elif interrupt.requested:
+                        self.save()
+                        return False
+        return True
+
+    def step(self, argument: Any) -> None:
+        x = self.experiment
+        x.set_temperature()
+        self.losses.append(x.step(argument, x.rng.at(x.steps)))
+        if x.estimator is not None:
+            x.estimator.update()
+            x.set_logit_scale()
+        x.step_in_epoch += 1
+
+    def report_after(self) -> set[int]:
+        """After which steps of an epoch there is a report; the last one is among them."""
+        n, steps = self.experiment.reports_per_epoch, self.experiment.steps_per_epoch
+        return {math.ceil(steps * i / n) for i in range(1, n + 1)}
+
+    def report(self, speed: float, progress: tqdm) -> None:
+        """Measure, write the metrics, then the checkpoint that counts on them."""
+        x = self.experiment
+        losses = self.losses_so_far()
+        x.backend.synchronize()
+        line = self.checked(x.report(losses, speed))
+        self.losses = []
+        if x.step_in_epoch == x.steps_per_epoch:
+            x.epoch, x.step_in_epoch = x.epoch + 1, 0
+        text = self.folder.log(line)
+        self.save(is_report=True)
+        if not self.quiet:
+            progress.write(text)
+            progress.set_postfix_str(f"{x.progress_key} {line[x.progress_key]:.2f}")
+
+    # -- numbers that are not finite
+
+    def losses_so_far(self) -> np.ndarray:
+        """The losses since the latest report on the host, (steps, parts) float64. UserError that names the first one
+        not finite."""
+        x = self.experiment
+        losses = np.zeros((0, len(x.losses)))
+        if self.losses:
+            together = x.backend.xp.stack([part for parts in self.losses for part in parts])  # one launch for all
+            losses = x.backend.to_host(together.reshape(-1, len(x.losses))).astype(np.float64)
+        bad = ~np.isfinite(losses).all(axis=1)
+        if bad.any():
+            step = x.step_in_epoch - len(losses) + int(bad.argmax()) + 1
+            raise self.stopped(f"the loss became {losses[bad][0].sum()}", step)
+        return losses
+
+    def checked(self, line: dict[str, Any]) -> dict[str, Any]:
+        """The metrics as JSON has them; UserError if one is not finite."""
+        numbers = {k: v for k, v in line.items() if not isinstance(v, dict | list | str)}
+        if not all(map(math.isfinite, numbers.values())):
+            raise self.stopped("the evaluation became infinite or NaN", self.experiment.step_in_epoch)
+        return line | {k: v if isinstance(v, int) else float(v) for k, v in numbers.items()}
+
+    def stopped(self, what: str, step_in_epoch: int) -> UserError:
+        x = self.experiment
+        step = x.epoch * x.steps_per_epoch + step_in_epoch
+        epoch = max(0, step - 1) // x.steps_per_epoch + 1
+        return UserError(
+            f"{what} at step {step} (epoch {epoch}): training stopped, the last good checkpoint is kept; "
+            "try a smaller --lr, or another temperature if there is one, in a new run."
+        )
+
+    # -- the state: everything that a step depends on and that is not addressed by (seed, step)
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """(arrays, info) for a checkpoint. UserError, so that nothing is saved, if a parameter is not finite."""
+        x = self.experiment
+        arrays = {f"{name}.{key}": a for name, part in x.parts().items() for key, a in part.state_dict().items()}
+        if not all(np.isfinite(a).all() for name, a in arrays.items() if name.startswith("model.")):
+            raise self.stopped("a parameter became infinite or NaN", x.step_in_epoch)
+        arrays["losses"] = self.losses_so_far()
+        counts = {"epoch": x.epoch, "step_in_epoch": x.step_in_epoch}
+        return arrays, counts | {"config": dataclasses.asdict(x.config)} | x.info()
+
+    def save(self, is_report: bool = False) -> None:
+        arrays, info = self.state()
+        if is_report:
+            with disk_errors():
+                self.experiment.before_saving(self.folder, arrays, info)
+        self.folder.save(arrays, info)
+
+    def restore(self) -> None:
+        """Go on where the checkpoint stands. UserError, and the folder is as it was, if it does not fit."""
+        x, folder = self.experiment, self.folder
+        arrays, info = folder.load()
+        self.check_checkpoint(arrays, info)
+        with user_errors(ValueError):  # a state that has other names or shapes than the part that it is for
+            self.load_state(arrays, info)
+        x.check_folder(folder)
+        require(x.epoch <= x.config.epochs, f"{folder.path} is at epoch {x.epoch}: --epochs must not be less.")
+        saved = {k: tuple(v) if isinstance(v, list) else v for k, v in info["config"].items()}
+        config = dataclasses.asdict(x.config)
+        changed = [k for k, v in config.items() if v != saved.get(k) and k not in x.may_change]
+        require(not changed, f"{folder.path} has a checkpoint of another configuration ({', '.join(changed)} differ).")
+        folder.rewind_metrics(info)
+
+    def check_checkpoint(self, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
+        """UserError unless the checkpoint has the form that `state` gives it."""
+        steps, path = self.experiment.steps_per_epoch, self.folder.path
+        missing = [name for name in (*COUNTS, "config", *self.experiment.info()) if name not in info]
+        missing += ["losses"] if "losses" not in arrays else []
+        require(not missing, f"{path} has a checkpoint of another program ({', '.join(missing)} missing).")
+        counts, losses = [info[name] for name in COUNTS], arrays["losses"]
+        fits = all(type(n) is int and n >= 0 for n in counts) and isinstance(info["config"], dict)
+        at = info["step_in_epoch"]
+        why = f"step {at} of {steps}" if fits and at >= steps else "" if fits else "its counts are no counts"
+        if losses.ndim != 2 or losses.shape[1] != len(self.experiment.losses):
+            why = f"its losses have the shape {losses.shape}"
+        require(not why, f"{path / CHECKPOINT} is damaged ({why}): restore it, or start a new run.")
+
+    def load_state(self, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
+        """What `state` has saved. ValueError if it is that of another experiment."""
+        x = self.experiment
+        x.restore_info(info)
+        for name, part in x.parts().items():
+            prefix = f"{name}."
+            part.load_state_dict({k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)})
+        losses = x.backend.to_device(arrays["losses"], x.config.dtype)
+        self.losses = [tuple(parts) for parts in losses] if len(losses) else []
+        x.epoch, x.step_in_epoch = info["epoch"], info["step_in_epoch"]
+        x.set_logit_scale()
+
+    def finish(self) -> None:
+        """What is measured once, the pictures, and the last line."""
+        x, folder = self.experiment, self.folder
+        x.set_temperature()  # a run that is resumed after its last epoch never takes a step
+        line = x.final(folder)
+        if line:
+            text = folder.log(self.checked(line))
+            if not self.quiet:
+                print(text)
+        with disk_errors():
+            x.draw(folder)
+        if not self.quiet:
+            print(f"metrics, pictures and checkpoint are in {folder.path}", file=sys.stderr)
+        print(x.last_words(folder.metrics()))
+
+
+# ---- commands
+
+
+def run(experiment_class: type[Experiment], argv: Sequence[str] | None = None) -> int:
+    """The whole of a training command: parse the flags, make or resume the run folder, train. -> the exit code"""
+    names = [option(name) for name in experiment_class.may_change]
     extra = (
         ("--out", {"help": "the run folder to make (default: a new one below runs/)"}),
         ("--resume", {"help": f"a run folder to go on with; only {', '.join(names[:-1])} and {names[-1]} may change"}),
         ("--quiet", {"action": "store_true", "default": False, "help": "print nothing but warnings and the last line"}),
     )
-    given, other = parse_flags(config_class, description, argv, extra)
-    quiet = other["quiet"]
+    description = sys.modules[experiment_class.__module__].__doc__
+    given, other = parse_flags(experiment_class.config_class, description, argv, extra)
     if "resume" in other:
         require("out" not in other, "--out and --resume exclude each other: a resumed run stays in its folder.")
-        with user_errors():
-            folder, config = RunFolder.resume(other["resume"], config_class, given, set(may_change))
-        training = training_class(config)
-    else:
-        config = dataclasses.replace(config_class(), **given)
-        with user_errors():  # before any data is made or read
-            out = Path(other.get("out") or folder_for(config))
-            require(not out.exists(), f"the output folder {out} exists already: choose another --out.")
-        training = training_class(config)
-        with user_errors():
-            folder = RunFolder.create(out, config, training.backend)
-    # losses, parameters and metrics are looked at explicitly; NumPy's own warnings would only blur the message
-    with user_errors(), folder.locked(), np.errstate(all="ignore"):
-        if "resume" in other:
-            _restore(training, folder, may_change)
-            folder.write_config(config, training.backend)  # --epochs may have changed
+        return resume(experiment_class, other["resume"], given, other["quiet"])
+    config = experiment_class.config_class(**given)
+    return begin(experiment_class, config, other.get("out"), other["quiet"])
+
+
+def begin(experiment_class: type[Experiment], config: Any, out: Any = None, quiet: bool = False) -> int:
+    """A new run in the folder `out`, or in one with a default name. -> the exit code"""
+    with disk_errors():  # before any data is made or read
+        out = Path(out or default_folder(*experiment_class.folder_parts(config)))
+        require(not out.exists(), f"the output folder {out} exists already: choose another --out.")
+    experiment = experiment_class(config)
+    return _train(experiment, RunFolder.create(out, config, experiment.backend), quiet, resumed=False)
+
+
+def resume(experiment_class: type[Experiment], path: Any, given: dict[str, Any], quiet: bool = False) -> int:
+    """Go on with the run in a folder.   given: flags, of which only `may_change` may differ. -> the exit code"""
+    folder, config = RunFolder.resume(path, experiment_class.config_class, given, experiment_class.may_change)
+    return _train(experiment_class(config), folder, quiet, resumed=True)
+
+
+def _train(experiment: Experiment, folder: RunFolder, quiet: bool, resumed: bool) -> int:
+    keep_freed_memory()
+    with folder.locked(), np.errstate(all="ignore"):
+        loop = Loop(experiment, folder, quiet)
+        if resumed:
+            loop.restore()
+            folder.write_config(experiment.config, experiment.backend)  # --epochs may have changed
         if not quiet:
             print(f"run folder {folder.path}", file=sys.stderr)
-        if not training.run(folder, quiet):
-            at = f"epoch {training.epoch + 1}, step {training.step_in_epoch}"
+        if not loop.run():
+            at = f"epoch {experiment.epoch + 1}, step {experiment.step_in_epoch}"
             again = f"python {sys.argv[0]} --resume {shlex.quote(str(folder.path))}"
             print(f"stopped at {at}; go on with: {again}", file=sys.stderr)
             return 130
-        finish(training, folder, quiet)
+        loop.finish()
     return 0
 
 
-def _restore(training: Training, folder: RunFolder, may_change) -> None:
-    config = training.config
-    arrays, info = folder.load()
-    try:
-        training.restore(arrays, info)
-        training.check_folder(folder)
-        saved = {k: tuple(v) if isinstance(v, list) else v for k, v in info["config"].items()}
-        counts = [info[name] for name in ("epoch", "step_in_epoch", "metrics_bytes")]
-        if not all(type(n) is int and n >= 0 for n in counts):
-            raise TypeError(f"{counts} are no counts")
-    except KeyError as error:
-        raise ValueError(f"{folder.path} has a checkpoint of another program ({error} is missing).") from error
-    except (AttributeError, IndexError, TypeError) as error:
-        raise ValueError(f"{folder.path / CHECKPOINT} is damaged ({error}): restore it, or start a new run.") from error
-    require(training.epoch <= config.epochs, f"{folder.path} is at epoch {training.epoch}: --epochs must not be less.")
-    changed = [k for k, v in dataclasses.asdict(config).items() if v != saved.get(k) and k not in may_change]
-    require(not changed, f"{folder.path} has a checkpoint of another configuration ({', '.join(changed)} differ).")
-    at, n = training.step_in_epoch, training.steps_per_epoch
-    require(at < n, f"{folder.path / CHECKPOINT} is damaged (step {at} of {n}): restore it, or start a new run.")
-    folder.rewind_metrics(info)
+def batches(x: Any, size: int) -> Iterable[tuple[int, Any]]:
+    """(start, x[start : start + size]) for all of x."""
+    return ((start, x[start : start + size]) for start in range(0, len(x), size))

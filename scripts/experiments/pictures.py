@@ -6,8 +6,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments import run_folder  # noqa: F401 (it says in one sentence if matplotlib is missing)
-
+from experiments 
 
 def _save(figure: Figure, path) -> None:
     FigureCanvasAgg(figure).print_figure(path, dpi=150)

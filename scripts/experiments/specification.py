@@ -1,6 +1,6 @@
 """Sweeps as TOML files: which runs there are, what they are called, and the published numbers they stand beside.
 
-    script = "train_vae"                  # a script built on scripts/training.py
+    script = "train_vae"                  # a training command, scripts/train_vae.py
     title = "MNIST, four estimators"
 
     [fixed]                               # flags of every run
@@ -40,11 +40,14 @@ import itertools
 import json
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
-from experiments.run_folder import UserError, option, parse_flags, require, user_errors
-from minigrad.backend import BACKENDS
+from .errors import UserError, require, user_errors
+from .flags import read_values
+from .loop import Experiment
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 PATH_FLAGS = ("data_dir",)  # flags that do not change what is computed
@@ -67,26 +70,34 @@ CASE = ("name", "published")  # the keys of a case that are not flags
 class Run:
     """One run of a sweep.
 
-    flags: what the specification says.  config: the complete configuration, a dict that JSON can hold.
+    config: the complete configuration, an instance of the command's dataclass.
     panel, row: where the report puts it; runs that differ in the seed alone share both.
     published: {metric: [mean, standard deviation or None]}
     """
 
     script: str
-    flags: dict
-    config: dict
+    config: Any
     panel: str
     row: str
     published: dict
 
     @property
+    def values(self) -> dict[str, Any]:
+        """The configuration as JSON has it."""
+        return as_json(self.config)
+
+    @property
     def key(self) -> str:
-        return run_key(self.script, self.config)
+        return run_key(self.script, self.values)
 
     @property
     def name(self) -> str:
-        parts = (self.panel, self.row, f"seed {self.config['seed']}" if "seed" in self.config else "")
-        return ", ".join(filter(None, parts))
+        return ", ".join(filter(None, (self.panel, self.row, f"seed {self.config.seed}")))
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """A configuration as it is read from JSON again."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def without_path_flags(config: dict) -> dict:
@@ -112,7 +123,7 @@ class Specification:
     report: dict
 
     @classmethod
-    def read(cls, path, small: bool = False, changes=()) -> Specification:
+    def read(cls, path: Any, small: bool = False, changes: Iterable[str] = ()) -> Self:
         """The specification in a file.   changes: texts KEY=VALUE, a list is a grid
         UserError, one sentence with the file's name, if there is none."""
         path = Path(path)
@@ -128,7 +139,7 @@ class Specification:
             raise UserError(f"{path}: {error}") from error
 
     @classmethod
-    def of(cls, name: str, found: dict, small: bool, changes=()) -> Specification:
+    def of(cls, name: str, found: dict, small: bool, changes: Iterable[str] = ()) -> Self:
         tables = {"fixed": dict, "grid": dict, "cases": list, "small": dict, "report": dict}
         known(found, TOP, "the specification")
         for key, kind in tables.items():
@@ -169,12 +180,12 @@ class Specification:
             name += "-" + re.sub(r"[^\w.=]+", "-", ",".join(changes).replace(" ", "")).strip("-")
         return cls(name, script, title, fixed, grid, cases, report)
 
-    def runs(self, **override) -> list[Run]:
+    def runs(self, **override: Any) -> list[Run]:
         """All runs, in the order of the file, each once.   override: flags from the command line
         UserError for an unknown script, flag or estimator, or a value out of range."""
-        module = load_script(self.script)
-        panels, found, places = self.report["panels"], {}, {}
-        known(panels, [f.name for f in dataclasses.fields(module.Config)], "[report] panels")
+        experiment = load_experiment(self.script)
+        panels, found, groups = self.report["panels"], {}, {}
+        known(panels, [f.name for f in dataclasses.fields(experiment.config_class)], "[report] panels")
         points = [(key.split(","), values) for key, values in self.grid.items()]
         shown = [k for keys, values in points for k in keys if len(values) > 1 and k != "seed" and k not in panels]
         for case in self.cases or [{}]:
@@ -183,13 +194,14 @@ class Specification:
                 flags = self.fixed | {k: v for k, v in case.items() if k not in CASE}
                 for (keys, _), value in zip(points, point, strict=True):
                     flags = flags | dict(zip(keys, value if len(keys) > 1 else [value], strict=True))
-                config = configuration(module, flags | override)
-                panel = describe({k: config[k] for k in panels})
-                row = ", ".join(filter(None, (case_name(case), describe({k: config[k] for k in shown}))))
-                run = Run(self.script, flags | override, config, panel, row or module.__name__, published)
-                group = {k: v for k, v in config.items() if k != "seed"}
+                config = configuration(experiment, flags | override)
+                values = as_json(config)
+                panel = describe({k: values[k] for k in panels})
+                row = ", ".join(filter(None, (case_name(case), describe({k: values[k] for k in shown}))))
+                run = Run(self.script, config, panel, row or self.script, published)
+                group = {k: v for k, v in values.items() if k != "seed"}
                 require(
-                    places.setdefault((panel, row), group) == group,
+                    groups.setdefault((panel, row), group) == group,
                     f"two cases are called {run.row!r}: give each its name.",
                 )
                 found.setdefault(run.key, run)
@@ -265,34 +277,24 @@ def describe(flags: dict) -> str:
     return ", ".join(text(v) if k == "estimator" else f"{k} {text(v)}" for k, v in flags.items())
 
 
-def load_script(name: str):
-    """The module scripts/NAME.py, which has a Config, a Training and a main."""
+def load_experiment(name: str) -> type[Experiment]:
+    """The experiment of the command scripts/NAME.py. Commands are plug-ins: a specification names them, and this is the
+    one place that loads them."""
     names = sorted(p.stem for p in SCRIPTS.glob("train_*.py"))
     require(name in names, f"unknown script {name!r}; the known ones are {', '.join(names)}.")
-    return importlib.import_module(name)
-
-
-def arguments(module, flags: dict) -> list[str]:
-    """The flags as a command line. UserError for one that the script does not have."""
-    fields = {f.name: f for f in dataclasses.fields(module.Config)}
-    found = []
-    for key, value in flags.items():
-        require(key in fields, f"unknown key {key!r}; the flags of {module.__name__} are {', '.join(fields)}.")
-        switch = type(fields[key].default) is bool
-        require(isinstance(value, bool) == switch, f"{key} cannot be {json.dumps(value, default=str)}.")
-        text = ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
-        if not switch or value:
-            found.append(option(key) if switch else f"{option(key)}={text}")
+    module = importlib.import_module(name)
+    (found,) = (
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Experiment) and value.__module__ == module.__name__
+    )
     return found
 
 
-def configuration(module, flags: dict) -> dict:
-    """The script's complete configuration for these flags. UserError, one sentence, for what it would refuse."""
-    given, _ = parse_flags(module.Config, "", arguments(module, flags))
-    config = dataclasses.replace(module.Config(), **given)
+def configuration(experiment: type[Experiment], flags: dict) -> Any:
+    """The complete configuration for these flags. UserError, one sentence, for what the command would refuse."""
+    config = experiment.config_class(**read_values(experiment.config_class, flags, texts=True))
     config.check()
-    backend = getattr(config, "backend", "numpy")  # it need not be usable here
-    require(backend in BACKENDS, f"unknown backend {backend!r}; the known ones are {', '.join(BACKENDS)}.")
-    with user_errors():
+    with user_errors(ValueError):
         config.create_estimator()
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return config

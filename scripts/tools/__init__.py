@@ -1,0 +1,1 @@
+"""Programs of the maintainers: the estimator tables, the drawings of the guides, what CuPy offers."""

@@ -6,11 +6,18 @@ python scripts/tools/draw_merges.py --out models/merges.png
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from experiments.start import before_numpy
+
+before_numpy()
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.run_folder import Parser, report_errors, user_errors
+from experiments.errors import command, disk_errors
+from experiments.flags import Parser
 from models import linear_time
 
 CHOICES = (2, 0, 3, 1, 1, 0)  # the merges of the example, seven tokens
@@ -60,12 +67,13 @@ def draw(path) -> None:
     figure.savefig(path, dpi=150)
 
 
-@report_errors
-def main(argv=None) -> None:
-    parser = Parser(description=__doc__.split("\n\n")[0])
+@command
+def main(argv=None) -> int:
+    parser = Parser(description=__doc__ and __doc__.split("\n\n")[0])
     parser.add_argument("--out", default="merges.png", help="where the picture goes (default merges.png)")
-    with user_errors():
+    with disk_errors():
         draw(parser.parse_args(argv).out)
+    return 0
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def with_table(file: str, text: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__ and __doc__.split("\n\n")[0])
     parser.add_argument("--write", action="store_true", help="put them into README.md and estimators/README.md")
     write = parser.parse_args().write
     for file, (_, _, table) in TABLES.items():

@@ -49,7 +49,7 @@ def parameters(function):
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args()
+    argparse.ArgumentParser(description=__doc__ and __doc__.split("\n\n")[0]).parse_args()
     try:
         import cupy
     except ImportError as error:

@@ -1,0 +1,87 @@
+"""Two kinds of errors, never mixed.
+
+What a person gave (a flag, a file, a device, an estimator's name) is one sentence that says what to do, and exit code
+2: a `UserError`, raised where it enters. What a programmer did wrong (an error in a rule, a shape in a model) is a
+traceback, always: who studies a derivation and gets it wrong needs nothing more. So nothing here catches an exception
+that a model, an estimator or a rule could have raised; `user_errors` stands around single calls that check what a
+person gave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one sentence; commands print it and exit with code 2."""
+
+
+def require(condition: object, sentence: str) -> None:
+    """UserError with the sentence unless the condition holds."""
+    if not condition:
+        raise UserError(sentence)
+
+
+@contextlib.contextmanager
+def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Exceptions of these kinds become UserErrors with the same message: around one call that checks what was given."""
+    try:
+        yield
+    except kinds as error:
+        raise UserError(str(error)) from error
+
+
+@contextlib.contextmanager
+def size_errors() -> Iterator[None]:
+    """What is too large for the memory, while something is built whose sizes a person gave."""
+    try:
+        yield
+    except (MemoryError, OverflowError) as error:
+        raise UserError(f"this does not fit into memory ({error}): choose smaller sizes.") from error
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """What a file system refuses: a full disk, a name that is too long, a folder without permission."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # is said of the standard output, in `command`
+    except OSError as error:
+        raise UserError(f"{error.filename or 'the disk'}: {error.strerror or error}.") from error
+
+
+def command(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Run `main(argv)` as a command: a UserError is a line on standard error and exit code 2, Ctrl-C exit code 130.
+
+    Every other exception goes its way, with its traceback.
+    """
+
+    @functools.wraps(main)
+    def wrapped(argv: list[str] | None = None) -> int:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # where it has no − and no τ
+        try:
+            code = main(argv) or 0
+            print(end="", flush=True)
+            return code
+        except UserError as error:
+            return _say(f"error: {error}", 2)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python does not try at its exit
+            return _say("error: the standard output was closed.", 2)
+        except KeyboardInterrupt:
+            return _say("interrupted.", 130)
+
+    return wrapped
+
+
+def _say(text: str, code: int) -> int:
+    print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
+    return code

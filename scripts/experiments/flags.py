@@ -1,0 +1,132 @@
+"""Flags from a dataclass, and configurations from files: one description of what a setting is, and one check of it.
+
+    @dataclass(frozen=True)
+    class Config:
+        lr: float = flag(1e-3, "learning rate")
+
+`parse_flags` reads a command line, `read_values` what a TOML or JSON file says about the same settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from .errors import UserError, require
+
+DTYPES = ("float32", "float64")
+
+
+def flag(default: Any, text: str, **argparse_options: Any) -> Any:
+    """A dataclass field that is also a command-line flag with this help text."""
+    return dataclasses.field(default=default, metadata={"help": text, **argparse_options})
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.rstrip('.')}; see --help.")
+
+
+def parse_flags(config_class: type, description: str | None, argv: Sequence[str] | None, extra: Iterable = ()):
+    """(the flags given, the others), two dicts. `extra`: (name, options) of flags that are not in the configuration.
+
+    Flags that were not given are absent, so that a resumed run can tell "left out" from "given".
+    """
+    parser = Parser(description=description and description.split("\n\n")[0], allow_abbrev=False)
+    fields = dataclasses.fields(config_class)
+    for f in fields:
+        options = dict(f.metadata)
+        text = f"{options.pop('help')} (default: {shown(f.default)})"
+        if type(f.default) is bool:
+            options["action"] = "store_true"
+        else:
+            options.setdefault("type", type(f.default))
+        parser.add_argument(option(f.name), default=argparse.SUPPRESS, help=text, **options)
+    for name, options in extra:
+        parser.add_argument(name, **({"default": argparse.SUPPRESS} | options))
+    given = vars(parser.parse_args(argv))
+    names = {f.name for f in fields}
+    return {k: v for k, v in given.items() if k in names}, {k: v for k, v in given.items() if k not in names}
+
+
+def read_values(config_class: type, values: Mapping[str, Any], texts: bool = False) -> dict[str, Any]:
+    """What a file says about some settings of a configuration, as values of the dataclass.
+
+    A list is a tuple, and a whole number may stand for a float.   texts: a text may stand for what the flag makes of it
+    UserError, one sentence that begins with the key, for an unknown one or a value of another kind.
+    """
+    fields, found = {f.name: f for f in dataclasses.fields(config_class)}, {}
+    for key, value in values.items():
+        require(key in fields, f"unknown key {key!r}; the flags are {', '.join(fields)}.")
+        found[key] = _read_value(fields[key], value, texts)
+    return found
+
+
+def _read_value(field: dataclasses.Field, value: Any, texts: bool) -> Any:
+    default, convert = field.default, field.metadata.get("type")
+    kind = convert if default is None else type(default)
+    if isinstance(value, list | tuple) and kind is tuple:
+        element = type(default[0])
+        if all(type(part) is element for part in value):
+            return tuple(value)
+    elif value is None and default is None:
+        return None
+    elif type(value) is kind:
+        return value
+    elif kind is float and type(value) is int:
+        return float(value)
+    elif texts and isinstance(value, str) and kind is not bool:
+        try:
+            return (convert or kind)(value)
+        except (ValueError, argparse.ArgumentTypeError):
+            pass
+    raise UserError(f"{field.name} cannot be {json.dumps(value, default=str)}.")
+
+
+def shown(value: Any) -> Any:
+    """A value as it would be given as a flag."""
+    if value in (None, "", ()):
+        return "none"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """The type of a flag like --hidden 512,256; "none" is the empty list."""
+    if text == "none":
+        return ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers like 512,256") from None
+
+
+def option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+# ---- checks of single flags
+
+
+def at_least(least: int, config: Any, *names: str) -> None:
+    """UserError for a number below `least`, or not finite; None is left alone."""
+    for name in names:
+        value = getattr(config, name)
+        range_ = f"at least {least}" + (" and finite" if isinstance(value, float) else "")
+        require(value is None or least <= value < math.inf, f"{option(name)} must be {range_}, got {value}.")
+
+
+def one_of(config: Any, **names: Iterable[str]) -> None:
+    """UserError for a flag that is none of the known names.   names: {flag: those that it may be}"""
+    for name, known in names.items():
+        value = getattr(config, name)
+        require(value in known, f"unknown {name} {value!r}; the known ones are {', '.join(filter(None, known))}.")
+
+
+def unused(config: Any, why: str, *names: str) -> None:
+    """UserError for a flag that would have no effect and has another value than its default; `why` is a sentence."""
+    for name in names:
+        require(getattr(config, name) == getattr(type(config), name), f"{why}: leave {option(name)} out.")

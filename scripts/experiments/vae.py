@@ -1,0 +1,65 @@
+"""The VAE of `train_vae.py`: its flags, and how it is built from them. `measure_gradients.py` builds it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from estimators import ESTIMATORS, create
+from models.vae import BernoulliVAE, CategoricalVAE
+
+from .errors import require
+from .flags import at_least, flag, one_of, sizes, unused
+from .loop import Annealing, ImageConfig, ImageExperiment, Optimizing
+
+FAMILIES = ("", "categorical", "bernoulli")
+PRIORS = ("uniform", "learned")
+
+
+@dataclass(frozen=True)
+class Config(Annealing, Optimizing, ImageConfig):
+    estimator: str = flag("reinmax", f"one of {', '.join(ESTIMATORS)}; options as in rloo:samples=4")
+    code: str = flag("", f"{' or '.join(FAMILIES[1:])}: the variables' family; else the first one of the estimator")
+    variables: int | None = flag(None, "L, the number of variables; else 8 categorical ones or 24 bits", type=int)
+    categories: int = flag(8, "K, the number of categories of each categorical variable")
+    hidden: tuple = flag(
+        (512, 256), "widths of the encoder's hidden layers, or none; mirrored by the decoder", type=sizes
+    )
+    slope: float = flag(0.0, "of leaky ReLUs below 0; 0 for plain ReLUs")
+    prior: str = flag("uniform", f"{' or '.join(PRIORS)}: of the latent variables")
+    epochs: int = flag(120, "passes over the training images")
+    gradient_draws: int = flag(0, "N > 1: report the variance of the encoder's gradient over N draws at the end")
+    bound_samples: int = flag(0, "M > 0: report the importance-weighted bound with M samples at the end")
+
+    def check(self) -> None:
+        super().check()
+        at_least(1, self, "variables", "categories")
+        at_least(0, self, "gradient_draws", "bound_samples")
+        require(self.gradient_draws != 1, "--gradient-draws must be 0 or at least 2, got 1.")
+        one_of(self, code=FAMILIES, prior=PRIORS)
+        require(min(self.hidden, default=1) >= 1, f"--hidden needs widths of at least 1, got {self.hidden}.")
+        require(0.0 <= self.slope < 1.0, f"--slope must be at least 0 and below 1, got {self.slope}.")
+        if not self.hidden:
+            unused(self, "a network without hidden layers has no ReLU", "slope")
+
+    def create_estimator(self) -> Any:
+        return create(self.estimator, self.tau, self.code or None)
+
+
+class VAEExperiment(ImageExperiment):
+    """The data on the device, the model, its estimator and its optimizer."""
+
+    config_class = Config
+
+    def build(self, c: Config) -> None:
+        self.warn_of(self.estimator)
+        bits = self.estimator.family.name == "bernoulli"
+        variables = c.variables or (24 if bits else 8)
+        self.check_size(variables, 2 if bits else c.categories)
+        self.load()
+        pixels = self.train.shape[1]
+        shape = (pixels, variables) if bits else (pixels, variables, c.categories)
+        settings = {"hidden": c.hidden, "rng": self.rng.site("weights"), "dtype": self.dtype}
+        settings |= {"slope": c.slope, "learned_prior": c.prior == "learned"}
+        self.model = (BernoulliVAE if bits else CategoricalVAE)(*shape, **settings).to(self.backend)
+        self.optimizer = c.optimizer_for(self.model)
