@@ -13,7 +13,8 @@ from minigrad.backend import asarray_like
 class Given:
     """Stands in for a `minigrad.Rng`: every draw takes the next array of its kind, whatever the address.
 
-    samples: one-hots or bits.  uniforms: numbers in (0, 1).  What is not given is drawn by `rng`, if there is one.
+    samples: one-hots or bits.  uniforms: numbers in (0, 1).  What is not given is drawn by `rng`, if there is one; but
+    samples are not: ValueError if more are drawn than were given.
     """
 
     def __init__(self, samples=(), uniforms=(), rng=None):
@@ -22,7 +23,14 @@ class Given:
     def site(self, name) -> Given:
         return self
 
+    @property
+    def unused(self) -> int:
+        """How many of the given arrays have not been drawn."""
+        return len(self._samples) + len(self._uniforms)
+
     def one_hot(self, logits):
+        if not self._samples:
+            raise ValueError("more samples are drawn than were given: an estimator of one sample draws one.")
         return asarray_like(self._samples.pop(0), logits)
 
     bernoulli = one_hot

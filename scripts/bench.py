@@ -420,9 +420,7 @@ def measure(benchmark: str, rounds: int, seconds: float, *arguments) -> dict[str
 
 def show(benchmark: str, medians: dict[str, dict]) -> None:
     print(f"{platform.machine()}, {multiprocessing.cpu_count()} cores, Python {platform.python_version()}, ", end="")
-    kernels = os.environ.get(
-        KERNELS
-    )  # as the user or experiments.start set it; PyTorch and JAX have kernels of their own
+    kernels = os.environ.get(KERNELS)  # as the user or `start` set it; PyTorch and JAX have their own
     print(f"NumPy {np.__version__}" + (f" with OpenBLAS's {kernels} kernels" if kernels else ""))
     if benchmark == "listops":
         return show_listops(medians)

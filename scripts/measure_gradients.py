@@ -6,21 +6,10 @@
 
 All flags are listed by --help.
 
-The gradient g is that of Σ E f(D), the sum over images, with respect to the logits θ of every image, D ~ Cat(softmax θ)
-or bits with p = σ(θ). All joint outcomes of the code can be enumerated (at most 16,384), so g is exact. In the VAE
-f(d) = −log p(x|d). With ‖·‖ over all images together, and in units of ‖g‖:
-
-    bias       ‖E ĝ − g‖                 deviation   √tr Var ĝ                 cosine   of E ĝ and g
-    mse        E‖ĝ − g‖² = bias² + deviation²                                  (in units of ‖g‖²)
-
-An estimator that is a function of one sample D alone is *enumerated*: the means are sums over all outcomes, exact. Any
-other is *sampled*: `--samples` independent estimates for each image. There ‖mean − g‖² is too large by tr Var / n, the
-mean's own noise, which is subtracted. The 95 % intervals are of a jackknife that leaves out one of 20 groups of
-estimates at a time, with Student's t; bias and deviation take theirs from their squares. (Where there is no bias, the
-jackknife overstates the error of bias², so that the interval is too long; that of a cosine near 1 is rather short.)
-
-Estimators that learn (running means, networks) are measured as they are when fresh. Those whose samples are soft, or
-sharper than θ says, are compared with the same g as all others: what they estimate instead counts as bias.
+The gradient is that of Σ E f(D), the sum over images, with respect to the logits θ of every image; in the VAE
+f(d) = −log p(x|d). All joint outcomes of the latent variables are enumerated (at most 16,384), so it is exact. The docstring of
+`estimators/measure.py`, which measures, says what bias, deviation, mse and cosine are, which estimators are enumerated
+and which are sampled (`--samples` estimates for each image), and how far the intervals can be trusted.
 
 The time of a call is that of the estimator and the cost, forward and backward, on up to 100 images, in --dtype.
 """
@@ -40,31 +29,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from experiments.start import before_numpy
+
+before_numpy()
+
 import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-import train_vae
-from estimators import ESTIMATORS, Estimator, bernoulli, categorical, create
-from estimators.base import check_tau, scale_per_example, value_and_grad
-from estimators.enumeration import Given
-from estimators.exact import check_outcomes, exact_gradient
-from experiments.run_folder import (
-    DTYPES,
-    RunFolder,
-    UserError,
-    default_folder,
-    flag,
-    one_of,
-    option,
-    parse_flags,
-    report_errors,
-    require,
-    user_errors,
-)
-from minigrad import Rng, Tensor, grad, no_grad, op
-from minigrad.backend import Backend, get_backend
+from estimators import ESTIMATORS, Estimator, categorical, create
+from estimators.base import check_tau, value_and_grad
+from estimators.exact import check_outcomes
+from estimators.measure import FAMILIES, GROUPS, EnumeratedCost
+from experiments import vae
+from experiments.errors import UserError, command, disk_errors, require, size_errors, user_errors
+from experiments.flags import DTYPES, flag, one_of, option, parse_flags
+from experiments.run_folder import RunFolder, default_folder
+from minigrad import Rng, Tensor, grad, no_grad
+from minigrad.backend import Backend
 from minigrad.fused import bce_with_logits
 from minigrad.ops import softplus, stable_sigmoid, tanh
 
@@ -73,10 +57,7 @@ DEFAULT_ESTIMATORS = (
     *("reinforce", "rloo", "muprop", "local-expectation", "disarm", "disarm-sb", "rebar"),
     *("st", "gumbel-softmax", "st-gs", "gumbel-rao", "gst-1.0", "darn", "reinmax"),
 )
-FAMILIES = {"categorical": categorical, "bernoulli": bernoulli}
 SAMPLES = {"small": 2000, "vae": 400}
-GROUPS, T = 20, 2.0930  # of the jackknife, and Student's t at 97.5 % with 19 degrees of freedom
-ROWS = 4096  # estimates in one call, if the images allow it
 TABLE_BYTES = 2e9
 CALLS, CALLS_SECONDS, CALLS_IMAGES = 10, 2.0, 100  # calls that are timed, or as many as fit; on how many images
 RESULTS = "results.jsonl"
@@ -115,8 +96,10 @@ class Config:
             f"--samples must be at least {least}, two for each of the {GROUPS} groups of the jackknife, "
             f"got {self.samples}.",
         )
-        for tau in self.taus:
-            check_tau(tau)
+        require(0 <= self.seed < 2**64, f"--seed must be an integer from 0 to 2**64 - 1, got {self.seed}.")
+        with user_errors(ValueError):
+            for tau in self.taus:
+                check_tau(tau)
 
 
 # ---- the problems: logits (B, ...), what learned baselines may look at, and the cost
@@ -159,16 +142,15 @@ class SmallProblem:
 class VAEProblem:
     """Images x and θ = encoder(x);  f(d) = −log p(x|d) = Σ softplus(y) − ⟨x, y⟩,  y = decoder(d).
 
-    training: a run in whatever dtype it was, so that its weights and its binarised test images are the same in another.
+    run: in whatever dtype it was, so that its weights and its binarised test images are the same in another.
     """
 
-    def __init__(self, training: train_vae.Training, images: int, dtype):
-        self.model, self.family = training.model, training.estimator.family
-        self.inputs = training.test[:images].astype(dtype)
+    def __init__(self, run: vae.VAEExperiment, images: int, dtype):
+        self.model, self.family = run.model, run.estimator.family
+        self.inputs = run.test[:images].astype(dtype)
         self.model.to(Backend(), dtype)  # away from the optimizer, which has no part in this
-        self.zero_grad()
         with no_grad():
-            self.logits = self.model.encode(self.inputs).data
+            self.logits = self.model.theta(self.inputs).data
 
     def zero_grad(self) -> None:
         for p in self.model.parameters():
@@ -179,13 +161,13 @@ class VAEProblem:
         return bce_with_logits(self.model.decode(d), self.inputs[images])
 
     def costs(self, outcomes):
-        """f(z) for every image and outcome: y depends on the outcome only.   codes (N, ...) -> (B, N)"""
+        """f(z) for every image and outcome: y depends on the outcome only.   outcomes (N, ...) -> (B, N)"""
         with no_grad():
             y = self.model.decode(Tensor(outcomes))
             return softplus(y).data.sum(axis=-1) - self.inputs @ y.data.T
 
     def slopes(self, outcomes):
-        """∇f(z) for every image and outcome.   codes (N, ...) -> (B, N, ...)
+        """∇f(z) for every image and outcome.   outcomes (N, ...) -> (B, N, ...)
 
         With y = h W + b, the last layer, the gradient with respect to h is (σ(y) − x) Wᵀ = σ(y) Wᵀ − x Wᵀ: the largest
         product is one for all images, and the forward pass, too.
@@ -201,193 +183,58 @@ class VAEProblem:
 
 
 def make_problem(c: Config):
-    """(the problem, what its results record besides the flags). UserError or ValueError for what cannot be measured."""
+    """(the problem, what its results record besides the flags). UserError for what cannot be measured."""
     dtype = np.dtype(c.dtype)
     if c.problem == "small":
         return SmallProblem(c.images, FAMILIES[c.code or "categorical"], Rng(c.seed).site("problem"), dtype), {}
     facts = {}
     if c.checkpoint:
-        folder, stored = RunFolder.resume(c.checkpoint, train_vae.Config, {}, set())
+        folder, stored = RunFolder.resume(c.checkpoint, vae.Config, {}, ())
         arrays, info = folder.load()
-        training = train_vae.Training(
-            dataclasses.replace(stored, backend="numpy", data_dir=c.data_dir or stored.data_dir)
-        )
+        run = vae.VAEExperiment(dataclasses.replace(stored, backend="numpy", data_dir=c.data_dir or stored.data_dir))
         prefix = "model."
-        training.model.load_state_dict({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
+        with user_errors(ValueError):
+            run.model.load_state_dict({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
         facts["epoch"] = info.get("epoch")
     else:
         bits = c.code == "bernoulli"
         variables = c.variables if c.variables is not None else 12 if bits else 4
-        check_outcomes(variables, 2 if bits else c.categories)
+        with user_errors(ValueError):
+            check_outcomes(variables, 2 if bits else c.categories)
         sizes = {"variables": variables, "categories": c.categories, "code": c.code or "categorical"}
-        training = train_vae.Training(train_vae.Config(seed=c.seed, **sizes))
-    family, shape = training.estimator.family, (1, *training.model.latent_shape)
-    check_outcomes(*family.sizes(shape))
-    found = len(training.test)
-    require(c.images <= found, f"--images {c.images}: there are only {found} test images.")
+        run = vae.VAEExperiment(vae.Config(seed=c.seed, **sizes))
+    family, shape = run.estimator.family, (1, *run.model.latent_shape)
     L, K = family.sizes(shape)
+    with user_errors(ValueError):
+        check_outcomes(L, K)
+    found = len(run.test)
+    require(c.images <= found, f"--images {c.images}: there are only {found} test images.")
     require(
         c.images * K**L * math.prod(shape) * dtype.itemsize <= TABLE_BYTES,
         f"--images {c.images}: the tables of {K**L} outcomes would exceed {TABLE_BYTES:.0e} bytes, use fewer images.",
     )
-    return VAEProblem(training, c.images, dtype), facts
+    return VAEProblem(run, c.images, dtype), facts
 
 
-# ---- the table of all outcomes
+def enumerate_outcomes(problem) -> EnumeratedCost:
+    """The problem at all its outcomes, which it evaluates for all images together."""
+    tables = {"inputs": problem.inputs, "costs": problem.costs, "slopes": problem.slopes}
+    return EnumeratedCost(problem.logits, problem.cost, problem.family.name, **tables)
 
 
-@op
-def tabulated(d, *, values, slopes):
-    """f(d) and ∇f(d), found in a table.   d (n, ...)  ->  values (n,);  slopes() gives (n, ...)"""
-    return values, lambda w: scale_per_example(w, slopes())
+# ---- what is measured here: the cost of a call
 
 
-class Table:
-    """The cost of every outcome for every image, shared by all estimators, and with it the exact gradient.
-
-    codes (N, ...), costs (B, N), slopes (B, N, ...), gradient (B, ...) float64
-    """
-
-    def __init__(self, problem):
-        self.problem, theta = problem, problem.logits
-        family, (L, K) = problem.family, problem.family.sizes(theta.shape)
-        self.outcomes = family.outcomes(theta.shape).astype(theta.dtype)
-        place = K ** np.arange(L)[::-1]  # of each variable in the number of an outcome; the last one runs fastest
-        self._place = (np.outer(place, np.arange(K)) if family is categorical else place).astype(theta.dtype).ravel()
-        self.costs = problem.costs(self.outcomes)
-        outcomes, costs = self.outcomes.astype(np.float64), self.costs.astype(np.float64)
-        self.gradient = exact_gradient(family.probability(theta.astype(np.float64)), outcomes, costs, family)[0]
-
-    @functools.cached_property
-    def slopes(self):
-        return self.problem.slopes(self.outcomes)
-
-    def cost(self, images, repeats: int):
-        """The cost for rows of which `repeats` in succession belong to each image.   images (b,), d (b·repeats, ...)
-
-        Outcomes are looked up. Of a point that all rows of an image have in common, like MuProp's p, one is evaluated.
-        """
-        image = np.repeat(images, repeats)
-
-        def cost(d):
-            flat = d.data.reshape(len(image), -1)
-            index = np.rint(flat @ self._place).astype(np.int64).clip(0, len(self.outcomes) - 1)
-            if np.array_equal(self.outcomes[index], d.data):
-                values = self.costs[image, index]
-                return tabulated(d, values=values, slopes=lambda: self.slopes[image, index])
-            points = d.data.reshape(len(images), repeats, *d.shape[1:])
-            if (points == points[:, :1]).all():
-                f, g = value_and_grad(lambda z: self.problem.cost(z, images), points[:, 0].copy())
-                return tabulated(d, values=np.repeat(f, repeats), slopes=lambda: np.repeat(g, repeats, axis=0))
-            return self.problem.cost(d, image)
-
-        return cost
-
-    def estimates(self, estimator: Estimator, images, repeats: int, rng):
-        """ĝ for `repeats` rows of each image, (b, repeats, logits of an image) float64."""
-        shape = self.problem.logits.shape[1:]
-        repeated = lambda x: np.repeat(x[images], repeats, axis=0)
-        theta = Tensor(repeated(self.problem.logits), requires_grad=True)
-        x = None if self.problem.inputs is None or estimator.learned is None else repeated(self.problem.inputs)
-        value = estimator(theta, self.cost(images, repeats), rng, inputs=x)
-        g = grad(value, [theta], np.ones_like(value.data))[0]  # skips the products for the decoder's weights
-        return g.astype(np.float64).reshape(len(images), repeats, math.prod(shape))
-
-
-# ---- the two ways to measure
-
-
-def enumerated(make: Callable[[], Estimator], table: Table, rng: Rng) -> dict:
-    """Exact results for an estimator whose `randomness` is "sample" or "none"."""
-    estimator, problem = make(), table.problem
-    B = len(problem.logits)
-    g = table.gradient.reshape(B, -1)
-    if estimator.randomness == "none":
-        mean, variance = table.estimates(estimator, np.arange(B), 1, rng)[:, 0], 0.0
-    else:
-        p = problem.family.probability(estimator.logit_scale * problem.logits.astype(np.float64))
-        q = problem.family.outcome_probability(p, table.outcomes.astype(np.float64))
-        mean, variance = np.empty_like(g), 0.0
-        for i in range(B):
-            given = Given(samples=[table.outcomes], rng=rng)
-            estimates = table.estimates(estimator, np.array([i]), len(table.outcomes), given)[0]
-            mean[i] = q[i] @ estimates
-            variance += q[i] @ np.square(estimates - mean[i]).sum(axis=1)
-    size, bias2 = np.square(g).sum(), np.square(mean - g).sum()
-    norm = math.sqrt(np.square(mean).sum() * size)
-    return {
-        "how": "enumerated",
-        "bias": math.sqrt(bias2 / size),
-        "deviation": math.sqrt(variance / size),
-        "mse": (bias2 + variance) / size,
-        "cosine": min(1.0, (mean * g).sum() / norm) if norm else math.nan,
-    }
-
-
-def sampled(make: Callable[[], Estimator], table: Table, rng: Rng, samples: int) -> dict:
-    """Results from at least `samples` estimates for each image, with 95 % intervals, for any estimator."""
-    estimator, B = make(), len(table.problem.logits)
-    g, images = table.gradient.reshape(B, -1), np.arange(B)
-    per_group, at_a_time = -(-samples // GROUPS), max(1, ROWS // B)
-    errors, squares = np.zeros((GROUPS, g.size)), np.zeros(GROUPS)  # Σ (ĝ − g) and Σ ‖ĝ − g‖² of each group
-    call = itertools.count()
-    for group in range(GROUPS):
-        for start in range(0, per_group, at_a_time):
-            repeats = min(at_a_time, per_group - start)
-            error = table.estimates(estimator, images, repeats, rng.at(next(call))) - g[:, None]
-            errors[group] += error.sum(axis=1).ravel()
-            squares[group] += np.square(error).sum()
-    n = GROUPS * per_group
-    result = {"how": "sampled", "samples": n}
-    left_out = from_sums(n - per_group, errors.sum(axis=0) - errors, squares.sum() - squares, g.ravel())
-    for name, value in from_sums(n, errors.sum(axis=0), squares.sum(), g.ravel()).items():
-        spread = np.square(left_out[name] - left_out[name].mean()).sum()
-        margin = T * math.sqrt((GROUPS - 1) / GROUPS * spread)
-        result |= within_bounds(name, value, value - margin, value + margin)
-    return result
-
-
-def from_sums(n: int, errors, squares, g) -> dict:
-    """The statistics of n estimates.   errors Σ (ĝ − g) (..., P), squares Σ ‖ĝ − g‖² (...), g (P,)  ->  (...) each
-
-    With e the mean of ĝ − g:   tr Var = (Σ‖ĝ − g‖² − n‖e‖²)/(n − 1),   bias² = ‖e‖² − tr Var/n,
-                                ‖E ĝ‖² = ‖g + e‖² − tr Var/n
-    """
-    size, e = np.square(g).sum(), errors / n
-    e2 = np.square(e).sum(axis=-1)
-    variance = (squares - n * e2) / (n - 1)
-    norm2 = (np.square(g + e).sum(axis=-1) - variance / n) * size
-    product = (g + e) @ g
-    cosine = np.where(norm2 > 0, product / np.sqrt(np.where(norm2 > 0, norm2, 1.0)), np.nan)
-    return {
-        "bias2": (e2 - variance / n) / size,
-        "variance": variance / size,
-        "mse": squares / n / size,
-        "cosine": cosine,
-    }
-
-
-def within_bounds(name: str, *values) -> dict:
-    """A value and the ends of its interval as they are reported: roots of squares, and nothing that cannot be."""
-    root = {"bias2": "bias", "variance": "deviation"}
-    if name == "cosine":
-        value, low, high = (float(np.clip(x, -1.0, 1.0)) for x in values)
-    else:
-        value, low, high = (max(0.0, float(x)) ** (0.5 if name in root else 1.0) for x in values)
-    name = root.get(name, name)
-    return {name: value, f"{name}_interval": [low, high]}
-
-
-def cost_of_a_call(make: Callable[[], Estimator], table: Table, rng: Rng) -> dict:
+def cost_of_a_call(make: Callable[[], Estimator], problem, table: EnumeratedCost, rng: Rng) -> dict:
     """Evaluations of f and seconds per call, as in training: the estimator learns, and so would the decoder.
 
     The median of the seconds, and the mean of the counts, over the calls after the first one. An oracle's one call is
     counted on the table, and not timed: the graphs of all outcomes at once would fill the memory.
     """
-    estimator, problem = make(), table.problem
+    estimator = make()
     oracle = estimator.randomness == "none"
     images = np.arange(min(CALLS_IMAGES, len(problem.logits)))
-    evaluate = table.cost(images, 1) if oracle else lambda d: problem.cost(d, images)
+    evaluate = table.cost_of_rows(images, 1) if oracle else lambda d: problem.cost(d, images)
     x = None if problem.inputs is None else problem.inputs[images]
     seconds, counts = [], []
 
@@ -431,7 +278,8 @@ def rows(specs, taus, family: str, remark) -> list[Row]:
     found = []
     for spec in specs:
         plain = functools.partial(create, spec, None, family)
-        estimator = plain()
+        with user_errors(ValueError):
+            estimator = plain()
         require(
             not estimator.multi_sample,
             f"{spec} estimates the gradient of {estimator.objective}, which is not that of E f(D): leave it out.",
@@ -457,23 +305,12 @@ def handles(name: str, family: str) -> bool:
     return any(module.name == family for module in create(name).families)
 
 
-def measure(row: Row, table: Table, rng: Rng, samples: int) -> dict:
+def measure_row(row: Row, problem, table: EnumeratedCost, rng: Rng, samples: int) -> dict:
     """Everything about one row, as it is written to the results: finite numbers, or None."""
-    if row.make().randomness in ("sample", "none"):
-        found = enumerated(row.make, table, rng.site("noise"))
-    else:
-        found = sampled(row.make, table, rng.site("noise"), samples)
-    found = {"estimator": row.spec, "tau": row.tau} | found | cost_of_a_call(row.make, table, rng.site("calls"))
-    return {name: finite(value) for name, value in found.items()}
-
-
-def finite(value):
-    """What JSON can hold: None for a number that is not finite."""
-    if isinstance(value, list):
-        return [finite(x) for x in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return value
+    found = table.measure(row.make, samples=samples, rng=rng.site("noise")).as_dict()
+    norm = found.pop("gradient_norm")
+    call = cost_of_a_call(row.make, problem, table, rng.site("calls"))
+    return {"estimator": row.spec, "tau": row.tau} | found | call | {"gradient_norm": norm}
 
 
 # after the estimator and the temperature, and how wide they are
@@ -626,47 +463,50 @@ def between(lines, step: float):
 # ---- the script
 
 
-@report_errors
+@command
 def main(argv=None) -> int:
     extra = (
         ("--out", {"help": "the folder to make for the results (default: a new one below runs/)"}),
         ("--quiet", {"action": "store_true", "default": False, "help": "print nothing but the table"}),
     )
-    given, other = parse_flags(Config, __doc__.split("\n\n")[0], argv, extra)
+    given, other = parse_flags(Config, __doc__, argv, extra)
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     remark = (lambda text: None) if other["quiet"] else lambda text: print(text, file=sys.stderr)
     if given.get("checkpoint"):
         given = {"problem": "vae"} | given
-    config = dataclasses.replace(Config(), **given)
-    with user_errors():
-        config.check(given)
+    config = Config(**given)
+    config.check(given)
+    with disk_errors():
         path = Path(other.get("out") or default_folder("gradients", config.problem, f"s{config.seed}"))
+    with size_errors():
         problem, facts = make_problem(config)
-        family = problem.family.name
-        if "estimators" not in given:
-            config = dataclasses.replace(config, estimators=tuple(n for n in config.estimators if handles(n, family)))
-        config = dataclasses.replace(config, code=family, samples=config.samples or SAMPLES[config.problem])
-        todo = rows(config.estimators, config.taus, family, remark)
+    family = problem.family.name
+    if "estimators" not in given:
+        config = dataclasses.replace(config, estimators=tuple(n for n in config.estimators if handles(n, family)))
+    config = dataclasses.replace(config, code=family, samples=config.samples or SAMPLES[config.problem])
+    todo = rows(config.estimators, config.taus, family, remark)
+    with user_errors(ValueError):
         for row in todo:
             row.make().check_size(*problem.family.sizes(problem.logits.shape))
-        start = time.perf_counter()
-        table = Table(problem)
-        norm = math.sqrt(np.square(table.gradient).sum())
-        require(math.isfinite(norm), "the exact gradient is not finite: the model's parameters are damaged.")
-        require(norm > 0, "the exact gradient is 0: there is nothing to compare with.")
-        RunFolder.create(path, config, get_backend("numpy"))
-    (N, *_), seconds = table.outcomes.shape, time.perf_counter() - start
+    begun = time.perf_counter()
+    table = enumerate_outcomes(problem)
+    norm = table.gradient_norm
+    require(math.isfinite(norm), "the exact gradient is not finite: the model's parameters are damaged.")
+    with user_errors(ValueError):
+        table.check_norm()
+    RunFolder.create(path, config, Backend())
+    (N, *_), seconds = table.outcomes.shape, time.perf_counter() - begun
     remark(f"folder {path}\nexact gradient of {config.images} × {N} outcomes in {seconds:.2f} s, norm {norm:.4g}")
 
     width = 2 + max(len("estimator"), *(len(row.spec) for row in todo))
     print(line(("estimator", "tau", *COLUMNS), width), flush=True)
     results, rng = [], Rng(config.seed)
-    with user_errors():
-        for row in todo:
-            results.append(measure(row, table, rng, config.samples) | {"gradient_norm": norm} | facts)
-            with open(path / RESULTS, "a") as file:
-                file.write(json.dumps(results[-1], allow_nan=False) + "\n")
-            print(line(cells(results[-1]), width), flush=True)
+    for row in todo:
+        results.append(measure_row(row, problem, table, rng, config.samples) | facts)
+        with disk_errors(), open(path / RESULTS, "a") as file:
+            file.write(json.dumps(results[-1], allow_nan=False) + "\n")
+        print(line(cells(results[-1]), width), flush=True)
+    with disk_errors():
         draw(path / "bias_variance", results, negligible=float(np.sqrt(np.finfo(config.dtype).eps)))
     return 0
 

@@ -13,8 +13,8 @@ is finished a result.json. Finished runs are not repeated, unfinished ones resum
 Runs are submitted through the interface of concurrent.futures.Executor. Wherever a task lands, it starts a process for
 its run (scripts/experiments/sweep_run.py) and waits for it: a run that is killed takes no other one with it, the number
 of BLAS threads is set before NumPy is loaded, and a run can handle signals, which it could not in a thread of a Dask
-worker. A run whose process or worker is lost is submitted again, --retries times. Workers of a cluster must see the same
-files and have the same Python; which GPU they use is up to them.
+worker. A run whose process or worker is lost is submitted again, --retries times. Workers of a cluster must see the
+same files and have the same Python; which GPU they use is up to them.
 """
 
 from __future__ import annotations

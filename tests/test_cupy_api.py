@@ -123,6 +123,7 @@ FLOOR = {
     "estimators.base": 5.5,
     "estimators.learned": 5.6,
     "estimators": 6.5,
+    "estimators.measure": 6.6,  # creates estimators by name
     "models": 6,
     "models.data.errors": 5.9,  # what a data set and a latent tree are made of, from below
     "models.data.listops": 6,

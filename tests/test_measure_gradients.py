@@ -1,5 +1,9 @@
-"""Bias and variance of estimators: tables against plain loops, samples against sums, and the script as one meets it."""
+"""The command that measures estimators: its problems and their tables, its table and figure, and how it refuses.
 
+What it measures with is tested in `test_measure.py`.
+"""
+
+import dataclasses
 import functools
 import json
 import shutil
@@ -14,9 +18,9 @@ from matplotlib.text import Text
 import measure_gradients
 import train_vae
 from estimators import ESTIMATORS, create
-from estimators.enumeration import Given
+from estimators.measure import EnumeratedCost
 from estimators.score_function import Reinforce
-from measure_gradients import SmallProblem, Table, VAEProblem, enumerated, sampled
+from measure_gradients import SmallProblem, VAEProblem
 from minigrad import Rng, Tensor, checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -35,8 +39,13 @@ def vae(family="categorical", seed=3):
 
 
 @functools.cache
+def problem(family="categorical", kind="vae", images=IMAGES):
+    return vae(family) if kind == "vae" else SmallProblem(images, FAMILIES[family], Rng(1), np.float64)
+
+
+@functools.cache
 def table(family="categorical", kind="vae", images=IMAGES):
-    return Table(vae(family) if kind == "vae" else SmallProblem(images, FAMILIES[family], Rng(1), np.float64))
+    return measure_gradients.enumerate_outcomes(problem(family, kind, images))
 
 
 def image(i, n=1):
@@ -49,9 +58,9 @@ def image(i, n=1):
 @pytest.mark.parametrize("kind", ["vae", "small"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_exact_gradient_of_the_table_is_the_one_through_the_model(family, kind):
-    t = table(family, kind)
-    theta = Tensor(t.problem.logits, requires_grad=True)
-    value = create("exact", family=family)(theta, lambda d: t.problem.cost(d, np.arange(IMAGES)), Rng(0))
+    t, p = table(family, kind), problem(family, kind)
+    theta = Tensor(p.logits, requires_grad=True)
+    value = create("exact", family=family)(theta, lambda d: p.cost(d, np.arange(IMAGES)), Rng(0))
     value.backward(np.ones(IMAGES))
     assert np.abs(theta.grad).max() > 1e-2
     np.testing.assert_allclose(t.gradient, theta.grad, rtol=0, atol=1e-10)
@@ -60,268 +69,46 @@ def test_the_exact_gradient_of_the_table_is_the_one_through_the_model(family, ki
 @pytest.mark.parametrize("kind", ["vae", "small"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_costs_and_slopes_of_the_table_are_those_of_the_tape(family, kind):
-    t = table(family, kind)
+    t, p = table(family, kind), problem(family, kind)
     for i in range(IMAGES):
         z = Tensor(t.outcomes, requires_grad=True)
-        f = t.problem.cost(z, image(i, len(t.outcomes)))
+        f = p.cost(z, image(i, len(t.outcomes)))
         f.backward(np.ones(len(t.outcomes)))
         np.testing.assert_allclose(t.costs[i], f.data, rtol=0, atol=1e-10)
         np.testing.assert_allclose(t.slopes[i], z.grad, rtol=0, atol=1e-10)
     assert t.slopes.std(axis=1).max() > 1e-2  # the cost is not linear in the code
 
 
+@pytest.mark.parametrize("kind", ["vae", "small"])
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("points", ["outcomes", "one for each image", "all different"])
-def test_the_table_s_cost_is_the_cost_wherever_it_is_taken(family, points, rng):
-    t, images, repeats = table(family), np.array([2, 0]), 5
-    if points == "outcomes":
-        d = t.outcomes[rng.integers(len(t.outcomes), size=len(images) * repeats)]
-    else:
-        d = FAMILIES[family].probability(rng.standard_normal((len(images) * repeats, *t.outcomes.shape[1:])))
-        if points == "one for each image":
-            d = np.repeat(d[: len(images)], repeats, axis=0)
-    weights, results = rng.standard_normal(len(d)), []
-    for cost in (t.cost(images, repeats), lambda d: t.problem.cost(d, np.repeat(images, repeats))):
-        z = Tensor(d, requires_grad=True)
-        f = cost(z)
-        f.backward(weights)
-        results.append((f.data, z.grad))
-    for a, b in zip(*results, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
+def test_the_problem_s_own_tables_change_no_number(family, kind):
+    p, own = problem(family, kind), table(family, kind)
+    plain = EnumeratedCost(p.logits, p.cost, family, inputs=p.inputs)
+    learned = create("nvil", family=family)  # it has seen the inputs, where there are any
+    own.estimates(learned, np.arange(IMAGES), 10, Rng(0))
+    learned.update()
+    for estimator in ("reinforce", learned, "muprop", "st", "reinmax", "gumbel-softmax"):
+        a, b = (dataclasses.asdict(t.measure(estimator, samples=40)) for t in (own, plain))
+        for key in ("bias", "deviation", "mse", "cosine", "gradient_norm"):
+            assert a[key] == pytest.approx(b[key], rel=1e-9, abs=1e-11), (estimator, key)
 
 
-def test_only_points_that_are_no_outcomes_are_evaluated(monkeypatch):
-    t, evaluated = table(), []
-    monkeypatch.setattr(
-        t.problem, "cost", lambda d, images, cost=t.problem.cost: evaluated.append(d) or cost(d, images)
-    )
-    for name in ("reinforce", "reinmax", "local-expectation"):
-        enumerated(functools.partial(create, name), t, Rng(0))
-    sampled(functools.partial(create, "rloo"), t, Rng(0), 40)
-    assert not evaluated
-    enumerated(functools.partial(create, "muprop"), t, Rng(0))
-    assert [d.shape[0] for d in evaluated] == [1] * IMAGES
-    evaluated.clear()
-    sampled(functools.partial(create, "gumbel-softmax"), t, Rng(0), 60)
-    assert [d.shape[0] for d in evaluated] == [3 * IMAGES] * 20
-
-
-# ---- enumerated results
-
-
-def by_loops(make, t):
-    """Bias, deviation, mean squared error and cosine: every outcome by itself, with the model's own cost."""
-    g, mean, variance = t.gradient, np.zeros_like(t.gradient), 0.0
-    for i in range(IMAGES):
-        estimator, found, q = make(), [], []
-        theta = t.problem.logits[i : i + 1]
-        p = estimator.family.probability(estimator.logit_scale * theta)
-        for z in t.outcomes:
-            logits = Tensor(theta, requires_grad=True)
-            cost = lambda d, i=i: t.problem.cost(d, image(i))
-            inputs = None if t.problem.inputs is None else t.problem.inputs[i : i + 1]
-            estimator(logits, cost, Given(samples=[z[None]], rng=Rng(0)), inputs=inputs).backward(np.ones(1))
-            found.append(logits.grad[0])
-            chance = np.where(z > 0, p[0], 1.0 if estimator.family.name == "categorical" else 1.0 - p[0])
-            q.append(np.prod(chance))
-        mean[i] = np.tensordot(q, found, axes=1)
-        variance += sum(w * np.square(x - mean[i]).sum() for w, x in zip(q, found, strict=True))
-    size = np.square(g).sum()
-    bias2 = np.square(mean - g).sum()
-    cosine = (mean * g).sum() / np.sqrt(np.square(mean).sum() * size)
-    return {
-        "bias": np.sqrt(bias2 / size),
-        "deviation": np.sqrt(variance / size),
-        "mse": (bias2 + variance) / size,
-        "cosine": cosine,
-    }
-
-
-ENUMERATED = [
-    (name, family)
-    for name in ESTIMATORS
-    for family in FAMILIES
-    if create(name).randomness in ("sample", "none") and measure_gradients.handles(name, family)
-]
-
-
-OPTIONS = [(spec, family) for spec in ("st-decoupled:tau_f=1.6", "reinmax:tau=2", "st:tau=0.6") for family in FAMILIES]
-
-
-@pytest.mark.parametrize(
-    ("name", "family"), [case for case in ENUMERATED if create(case[0]).randomness == "sample"] + OPTIONS
-)
-def test_an_enumerated_row_is_what_plain_loops_find(name, family):
-    make, t = functools.partial(create, name, family=family), table(family)
-    found, expected = enumerated(make, t, Rng(0)), by_loops(make, t)
-    assert found["how"] == "enumerated"
-    for key, value in expected.items():
-        assert found[key] == pytest.approx(value, rel=1e-9, abs=1e-11), key
-
-
-@pytest.mark.parametrize(("name", "family"), ENUMERATED)
-def test_unbiased_estimators_have_no_bias_and_the_others_have(name, family):
-    estimator, found = (
-        create(name, family=family),
-        enumerated(functools.partial(create, name, family=family), table(family), Rng(0)),
-    )
-    if estimator.exact_for == "all":
-        assert found["bias"] < 1e-11
-        assert found["cosine"] == pytest.approx(1.0)
-        assert (found["deviation"] < 1e-12) == (name == "exact")
-    else:
-        assert found["bias"] > (1e-7 if name == "finite-differences" else 1e-3)
-
-
-def test_a_temperature_changes_bias_and_variance():
-    found = [enumerated(functools.partial(create, "st", tau), table(kind="small"), Rng(0)) for tau in (0.5, 1.0, 2.0)]
-    assert len({round(f["bias"], 6) for f in found}) == 3
-    assert found[0]["deviation"] > found[1]["deviation"] > found[2]["deviation"]
-
-
-# ---- sampled results
-
-KEYS = ("bias", "deviation", "mse", "cosine")
-
-
-@pytest.mark.parametrize("name", ["reinforce", "muprop", "st", "reinmax", "gst-1.0", "st-decoupled"])
-def test_samples_agree_with_sums_within_their_intervals(name):
-    make = functools.partial(create, name)
-    exact, found = enumerated(make, table(), Rng(0)), sampled(make, table(), Rng(1), 2000)
-    assert found["how"] == "sampled"
-    assert found["samples"] == 2000
-    for key in KEYS:
-        low, high = found[f"{key}_interval"]
-        slack = 0.5 * (high - low)  # one of so many intervals may well miss; coverage is tested below
-        assert low - slack <= exact[key] <= high + slack, key
-        assert low <= found[key] <= high
-        assert high - low < 0.4 * max(exact["deviation"], 1.0) ** 2
-
-
-@pytest.mark.parametrize("name", ["st", "reinforce"])
-def test_intervals_cover_the_truth_as_often_as_they_say(name):
-    t, make = table(kind="small", images=20), functools.partial(create, name)
-    exact = enumerated(make, t, Rng(0))
-    runs = [sampled(make, t, Rng(seed), 100) for seed in range(80)]
-    for key in KEYS:
-        values = np.array([r[key] for r in runs])
-        low, high = np.array([r[f"{key}_interval"] for r in runs]).T
-        covered = np.mean((low <= exact[key] + 1e-12) & (exact[key] - 1e-12 <= high))
-        assert covered >= 0.88, key  # four standard errors below 95 % would be 0.85
-        if name == "st":  # no interval is pressed against a bound: its length is that of 2 t standard deviations
-            length = np.mean(high - low) / (2 * measure_gradients.T * values.std())
-            assert 0.75 < length < 1.4, key
-    if name == "st":
-        assert np.mean([r["bias"] for r in runs]) == pytest.approx(exact["bias"], rel=0.02)
-
-
-def test_the_intervals_are_those_of_a_plain_jackknife(monkeypatch):
-    t, make, estimates, seen = table(kind="small"), functools.partial(create, "st"), Table.estimates, []
-    monkeypatch.setattr(Table, "estimates", lambda *a: seen.append(estimates(*a)) or seen[-1])
-    found, g = sampled(make, t, Rng(4), 60), t.gradient.reshape(IMAGES, -1)
-    draws = np.array(seen)  # (groups, images, draws of a group, logits)
-
-    def by_hand(draws):
-        draws = np.concatenate(draws, axis=1)
-        n, mean, size = draws.shape[1], draws.mean(axis=1), np.square(g).sum()
-        variance = draws.var(axis=1, ddof=1).sum()
-        cosine = (mean * g).sum() / np.sqrt((np.square(mean).sum() - variance / n) * size)
-        mse = np.square(draws - g[:, None]).sum() / n
-        return np.array([(np.square(mean - g).sum() - variance / n) / size, variance / size, mse / size, cosine])
-
-    left_out = np.array([by_hand(np.delete(draws, j, axis=0)) for j in range(20)])
-    margin = 2.093 * np.sqrt(19 / 20 * np.square(left_out - left_out.mean(axis=0)).sum(axis=0))
-    value = by_hand(draws)
-    for key, v, low, high in zip(KEYS, value, value - margin, value + margin, strict=True):
-        power = 0.5 if key in ("bias", "deviation") else 1.0
-        assert found[key] == pytest.approx(min(v, 1.0) ** power if key == "cosine" else v**power, rel=1e-9)
-        expected = [max(low, 0.0) ** power, min(high, 1.0) if key == "cosine" else high**power]
-        assert found[f"{key}_interval"] == pytest.approx(expected, rel=1e-4)
-
-
-def test_reported_numbers_stay_where_they_can_be():
-    bounds = measure_gradients.within_bounds
-    assert bounds("bias2", -0.1, -0.5, 0.09) == {"bias": 0.0, "bias_interval": [0.0, pytest.approx(0.3)]}
-    assert bounds("cosine", -0.5, -1.5, 0.5) == {"cosine": -0.5, "cosine_interval": [-1.0, 0.5]}
-    assert bounds("cosine", 1.01, 0.9, 1.1) == {"cosine": 1.0, "cosine_interval": [0.9, 1.0]}
-    assert measure_gradients.finite({"x": 1}["x"]) == 1
-    assert measure_gradients.finite([np.float64(0.5), float("nan"), float("inf")]) == [0.5, None, None]
-
-
-def test_a_mean_of_which_nothing_but_noise_is_known_has_no_cosine():
-    g, errors = np.array([1.0, 0.0]), np.array([-10.0, 0.0])  # ten estimates whose mean is 0
-    found = measure_gradients.from_sums(10, errors, 1e3, g)
-    assert np.isnan(found["cosine"])
-    assert found["variance"] == pytest.approx((1e3 - 10.0) / 9)
-
-
-class Slanted(Reinforce):
-    """REINFORCE times 1.2: a bias of 0.2 in every component."""
-
-    randomness = "noise"
-
-    def estimate(self, logits, cost, rng):
-        value = super().estimate(logits, cost, rng)
-        return value + 0.2 * (value - value.detach())
-
-
-def test_a_planted_error_is_seen():
-    right, exact = (
-        enumerated(functools.partial(create, "reinforce"), table(), Rng(0)),
-        enumerated(Slanted, table(), Rng(0)),
-    )
-    assert exact["bias"] == pytest.approx(0.2)
-    assert exact["deviation"] == pytest.approx(1.2 * right["deviation"])
-    assert exact["cosine"] == pytest.approx(1.0)
-    found = sampled(lambda: Shifted(0.2), table(), Rng(2), 400)
-    assert found["bias_interval"][0] > 0.15
-    assert found["bias_interval"][1] < 0.25
-    assert sampled(lambda: Shifted(0.0), table(), Rng(2), 400)["bias_interval"][0] == 0.0
-
-
-class Shifted(create("local-expectation").__class__):
-    """Local expectation gradients, which vary little, times 1 + error."""
-
-    randomness = "noise"
-
-    def __init__(self, error):
-        self.error = error
-
-    def gradient(self, logits, local_costs, rng):
-        return (1.0 + self.error) * super().gradient(logits, local_costs, rng)
-
-
-def test_the_noise_of_the_mean_is_no_bias():
-    """With 40 estimates the mean of REINFORCE is far from g, by its deviation/√40, which must not be called bias."""
-    make, t = functools.partial(create, "reinforce"), table()
-    noise = enumerated(make, t, Rng(0))["deviation"] / np.sqrt(40)
-    runs = [sampled(make, t, Rng(seed), 40) for seed in range(10)]
-    assert np.mean([r["bias_interval"][0] == 0.0 for r in runs]) >= 0.8
-    assert np.median([r["bias"] for r in runs]) < 0.5 * noise
-
-
-def test_groups_and_calls_do_not_change_what_is_counted(monkeypatch):
-    """In calls of one estimate per image, there are as many estimates, and all are different."""
-    make = functools.partial(create, "st")
-    monkeypatch.setattr(measure_gradients, "ROWS", 1)
-    seen, estimates = [], Table.estimates
-    monkeypatch.setattr(Table, "estimates", lambda *a: seen.append(estimates(*a)) or seen[-1])
-    assert sampled(make, table(kind="small"), Rng(0), 41)["samples"] == 60
-    assert len({x.tobytes() for x in seen}) == len(seen) == 60
+# ---- a row of the table
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_estimator_of_the_objective_can_be_measured(family):
     """All of them, at float32, on two images: finite numbers, and the evaluations that it says it has."""
     training = train_vae.Training(train_vae.Config(code=family, hidden=(8,), variables=3, categories=3))
-    t = Table(VAEProblem(training, 2, np.float32))
+    p = VAEProblem(training, 2, np.float32)
+    t = measure_gradients.enumerate_outcomes(p)
     counted = {"1": 1, "2": 2, "3": 3, "Kᴸ": 27 if family == "categorical" else 8, "S": None}
     for name in ESTIMATORS:
         estimator = create(name)
         if estimator.multi_sample or not measure_gradients.handles(name, family):
             continue
         row = measure_gradients.Row(name, None, functools.partial(create, name, family=family))
-        found = measure_gradients.measure(row, t, Rng(0), 40)
+        found = measure_gradients.measure_row(row, p, t, Rng(0), 40)
         assert all(found[key] is not None for key in ("bias", "deviation", "mse")), name
         assert found["how"] == ("enumerated" if estimator.randomness in ("sample", "none") else "sampled")
         if expected := counted.get(estimator.evaluations):
@@ -363,6 +150,10 @@ def test_the_small_problem_end_to_end(tmp_path, capsys):
     assert {len(text[: text.index(r["how"])]) for text, r in zip(lines[1:], found, strict=True)} == {
         lines[0].index("how")
     }
+    numbers, call = ["bias", "deviation", "mse", "cosine"], ["evaluations", "evaluations_counted", "seconds"]
+    assert list(found[0]) == ["estimator", "tau", "how", *numbers, *call, "gradient_norm"]
+    with_intervals = [name for key in numbers for name in (key, f"{key}_interval")]
+    assert list(found[2]) == ["estimator", "tau", "how", "samples", *with_intervals, *call, "gradient_norm"]
     assert found[0]["bias"] < 1e-12
     assert found[0]["mse"] == pytest.approx(found[0]["bias"] ** 2 + found[0]["deviation"] ** 2)
     assert found[4]["evaluations_counted"] == 4

@@ -6,7 +6,6 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments 
 
 def _save(figure: Figure, path) -> None:
     FigureCanvasAgg(figure).print_figure(path, dpi=150)
