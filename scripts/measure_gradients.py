@@ -7,9 +7,9 @@
 All flags are listed by --help.
 
 The gradient is that of Σ E f(D), the sum over images, with respect to the logits θ of every image; in the VAE
-f(d) = −log p(x|d). All joint outcomes of the latent variables are enumerated (at most 16,384), so it is exact. The docstring of
-`estimators/measure.py`, which measures, says what bias, deviation, mse and cosine are, which estimators are enumerated
-and which are sampled (`--samples` estimates for each image), and how far the intervals can be trusted.
+f(d) = −log p(x|d). All joint outcomes of the variables are enumerated (at most 16,384), so it is exact. The docstring
+of `estimators/measure.py`, which measures, says what bias, deviation, mse and cosine are, which estimators are
+enumerated and which are sampled (`--samples` estimates for each image), and how far the intervals can be trusted.
 
 The time of a call is that of the estimator and the cost, forward and backward, on up to 100 images, in --dtype.
 """

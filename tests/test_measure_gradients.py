@@ -20,6 +20,8 @@ import train_vae
 from estimators import ESTIMATORS, create
 from estimators.measure import EnumeratedCost
 from estimators.score_function import Reinforce
+from experiments import vae as vae_flags
+from experiments.loop import Loop
 from measure_gradients import SmallProblem, VAEProblem
 from minigrad import Rng, Tensor, checkpoint
 
@@ -32,7 +34,7 @@ IMAGES = 4
 def vae(family="categorical", seed=3):
     """Four images, and weights large enough for the decoder to be far from linear in the code."""
     sizes = {"variables": 2, "categories": 3} if family == "categorical" else {"variables": 4}
-    training = train_vae.Training(train_vae.Config(code=family, hidden=(8,), dtype="float64", seed=seed, **sizes))
+    training = vae_flags.VAEExperiment(vae_flags.Config(code=family, hidden=(8,), dtype="float64", seed=seed, **sizes))
     for p in training.model.parameters():
         p.data *= 3.0
     return VAEProblem(training, IMAGES, np.float64)
@@ -99,7 +101,7 @@ def test_the_problem_s_own_tables_change_no_number(family, kind):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_estimator_of_the_objective_can_be_measured(family):
     """All of them, at float32, on two images: finite numbers, and the evaluations that it says it has."""
-    training = train_vae.Training(train_vae.Config(code=family, hidden=(8,), variables=3, categories=3))
+    training = vae_flags.VAEExperiment(vae_flags.Config(code=family, hidden=(8,), variables=3, categories=3))
     p = VAEProblem(training, 2, np.float32)
     t = measure_gradients.enumerate_outcomes(p)
     counted = {"1": 1, "2": 2, "3": 3, "Kᴸ": 27 if family == "categorical" else 8, "S": None}
@@ -235,8 +237,8 @@ def test_a_checkpoint_is_measured_on_the_test_images_of_its_run(tmp_path, traine
     assert 1e-3 < found[1]["bias"] < 0.5
 
     about = json.loads((trained / family / "config.json").read_text())["config"] | {"hidden": (8,)}
-    training = train_vae.Training(train_vae.Config(**about))
-    training.restore(*measure_gradients.RunFolder(trained / family).load())
+    training = vae_flags.VAEExperiment(vae_flags.Config(**about))
+    Loop(training, None, quiet=True).load_state(*measure_gradients.RunFolder(trained / family).load())
     theta = Tensor(training.model.encode(training.test[:5]).data, requires_grad=True)
     cost = lambda d: measure_gradients.bce_with_logits(training.model.decode(d), training.test[:5])
     create("exact", family=family)(theta, cost, Rng(0)).backward(np.ones(5, np.float32))

@@ -9,6 +9,7 @@ from scipy import stats
 
 import report
 import sweep
+from experiments import sweeps
 from experiments.specification import run_key
 
 REPORT = {
@@ -277,7 +278,7 @@ def test_a_report_reads_what_a_sweep_writes(tmp_path):
         'script = "train_vae"\n[fixed]\nvariables = 2\n[grid]\nseed = [0]\n[report]\npanels = ["variables"]\n'
     )
     found = sweep.Specification.read(spec)
-    state = sweep.Sweep(found, found.runs(), tmp_path / "runs", sweep.Flags())
+    state = sweeps.Sweep(found, found.runs(), tmp_path / "runs", sweep.Flags())
     state.write_manifest()
     assert report.main([str(tmp_path / "runs")]) == 0
     assert "## tiny: variables 2" in written(tmp_path / "runs")

@@ -76,7 +76,9 @@ def test_both_bounds_are_the_formulas(hidden):
     expected = bound_with_label(state, x, np.eye(K)[LABELS], noise_of(rng))
     np.testing.assert_allclose(model.labelled(x, LABELS, rng, alpha=0.0).data, expected, rtol=1e-12)
     expected -= 0.7 * np.log(q_of_class(state, x, 1.5)[np.arange(B), LABELS])
-    np.testing.assert_allclose(model.labelled(x, LABELS, rng, 0.7, logit_scale=1.5).data, expected, rtol=1e-12)
+    model.logit_scale = 1.5
+    np.testing.assert_allclose(model.labelled(x, LABELS, rng, 0.7).data, expected, rtol=1e-12)
+    model.logit_scale = 1.0
     expected = bound_without_label(state, x, noise_of(rng.site("style")))
     np.testing.assert_allclose(model.unlabelled(x, rng).data, expected, rtol=1e-12)
     np.testing.assert_allclose(model.bound(x, rng), expected, rtol=1e-12)
@@ -201,7 +203,7 @@ def test_a_changed_forward_distribution_is_the_one_that_the_bound_is_about():
     expected = bound_without_label(model.state_dict(), many, noise_of(rng.site("style"), n), 0.4)
     difference = values - expected
     assert abs(difference.mean()) < 4.5 * difference.std() / np.sqrt(n)
-    np.testing.assert_allclose(model.bound(many, rng, 0.4), expected, rtol=1e-12)
+    np.testing.assert_allclose(model.bound(many, rng), expected, rtol=1e-12)
 
 
 def test_the_kl_of_a_normal_is_that_of_the_densities():

@@ -290,8 +290,8 @@ def test_the_slope_grows_and_evaluation_knows():
 def check_forward(model, x, y, logit_scale, estimators, n=20_000):
     many = [np.repeat(a, n, axis=0) for a in (x, y)]
     q, f = joint(model, x, y, logit_scale)
-    trained = model.cost(*many, estimators, Rng(3)).data
-    likelihood = np.exp(-model.nll(*many, Rng(4), samples=1, logit_scale=[logit_scale] * model.depth))
+    trained = model.cost(*many, estimators, Rng(3)).data  # from here on the network has their logit scale
+    likelihood = np.exp(-model.nll(*many, Rng(4), samples=1))
     for values, exact in ((trained, (q * f).sum()), (likelihood, (q * np.exp(-f)).sum())):
         error = values.std() / np.sqrt(n)
         assert abs(values.mean() - exact) < 4.5 * error
@@ -437,7 +437,6 @@ JANG = [*SAMPLERS, *((n, k) for n in ("reinforce-mean", "nvil", "muprop") for k 
 
 
 def trained(name, kind, x, y, steps, samples):
-    """(the network, the logit scale of its layers)"""
     model = StochasticNetwork(x.shape[1], 16, *((8, None) if kind == "bernoulli" else (4, 4)), rng=Rng(0))
     optimizer, estimators = Adam(model.parameters(), 3e-2), estimators_of(model, name)
     for step in range(steps):
@@ -446,7 +445,8 @@ def trained(name, kind, x, y, steps, samples):
         optimizer.step()
         for estimator in estimators:
             estimator.update()
-    return model, [e.logit_scale for e in estimators]
+    model.logit_scale = [e.logit_scale for e in estimators]  # as they are after the last update
+    return model
 
 
 def patterns():
@@ -460,8 +460,8 @@ def patterns():
 def test_each_of_the_published_estimators_learns_what_follows_from_what_is_seen(name, kind):
     y, blind = patterns()
     x = np.tile(np.eye(4, dtype=np.float32), (10, 1))
-    model, logit_scale = trained(name, kind, x, y, steps=200, samples=1)
-    assert model.nll(x, y, Rng(1), 100, logit_scale=logit_scale).mean() < 0.5 * blind
+    model = trained(name, kind, x, y, steps=200, samples=1)
+    assert model.nll(x, y, Rng(1), 100).mean() < 0.5 * blind
 
 
 @pytest.mark.parametrize(("name", "kind"), SAMPLERS)
@@ -471,9 +471,9 @@ def test_a_network_trained_with_several_samples_chooses_and_one_trained_with_one
     x = np.ones((40, 1), np.float32)
     nll = {}
     for samples, sharper in ((1, False), (8, True)):
-        model, logit_scale = trained(name, kind, x, y, steps=120, samples=samples)
-        nll[samples] = model.nll(x, y, Rng(1), 100, logit_scale=logit_scale).mean()
-        p = 1 / (1 + np.exp(-model.sample(x[:1], 500, Rng(2), logit_scale)))
+        model = trained(name, kind, x, y, steps=120, samples=samples)
+        nll[samples] = model.nll(x, y, Rng(1), 100).mean()
+        p = 1 / (1 + np.exp(-model.sample(x[:1], 500, Rng(2))))
         contrast = lambda p: np.abs(p - 0.5).mean()
         assert (contrast(p) > contrast(p.mean(axis=0)) + 0.1) == sharper
     assert nll[8] < 0.6 * blind

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 import sweep
-import sweep_run
 import train_vae
-from experiments.run_folder import UserError, user_errors
+from experiments import executors, sweep_run, sweeps
+from experiments.errors import UserError
 from experiments.specification import Specification, run_key
 from minigrad import checkpoint
 
@@ -72,15 +72,13 @@ def perform_here(command):
     """What a process for this command would do."""
     task = json.loads(command[-1])
     try:
-        with user_errors():
-            settings = [task[name] for name in ("config", "flags", "places")]
-            code = sweep_run.perform(task["script"], Path(task["folder"]), *settings)
+        code = sweep_run.perform(task["script"], Path(task["folder"]), task["config"])
         return subprocess.CompletedProcess(command, code, "", "")
     except UserError as error:
         return subprocess.CompletedProcess(command, 2, "", f"train_vae.py: error: {error}\n")
 
 
-def place(found: sweep.Worker):
+def executor(found: executors.Worker):
     @contextlib.contextmanager
     def make(flags, backends):
         yield found
@@ -93,9 +91,9 @@ def here(monkeypatch):
     """here(start) makes sweeps do `start` with their commands, by default the run itself in this process."""
 
     def use(start=perform_here):
-        monkeypatch.setitem(sweep.EXECUTORS_, "processes", place(sweep.Worker("here", Here(), start)))
+        monkeypatch.setitem(executors.EXECUTORS, "processes", executor(executors.Worker("here", Here(), start)))
 
-    monkeypatch.setattr(train_vae.Training, "draw", lambda *_: None)
+    monkeypatch.setattr(train_vae.VAE, "draw", lambda *_: None)
     use()
     return use
 
@@ -117,13 +115,13 @@ def test_runs_are_the_script_s_own_and_are_not_repeated(tmp_path, capsys, monkey
     spec, out = finished
     found = results(out)
     ((key, result),) = found.items()
-    monkeypatch.setattr(train_vae.Training, "draw", lambda *_: None)
+    monkeypatch.setattr(train_vae.VAE, "draw", lambda *_: None)
     flags = ["--hidden", 8, "--variables", 2, "--categories", 4, "--epochs", 200, "--seed", 0]
     assert train_vae.main([*map(str, flags), "--quiet", "--out", str(tmp_path / "alone")]) == 0
     locked = json.loads((tmp_path / "alone" / "metrics.jsonl").read_text().splitlines()[-1])
     assert {k: v for k, v in locked.items() if k not in NOT_RESULTS} == result["metrics"]
     assert key == run_key("train_vae", result["config"])
-    monkeypatch.setattr(sweep.subprocess, "run", None)  # nothing may be started
+    monkeypatch.setattr(executors.subprocess, "run", None)  # nothing may be started
     capsys.readouterr()
     assert run(spec, out) == 0
     assert capsys.readouterr().out.startswith("1 of 1 runs are finished")
@@ -194,13 +192,13 @@ def test_a_sweep_that_ends_at_once_asks_its_runs_to_stop(tmp_path, monkeypatch):
     @contextlib.contextmanager
     def one_at_a_time(flags, backends):
         with ThreadPoolExecutor(1) as pool:
-            yield sweep.Worker("here", pool, start)
+            yield executors.Worker("here", pool, start)
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(sweep.EXECUTORS_, "processes", one_at_a_time)
-    monkeypatch.setattr(sweep.Overview, "show", interrupt)
+    monkeypatch.setitem(executors.EXECUTORS, "processes", one_at_a_time)
+    monkeypatch.setattr(sweeps.Overview, "show", interrupt)
     assert run(write(tmp_path, seeds=range(3)), tmp_path / "runs") == 130
     assert len(asked) == 3
     assert asked[-1]
@@ -218,9 +216,9 @@ def test_a_process_stops_when_whoever_started_it_is_gone(monkeypatch, tmp_path):
 
 def test_a_request_to_stop_that_comes_outside_of_the_training_ends_the_run_in_order(tmp_path):
     """Here it comes before the run, while the process waits for another one's lock."""
-    task = dict.fromkeys(("script", "folder"), "train_vae") | {"config": {}, "flags": [], "places": []}
+    task = dict.fromkeys(("script", "folder"), "train_vae") | {"config": {}}
     task |= {name: str(tmp_path / name) for name in ("lock", "stop")}
-    command = [sys.executable, str(ROOT / "scripts" / "sweep_run.py"), json.dumps(task)]
+    command = [sys.executable, str(ROOT / "scripts" / "experiments" / "sweep_run.py"), json.dumps(task)]
     with sweep_run.locked(tmp_path / "lock"):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         with pytest.raises(subprocess.TimeoutExpired):
@@ -250,7 +248,7 @@ def test_blas_threads_are_pinned_before_numpy_is_loaded(tmp_path):
     """The process stops where it would load NumPy, and says what it would find in the environment."""
     (tmp_path / "numpy.py").write_text("import os\nprint(os.environ['OPENBLAS_NUM_THREADS'])\nraise SystemExit(7)\n")
     task = json.dumps({"stop": str(tmp_path / "stop")})
-    command = [sys.executable, str(ROOT / "scripts" / "sweep_run.py"), task]
+    command = [sys.executable, str(ROOT / "scripts" / "experiments" / "sweep_run.py"), task]
     env = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
     env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(ROOT)])
     for given, expected in (({}, "1"), ({"OPENBLAS_NUM_THREADS": "3"}, "3")):
@@ -345,12 +343,15 @@ def test_a_full_disk_fails_one_run_and_the_others_are_finished(tmp_path, capsys,
         (130, "it was interrupted, 3 times", 3),
         (RuntimeError("gone"), "its worker was lost (RuntimeError), 3 times", 3),
         (2, "the loss became nan", 1),
-        (1, "ZeroDivisionError: division by zero", 1),
-        (0, "without a result", 1),
+        (1, "ZeroDivisionError: division by zero; in the backward pass of exp; all that it said is in ", 1),
+        (0, "exit code 0 and no result; all that it said is in ", 1),
     ],
 )
 def test_lost_runs_are_submitted_again_and_failed_ones_are_not(tmp_path, capsys, here, outcome, sentence, starts):
-    said = {2: "train_vae.py: error: the loss became nan.", 1: "Traceback\n  ...\nZeroDivisionError: division by zero"}
+    said = {
+        2: "train_vae.py: error: the loss became nan.",
+        1: "Traceback\n  ...\nZeroDivisionError: division by zero\nin the backward pass of exp",
+    }
     count = []
 
     def start(command):
@@ -366,6 +367,10 @@ def test_lost_runs_are_submitted_again_and_failed_ones_are_not(tmp_path, capsys,
     assert sentence in errors.splitlines()[-1]
     assert errors.count("submitted again") == starts - 1
     assert "Traceback" not in errors
+    if outcome == 1:  # the file has it
+        (log,) = (tmp_path / "runs" / ".sweep").glob("*.log")
+        assert str(log) in errors
+        assert log.read_text() == said[1] + "\n"
 
 
 def test_without_retries_a_lost_run_has_failed(tmp_path, capsys, here):
@@ -398,8 +403,8 @@ def refuse(server):
 
 
 def test_a_scheduler_that_goes_away_is_a_sentence(tmp_path, capsys, monkeypatch):
-    gone = sweep.Worker("there", Here(), lambda command: None, alive=lambda: False)
-    monkeypatch.setitem(sweep.EXECUTORS_, "dask", place(gone))
+    gone = executors.Worker("there", Here(), lambda command: None, alive=lambda: False)
+    monkeypatch.setitem(executors.EXECUTORS, "dask", executor(gone))
     flags = ["--executor", "dask", "--scheduler", "tcp://127.0.0.1:9"]
     assert run(write(tmp_path), tmp_path / "runs", *flags) == 2
     assert "tcp://127.0.0.1:9 does not answer any more: finished runs are kept" in capsys.readouterr().err
@@ -420,7 +425,7 @@ def test_an_executor_that_is_not_installed_is_a_sentence(tmp_path, capsys, monke
 
 BAD = {
     'script = "train_vae"\ncolour = 1': "unknown key 'colour' in the specification; the known ones are script",
-    'script = "train_vae"\n[grid]\nlrr = [1]': "unknown key 'lrr'; the flags of train_vae are data_dir, epochs",
+    'script = "train_vae"\n[grid]\nlrr = [1]': "unknown key 'lrr'; the flags are data_dir, epochs",
     'script = "train_vae"\n[grid]\nestimator = ["magic"]': "unknown estimator 'magic'; the known ones are exact",
     'script = "train_vae"\n[grid]\nestimator = ["rloo"]\ntau = [1.0]': "rloo has no option 'tau'",
     'script = "train_vae"\n[grid]\nestimator = ["gst:gap=-1"]': "gap must be a number of at least 0",
@@ -433,7 +438,7 @@ BAD = {
     'script = "train_vae"\n[grid]\nseed = 1': "[grid] seed must be a list of values, got 1",
     'script = "train_vae"\n[grid]\nseed = [1, 1]': "[grid] seed has a value twice",
     'script = "train_vae"\n[grid]\n"lr,tau" = [[1], [2]]': "[grid] 'lr,tau' needs lists of 2 values",
-    'script = "train_vae"\n[grid]\nepochs = ["ten"]': "argument --epochs: invalid int value: 'ten'",
+    'script = "train_vae"\n[grid]\nepochs = ["ten"]': 'epochs cannot be "ten"',
     'script = "train_vae"\n[grid]\nepochs = [true]': "epochs cannot be true",
     'script = "train_vae"\n[grid]\nepochs = [0]': "--epochs must be at least 1, got 0",
     'script = "train_listops"\n[grid]\nsplit = [1]': "split cannot be 1",
@@ -489,7 +494,7 @@ def test_a_bad_specification_is_a_sentence_and_nothing_is_made(tmp_path, capsys,
         (["--set", "epochs=two"], "got 'epochs=two'"),
         (["--set", "=2"], "got '=2'"),
         (["--set", "epochs=2\nlr=3"], "--set needs KEY=VALUE"),
-        (["--set", "flavour=2"], "unknown key 'flavour'; the flags of train_vae are"),
+        (["--set", "flavour=2"], "unknown key 'flavour'; the flags are"),
         (["--set", "seed=[]"], "[grid] seed is empty"),
         (["--retries", "-1"], "--retries must be at least 0"),
         (["--backend", "tpu"], "unknown backend 'tpu'"),
@@ -509,7 +514,7 @@ def test_a_bad_flag_is_a_sentence(tmp_path, capsys, flags, message):
 KEY = "d63b86a4791f"  # if this changes, nobody's finished runs are found again
 
 
-def test_names_of_folders_are_stable_and_know_every_setting_but_places():
+def test_names_of_folders_are_stable_and_know_every_setting_but_paths():
     config = {"estimator": "reinmax", "tau": 1.3, "hidden": [512, 256], "seed": 0, "data_dir": "", "anneal": None}
     assert run_key("train_vae", config) == KEY
     assert run_key("train_vae", dict(reversed(config.items())) | {"data_dir": "elsewhere"}) == KEY
@@ -546,14 +551,12 @@ def test_runs_are_the_product_of_cases_and_grid():
     assert runs[0].name == "variables 2, A, categories 3, batch 10, seed 0"
     assert runs[-1].name == "variables 4, rloo, categories 5, batch 20, seed 1"
     assert runs[0].published == {"test": [3, None], "train": [1.0, 0.5]}
-    assert all(run.config["epochs"] == 3 and run.config["lr"] == 1e-2 for run in runs)
+    assert all(run.config.epochs == 3 and run.config.lr == 1e-2 for run in runs)
     with pytest.raises(UserError, match="rloo has no option 'tau'"):
         Specification.of("x", found, small=True).runs()
     del found["cases"][1]
     small = Specification.of("x", found, small=True).runs()
-    assert [(r.config["seed"], r.config["tau"], r.config["epochs"], r.published) for r in small] == [
-        (5, 2.0, 1, {})
-    ] * 4
+    assert [(r.config.seed, r.config.tau, r.config.epochs, r.published) for r in small] == [(5, 2.0, 1, {})] * 4
 
 
 @pytest.mark.parametrize(
@@ -567,7 +570,7 @@ def test_runs_are_the_product_of_cases_and_grid():
 )
 def test_runs_without_an_estimator_can_be_specified(script, flags):
     (run,) = Specification.of("x", {"script": script, "cases": [flags]}, small=False).runs()
-    assert flags.items() <= run.config.items()
+    assert flags.items() <= run.values.items()
 
 
 def test_set_replaces_what_is_said_about_a_flag_wherever_it_is_said(tmp_path, capsys):
@@ -581,9 +584,9 @@ def test_set_replaces_what_is_said_about_a_flag_wherever_it_is_said(tmp_path, ca
     }
     spec = Specification.of("x", found, False, ["epochs=7", "lr = [1e-3, 1e-4]", "tau=2.0", "categories=6", "seed=4"])
     runs = spec.runs()
-    at = [(r.config["epochs"], r.config["seed"], r.config["tau"], r.config["categories"]) for r in runs]
+    at = [(r.config.epochs, r.config.seed, r.config.tau, r.config.categories) for r in runs]
     assert set(at) == {(7, 4, 2.0, 6)}
-    assert [(r.row, r.config["lr"]) for r in runs] == [
+    assert [(r.row, r.config.lr) for r in runs] == [
         ("one, lr 0.001", 1e-3),
         ("one, lr 0.0001", 1e-4),
         ("two, lr 0.001", 1e-3),
@@ -614,7 +617,7 @@ def test_the_specifications_of_the_repository_are_good(path, small):
         {"digits", 2000} if small else {"mnist", 90000}
     )
     runs = spec.runs()
-    assert len({run.config["seed"] for run in runs}) >= 2
+    assert len({run.config.seed for run in runs}) >= 2
 
 
 # ---- where runs are done
@@ -622,27 +625,27 @@ def test_the_specifications_of_the_repository_are_good(path, small):
 
 def test_gpus_are_dealt_out_in_turns(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert sweep.visible_gpus() == ["3", "5"]
+    assert executors.visible_gpus() == ["3", "5"]
     given, barrier = [], threading.Barrier(4)
 
     def record(command, env, **_):
         given.append(env["CUDA_VISIBLE_DEVICES"])
         barrier.wait(10)
 
-    monkeypatch.setattr(sweep.subprocess, "run", record)
-    with sweep.processes(sweep.Flags(workers=4), {"cupy"}) as place:
-        assert place.title == "4 at a time on 2 GPUs"
-        for future in [place.executor.submit(place.start, []) for _ in range(4)]:
+    monkeypatch.setattr(executors.subprocess, "run", record)
+    with executors.processes(sweep.Flags(workers=4), {"cupy"}) as worker:
+        assert worker.title == "4 at a time on 2 GPUs"
+        for future in [worker.executor.submit(worker.start, []) for _ in range(4)]:
             future.result()
     assert sorted(given) == ["3", "3", "5", "5"]
-    with sweep.processes(sweep.Flags(), {"cupy"}) as place:
-        assert place.title == "2 at a time on 2 GPUs"
-    with sweep.processes(sweep.Flags(), {"numpy"}) as place:
-        assert place.title == f"{sweep.cores()} at a time"
+    with executors.processes(sweep.Flags(), {"cupy"}) as worker:
+        assert worker.title == "2 at a time on 2 GPUs"
+    with executors.processes(sweep.Flags(), {"numpy"}) as worker:
+        assert worker.title == f"{executors.cores()} at a time"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     listed = "GPU 0: NVIDIA H200 (UUID: GPU-1)\n  MIG 1g (UUID: MIG-2)\nGPU 1: NVIDIA H200 (UUID: GPU-3)\n"
-    monkeypatch.setattr(sweep.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, listed, ""))
-    assert sweep.visible_gpus() == ["0", "1"]
+    monkeypatch.setattr(executors.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, listed, ""))
+    assert executors.visible_gpus() == ["0", "1"]
 
 
 def test_the_overview_shows_who_does_what_and_how_far_it_is(tmp_path, monkeypatch):
@@ -651,16 +654,16 @@ def test_the_overview_shows_who_does_what_and_how_far_it_is(tmp_path, monkeypatc
 
     spec = Specification.read(write(tmp_path, epochs=4, seeds=(0, 1, 2)))
     runs = spec.runs()
-    state = sweep.Sweep(spec, runs, tmp_path / "runs", sweep.Flags())
+    state = sweeps.Sweep(spec, runs, tmp_path / "runs", sweep.Flags())
     state.write_manifest()
     key = runs[1].key
     state.lock(key).write_text("node7:4711")
     state.finished.add(runs[0].key)
     (tmp_path / "runs" / key).mkdir()
     (tmp_path / "runs" / key / "metrics.jsonl").write_text('{"epoch": 2, "train": 9, "test": 41.25}\n{"epoch": 3, "tr')
-    monkeypatch.setattr(sweep.shutil, "get_terminal_size", lambda: (120, 24))
+    monkeypatch.setattr(sweeps.shutil, "get_terminal_size", lambda: (120, 24))
     stream = Terminal()
-    overview = sweep.Overview(stream, every=0.0)
+    overview = sweeps.Overview(stream, every=0.0)
     overview.show(state)
     first, second = stream.getvalue().splitlines()
     assert first.startswith("tiny: 1 of 3 finished, 1 running, 1 waiting, 0 failed; 0:00 so far")
@@ -670,9 +673,9 @@ def test_the_overview_shows_who_does_what_and_how_far_it_is(tmp_path, monkeypatc
     overview.say("an event")
     assert "\x1b[2F\x1b[Jan event\n" in stream.getvalue()  # the table was taken away first
     plain = io.StringIO()
-    sweep.Overview(plain).show(state)
+    sweeps.Overview(plain).show(state)
     assert plain.getvalue() == ""
-    assert sweep.clock(3725.2) == "1:02:05"
+    assert sweeps.clock(3725.2) == "1:02:05"
 
 
 @pytest.mark.slow
@@ -719,7 +722,7 @@ def test_dask_with_two_workers_one_of_which_is_killed(tmp_path):
 
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), ([], 2), (["{"], 2), (["{}"], 2), (["5"], 2)])
 def test_a_run_started_by_hand_is_told_how_it_is_started(arguments, code):
-    command = [sys.executable, str(ROOT / "scripts" / "sweep_run.py"), *arguments]
+    command = [sys.executable, str(ROOT / "scripts" / "experiments" / "sweep_run.py"), *arguments]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == code
     assert "sweep.py" in (result.stderr if code else result.stdout)

@@ -7,6 +7,7 @@ import pytest
 
 import train_conditional
 from experiments import run_folder
+from experiments.loop import Loop
 from minigrad import Rng
 from models.conditional import BetaNoise
 from models.data import load_images
@@ -22,7 +23,7 @@ def run(*flags):
 
 
 def training(**flags):
-    return train_conditional.Training(train_conditional.Config(experts=20, gater=8, batch=100, **flags))
+    return train_conditional.Conditional(train_conditional.Config(experts=20, gater=8, batch=100, **flags))
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +94,7 @@ def test_the_gater_has_its_share_of_the_learning_rate(momentum):
         run = training(gate="reinforce-minvar", gater_lr=gater_lr, momentum=momentum, dtype="float64")
         before = run.model.state_dict()
         run.model.limit_columns = lambda most: None
-        run.step(run.epoch_steps()[0])
+        Loop(run, None, quiet=True).step(run.epoch_steps()[0])
         moved.append({name: p.data - before[name] for name, p in run.model.named_parameters().items()})
     for name in moved[0]:
         share = 0.01 if name.startswith("gate") else 1.0
@@ -106,20 +107,20 @@ def test_a_step_records_its_cost_and_the_fraction_of_gates_that_are_on(gate):
     run, seen = training(gate=gate), []
     cost = run.model.cost
     run.model.cost = lambda *arguments: seen.append(cost(*arguments)) or seen[-1]
-    run.step(run.epoch_steps()[0])
+    losses = run.step(run.epoch_steps()[0], Rng(0))
     value, _, h = seen[0]
-    assert [float(x) for x in run.losses[0]] == pytest.approx([value.data.sum(), np.count_nonzero(h.data) / h.size])
+    assert [float(x) for x in losses] == pytest.approx([value.data.sum(), np.count_nonzero(h.data) / h.size])
 
 
 def test_estimators_learn_from_every_step():
     run = training(gate="reinforce-minvar")
-    run.step(run.epoch_steps()[0])
+    Loop(run, None, quiet=True).step(run.epoch_steps()[0])
     assert run.estimator.weight.shape == (20,)
 
 
 def test_columns_are_limited_in_every_step():
     run = training(lr=100.0)
-    run.step(run.epoch_steps()[0])
+    run.step(run.epoch_steps()[0], Rng(0))
     for layer in (run.model.experts, run.model.gater, run.model.gates):
         assert np.sqrt((layer.weight.data**2).sum(axis=0)).max() <= 2.1 * (1.0 + 1e-6)
 
@@ -153,19 +154,20 @@ def test_each_gate_has_the_settings_that_suit_it_unless_flags_say_otherwise(
 
 
 def test_a_baseline_has_as_many_experts_as_a_gated_network_computes():
-    sizes = [train_conditional.Training(train_conditional.Config(gate=g)).model for g in ("st", "sigmoid")]
+    sizes = [train_conditional.Conditional(train_conditional.Config(gate=g)).model for g in ("st", "sigmoid")]
     assert [m.experts.bias.size for m in sizes] == [400, 40]
 
 
 @pytest.mark.parametrize(("gate", "sparsity"), [("st", 1.0), ("noisy-rectifier:noise=normal", None)])
 def test_the_sparsity_cost_brings_the_gates_near_the_target(gate, sparsity):
     run = training(gate=gate, target=0.1, sparsity=sparsity)
+    loop = Loop(run, None, quiet=True)
     for _ in range(40):
-        run.losses = []
+        loop.losses = []
         for index in run.epoch_steps():
-            run.step(index)
+            loop.step(index)
         run.epoch, run.step_in_epoch = run.epoch + 1, 0
-    assert np.mean([float(active) for _, active in run.losses]) == pytest.approx(0.1, abs=0.03)
+    assert np.mean([float(active) for _, active in loop.losses]) == pytest.approx(0.1, abs=0.03)
 
 
 @pytest.mark.slow

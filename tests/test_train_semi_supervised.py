@@ -10,6 +10,7 @@ import pytest
 import bench
 import train_semi_supervised
 from experiments import run_folder
+from experiments.loop import Loop
 from minigrad import Rng
 from models.data import load_images
 
@@ -58,12 +59,13 @@ def test_labelled_only_changes_nothing_but_the_objective(tmp_path):
     runs = []
     for spoil in (False, True):
         config = train_semi_supervised.Config(hidden=(8,), latent=2, images=300, labels=20, labelled_only=True)
-        trained = train_semi_supervised.Training(config)
+        trained = train_semi_supervised.SemiSupervised(config)
         if spoil:
             trained.train = 1.0 - trained.train
+        loop = Loop(trained, None, quiet=True)
         for index in trained.epoch_steps():
-            trained.step(index)
-        arrays, _ = trained.state()
+            loop.step(index)
+        arrays, _ = loop.state()
         assert (arrays["losses"][:, 0] > 0).all()
         assert not arrays["losses"][:, 1].any()
         runs.append(arrays)
@@ -73,9 +75,8 @@ def test_labelled_only_changes_nothing_but_the_objective(tmp_path):
 
 def first_losses(**changes):
     sizes = {"hidden": (8,), "latent": 2, "images": 300, "labels": 20}
-    trained = train_semi_supervised.Training(train_semi_supervised.Config(**(sizes | changes)))
-    trained.step(trained.epoch_steps()[0])
-    return np.array([float(part) for part in trained.losses[0]])
+    trained = train_semi_supervised.SemiSupervised(train_semi_supervised.Config(**(sizes | changes)))
+    return np.array([float(part) for part in trained.step(trained.epoch_steps()[0], Rng(0))])
 
 
 def test_alpha_weighs_the_classification_of_the_labels():

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 import train_structured
 from experiments import run_folder
+from experiments.loop import Loop
 from minigrad import Rng
 
 ROOT = Path(__file__).parents[1]
@@ -42,30 +43,30 @@ def test_a_run_leaves_its_results_and_ends_with_the_promised_line(tmp_path, caps
 
 
 def test_a_final_likelihood_that_is_not_finite_is_not_written(tmp_path, capsys, monkeypatch):
-    usual = train_structured.Training.nll
+    usual = train_structured.Structured.nll
     final = lambda self, images, samples, rng: math.nan if samples == 5 else usual(self, images, samples, rng)
-    monkeypatch.setattr(train_structured.Training, "nll", final)
+    monkeypatch.setattr(train_structured.Structured, "nll", final)
     assert run("--out", tmp_path / "run") == 2
     assert "the evaluation became infinite or NaN" in capsys.readouterr().err
     assert [m["epoch"] for m in run_folder.RunFolder(tmp_path / "run").metrics()] == [1, 2]
 
 
 def test_upper_and_lower_half_are_the_rows_of_the_images():
-    training = train_structured.Training(train_structured.Config(variables=3))
-    images = training.images.train.reshape(-1, 8, 8)
-    x, y = training.halves(training.images.train)
+    run = train_structured.Structured(train_structured.Config(variables=3))
+    images = run.images.train.reshape(-1, 8, 8)
+    x, y = run.halves(run.images.train)
     np.testing.assert_array_equal(x.reshape(-1, 4, 8), images[:, :4])
     np.testing.assert_array_equal(y.reshape(-1, 4, 8), images[:, 4:])
     assert set(np.unique(images)) == {0.0, 1.0}  # binarised once, for all
 
 
 def test_the_reported_nll_is_the_mean_over_all_test_images():
-    training = train_structured.Training(train_structured.Config(variables=3, dtype="float64"))
-    for p in training.model.parameters():  # a network that says ½ to each of the 32 pixels
+    run = train_structured.Structured(train_structured.Config(variables=3, dtype="float64"))
+    for p in run.model.parameters():  # a network that says ½ to each of the 32 pixels
         p.data[...] = 0.0
-    assert training.nll(training.test, 3, Rng(0)) == pytest.approx(32 * math.log(2.0), rel=1e-12)
-    training.estimator = None
-    assert training.nll(training.test, 3, Rng(0)) == pytest.approx(32 * math.log(2.0), rel=1e-12)
+    assert run.nll(run.test, 3, Rng(0)) == pytest.approx(32 * math.log(2.0), rel=1e-12)
+    run.estimator = None
+    assert run.nll(run.test, 3, Rng(0)) == pytest.approx(32 * math.log(2.0), rel=1e-12)
 
 
 def test_a_finished_run_can_be_continued_and_evaluated_with_more_samples(tmp_path, capsys):
@@ -84,9 +85,9 @@ def test_every_layer_has_an_estimator_and_a_state_of_its_own(tmp_path):
     state = load_file(tmp_path / "run" / "checkpoint.safetensors")
     means = [float(state[f"estimator.{l}.mean"]) for l in range(3)]
     assert means[0] == means[1] == means[2] > 0.0  # one sample: every layer has seen the same cost
-    training = train_structured.Training(train_structured.Config(estimator="reinforce-mean", variables=3))
-    training.step(np.arange(10))
-    assert len({id(e) for e in training.estimator}) == 2
+    found = train_structured.Structured(train_structured.Config(estimator="reinforce-mean", variables=3))
+    Loop(found, None, quiet=True).step(np.arange(10))
+    assert len({id(e) for e in found.estimator}) == 2
 
 
 # ---- the temperature
@@ -98,10 +99,10 @@ def test_the_temperature_of_a_run_is_annealed_in_every_layer(tmp_path):
     taus = [m["tau"] for m in run_folder.RunFolder(tmp_path / "run").metrics() if "tau" in m]
     assert taus == [2.0 * math.exp(-0.5), 0.9, 0.9]  # after 15, 30 and 45 steps
     config = train_structured.Config(tau=2.0, anneal=0.05, anneal_every=1, variables=3)
-    training = train_structured.Training(config)
+    found = train_structured.Structured(config)
     for _ in range(3):
-        training.step(np.arange(10))
-    assert [e.tau for e in training.estimator] == [2.0 * math.exp(-0.1)] * 2
+        Loop(found, None, quiet=True).step(np.arange(10))
+    assert [e.tau for e in found.estimator] == [2.0 * math.exp(-0.1)] * 2
 
 
 # ---- which estimators

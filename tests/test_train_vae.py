@@ -9,11 +9,17 @@ import pytest
 from safetensors.numpy import load_file
 
 import train_vae
-from experiments import run_folder
+from experiments import run_folder, vae
+from experiments.loop import Loop
 from minigrad import Rng, grad
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--epochs", "2", "--hidden", "16", "--variables", "2", "--categories", "4", "--quiet"]
+
+
+def started(config):
+    """The loop of a run that has not begun, without a folder."""
+    return Loop(train_vae.VAE(config), None, quiet=True)
 
 
 def run(*flags):
@@ -49,20 +55,21 @@ def test_soft_samples_are_evaluated_with_hard_ones(tmp_path):
 
 def test_a_model_of_binary_pixels_is_measured_on_binary_pixels(monkeypatch):
     """Training images that are binarised for every batch are binarised for −ELBO and the gradient's variance, too."""
-    config = train_vae.Config(
+    config = vae.Config(
         estimator="gumbel-softmax", pixels="dynamic", hidden=(4,), variables=2, gradient_draws=2, batch=1000
     )
-    training = train_vae.Training(config)
-    for index in training.epoch_steps():
-        training.step(index)
+    loop = started(config)
+    run = loop.experiment
+    for index in run.epoch_steps():
+        loop.step(index)
     seen = []
     for name in ("evaluate", "negative_elbo"):
-        method = getattr(training.model, name)
+        method = getattr(run.model, name)
         watched = lambda x, *args, method=method: seen.append(x) or method(x, *args)
-        monkeypatch.setattr(training.model, name, watched)
-    training.report(0, 0.0)
-    assert sum(map(len, seen)) == len(training.train) + len(training.test)
-    training.gradient_noise()
+        monkeypatch.setattr(run.model, name, watched)
+    run.report(loop.losses_so_far(), 1.0)
+    assert sum(map(len, seen)) == len(run.train) + len(run.test)
+    run.gradient_noise()
     assert all(set(np.unique(x)) == {0.0, 1.0} for x in seen)
 
 
@@ -91,25 +98,21 @@ def test_the_vaes_of_the_papers_train(tmp_path, capsys, code):
 
 
 def test_the_temperature_of_a_run_is_annealed():
-    training = train_vae.Training(train_vae.Config(estimator="st-gs", tau=2.0, anneal=0.1, anneal_every=2, hidden=(4,)))
+    loop = started(vae.Config(estimator="st-gs", tau=2.0, anneal=0.1, anneal_every=2, hidden=(4,)))
     taus = []
     for step in range(5):
-        training.step(np.arange(3) + step)
-        taus.append(training.estimator.tau)
+        loop.step(np.arange(3) + step)
+        taus.append(loop.experiment.estimator.tau)
     np.testing.assert_allclose(taus, 2.0 * np.exp([0.0, 0.0, -0.2, -0.2, -0.4]))
 
 
 def test_the_variance_of_the_gradient_is_that_of_its_draws():
-    config = train_vae.Config(
-        gradient_draws=6, hidden=(5,), variables=2, categories=3, estimator="st-gs", dtype="float64"
-    )
-    training = train_vae.Training(config)
-    found, draws = training.gradient_noise(), []
+    config = vae.Config(gradient_draws=6, hidden=(5,), variables=2, categories=3, estimator="st-gs", dtype="float64")
+    run = train_vae.VAE(config)
+    found, draws = run.gradient_noise(), []
     for draw in range(6):
-        terms = training.model.negative_elbo(
-            training.train[:1000], training.estimator, Rng(0).site("gradient").at(draw)
-        )
-        g = grad((terms[0] + terms[1]).mean(), training.model.encoder.parameters())
+        terms = run.model.negative_elbo(run.train[:1000], run.estimator, Rng(0).site("gradient").at(draw))
+        g = grad((terms[0] + terms[1]).mean(), run.model.encoder.parameters())
         draws.append(np.concatenate([x.reshape(-1) for x in g]))
     np.testing.assert_allclose(found["gradient_variance"], np.var(draws, axis=0, ddof=1).sum(), rtol=1e-10)
     np.testing.assert_allclose(found["gradient_norm2"], (np.mean(draws, axis=0) ** 2).sum(), rtol=1e-10)
@@ -117,12 +120,17 @@ def test_the_variance_of_the_gradient_is_that_of_its_draws():
 
 
 def test_a_run_resumed_at_its_end_measures_the_gradient_at_the_temperature_it_had_come_to():
-    config = train_vae.Config(estimator="st-gs", anneal=0.1, anneal_every=1, gradient_draws=2, hidden=(4,), variables=2)
-    training, resumed = train_vae.Training(config), train_vae.Training(config)
+    config = vae.Config(estimator="st-gs", anneal=0.1, anneal_every=1, gradient_draws=2, hidden=(4,), variables=2)
+    loop, resumed = started(config), started(config)
     for step in range(6):
-        training.step(np.arange(3) + step)
-    resumed.restore(*training.state())
-    assert resumed.gradient_noise() == training.gradient_noise()
+        loop.step(np.arange(3) + step)
+    resumed.load_state(*loop.state())
+    found = []
+    for run in (loop.experiment, resumed.experiment):
+        run.set_temperature()  # as the loop does at the end
+        found.append(run.gradient_noise())
+    assert found[0] == found[1]
+    assert loop.experiment.estimator.tau == resumed.experiment.estimator.tau == pytest.approx(np.exp(-0.6))
 
 
 @pytest.mark.slow

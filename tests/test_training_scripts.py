@@ -1,11 +1,16 @@
 """What every training script promises: resume bit for bit, one step on the device, and one sentence for every error."""
 
+import inspect
 import json
+import linecache
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import textwrap
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +25,14 @@ import train_semi_supervised
 import train_structured
 import train_vae
 from devsim import DevsimBackend, forbid, stats
-from experiments import loop as training
+from estimators import categorical, score_function
+from experiments import loop
+from experiments.loop import Loop
 from experiments.run_folder import RunFolder
-from minigrad import checkpoint
+from experiments.specification import load_experiment
+from minigrad import checkpoint, fused
 from minigrad.backend import Backend, BackendUnavailable, get_backend
+from minigrad.tensor import RuleError
 from models.data import binarise
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -46,6 +55,18 @@ class Script:
     bad: tuple
     moved: tuple = ()
     sizes: dict = field(default_factory=dict)  # for `moved`
+
+    @property
+    def experiment(self):
+        return load_experiment(self.module.__name__)
+
+    @property
+    def config_class(self):
+        return self.experiment.config_class
+
+    def loop(self, **settings) -> Loop:
+        """The loop of a run with these settings that has not begun, without a folder."""
+        return Loop(self.experiment(self.config_class(**settings)), None, quiet=True)
 
     def main(self, *flags) -> int:
         return self.module.main([*map(str, flags), "--quiet"])
@@ -117,9 +138,10 @@ VAE = Script(
         (None, "--hidden 8", "another configuration (--hidden 16, not 8)"),
         (changed(variables=3), "", "belongs to another model"),
         (changed(optimizer="sgd"), "", "belongs to another optimizer"),
-        (changed(tau="warm"), "", "config.json is missing or damaged (tau is 'warm')"),
-        (changed(hidden=["wide"]), "", "config.json is missing or damaged (hidden is ('wide',))"),
-        (changed(variables=2.5), "", "config.json is missing or damaged (variables is 2.5)"),
+        (changed(tau="warm"), "", 'config.json is missing or damaged (tau cannot be "warm")'),
+        (changed(tau="1.0"), "", 'config.json is missing or damaged (tau cannot be "1.0")'),
+        (changed(hidden=["wide"]), "", 'config.json is missing or damaged (hidden cannot be ["wide"])'),
+        (changed(variables=2.5), "", "config.json is missing or damaged (variables cannot be 2.5)"),
     ),
     bad=(
         ("--prior flat", "unknown prior 'flat'; the known ones are uniform, learned"),
@@ -162,7 +184,7 @@ STRUCTURED = Script(
         (changed(layers=3), "", "belongs to another model"),
         (changed(estimator="nvil"), "", "belongs to another estimator"),
         (changed(estimator="none"), "", "another configuration (estimator differ)"),
-        (changed(anneal="slow"), "", "config.json is missing or damaged (anneal is 'slow')"),
+        (changed(anneal="slow"), "", 'config.json is missing or damaged (anneal cannot be "slow")'),
     ),
     bad=(
         ("--estimator magic", "unknown estimator 'magic'; the known ones are exact"),
@@ -280,7 +302,7 @@ CONDITIONAL = Script(
         ("--target nan", "--target must lie between 0 and 1"),
         ("--sparsity -1", "--sparsity must be at least 0 and finite"),
         ("--gater-lr inf", "--gater-lr must be at least 0 and finite"),
-        ("--momentum 1", "momentum must be at least 0 and below 1"),
+        ("--momentum 1", "--momentum must be at least 0 and below 1, got 1.0"),
         ("--experts 1000000000000", "does not fit into memory"),
     ),
     moved=(
@@ -315,7 +337,7 @@ LISTOPS = Script(
         (changed(optimizer="sgd"), "", "belongs to another optimizer"),
         (changed(estimator="reinforce-mean"), "", "belongs to another estimator"),
         (changed(seed=1), "", "the sequences are not those that the run began with"),
-        (changed(patience="four"), "", "config.json is missing or damaged (patience is 'four')"),
+        (changed(patience="four"), "", 'config.json is missing or damaged (patience cannot be "four")'),
     ),
     bad=(
         ("--generate 0", "--generate must be at least 1, got 0"),
@@ -365,12 +387,9 @@ def cases(of_script, scripts=ALL):
 def generated_data_and_no_pictures(monkeypatch):
     """Drawing takes most of the time of a tiny run; the tests of each script draw."""
     monkeypatch.delenv("MINIGRAD_DATA", raising=False)
-    for script in (train_vae, train_structured, train_semi_supervised):
-        monkeypatch.setattr(script.Training, "draw", lambda *_: None)
-    monkeypatch.setattr(train_conditional, "gate_curves", lambda *_: None)
+    for script in ALL.values():
+        monkeypatch.setattr(script.experiment, "draw", lambda *_: None)
     monkeypatch.setattr(train_conditional, "SECONDS", 0.0)
-    for name in ("forest", "learning_curves"):
-        monkeypatch.setattr(train_listops, name, lambda *_: None)
 
 
 def metrics(folder):
@@ -405,7 +424,7 @@ def one_sentence(capsys) -> str:
 def test_resume_continues_bit_for_bit_after_ctrl_c(tmp_path, capsys, monkeypatch, script, case):
     flags, whole, stopped = case.split(), tmp_path / "whole", tmp_path / "stopped"
     assert script.run(whole, *flags) == 0
-    step, count = script.module.Training.step, iter(range(1000))
+    step, count = Loop.step, iter(range(1000))
 
     def interrupted_step(self, argument):
         step(self, argument)
@@ -413,7 +432,7 @@ def test_resume_continues_bit_for_bit_after_ctrl_c(tmp_path, capsys, monkeypatch
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(script.module.Training, "step", interrupted_step)
+        patch.setattr(Loop, "step", interrupted_step)
         assert script.run(stopped, *flags) == 130
         err = capsys.readouterr().err
         assert f"stopped at epoch 1, step {script.stops[0] + 1}; go on with: " in err
@@ -472,10 +491,15 @@ MISFITS = (
     (rewritten(1, step_in_epoch=10**6), "", "checkpoint.safetensors is damaged (step 1000000 of "),
     (rewritten(1, metrics_bytes=[]), "", "checkpoint.safetensors is damaged"),
     (rewritten(1, config=[]), "", "checkpoint.safetensors is damaged"),
-    (rewritten(0, **{"optimizer.steps": np.zeros(0)}), "", "checkpoint.safetensors is damaged"),
+    (
+        rewritten(0, **{"optimizer.steps": np.zeros(0)}),
+        "",
+        "checkpoint.safetensors cannot be used: the saved optimizer",
+    ),
+    (rewritten(0, losses=np.zeros(3)), "", "checkpoint.safetensors is damaged (its losses have the shape (3,))"),
     (changed(lr=0.5), "", "checkpoint of another configuration (lr differ)"),
-    (changed(epochs="ten"), "", "config.json is missing or damaged (epochs is 'ten')"),
-    (changed(batch=True), "", "config.json is missing or damaged (batch is True)"),
+    (changed(epochs="ten"), "", 'config.json is missing or damaged (epochs cannot be "ten")'),
+    (changed(batch=True), "", "config.json is missing or damaged (batch cannot be true)"),
     (None, "--lr 0.7", "another configuration (--lr "),
     (None, "--seed 1", "another configuration (--seed 0, not 1)"),
     (None, "--epochs 1", "--epochs must not be less"),
@@ -505,16 +529,16 @@ def test_the_script_s_own_step_stays_on_the_device(monkeypatch, script, case):
     """The stand-in device refuses any wait and any copy to the host; its losses and weights are NumPy's to the bit."""
     results = []
     for backend in (Backend(), DevsimBackend()):
-        monkeypatch.setattr(training, "get_backend", lambda _, backend=backend: backend)
-        run = script.module.Training(script.module.Config(**(script.sizes | case)))
-        steps = [index[:50] for index in run.epoch_steps()]
+        monkeypatch.setattr(loop, "get_backend", lambda _, backend=backend: backend)
+        run = script.loop(**(script.sizes | case))
+        steps = [index[:50] for index in run.experiment.epoch_steps()]
         with forbid("sync", "d2h"):
             for index in steps[:-1][:7]:  # with RAdam, before and after its rectification begins
                 run.step(index)
-        state, info = run.state()
-        run.restore(state, info)
+        arrays, info = run.state()
+        run.load_state(arrays, info)
         run.step(steps[-1])
-        line = run.checked(run.report(0, 0.0))
+        line = run.checked(run.experiment.report(run.losses_so_far(), 1.0))
         results.append((run.state()[0], {k: v for k, v in line.items() if k not in TIMES}))
     assert results[0][1] == results[1][1]
     for name, array in results[0][0].items():
@@ -524,14 +548,14 @@ def test_the_script_s_own_step_stays_on_the_device(monkeypatch, script, case):
 @pytest.mark.parametrize("script", IMAGES.values(), ids=IMAGES)
 def test_a_look_at_the_losses_costs_the_same_after_one_step_and_after_a_hundred(monkeypatch, script):
     """It comes every hundred steps and takes all of an epoch: on a GPU its launches would cost as much as a step."""
-    monkeypatch.setattr(training, "get_backend", lambda _: DevsimBackend())
-    run = script.module.Training(script.module.Config(**script.sizes))
-    run.step(run.epoch_steps()[0])
+    monkeypatch.setattr(loop, "get_backend", lambda _: DevsimBackend())
+    run = script.loop(**script.sizes)
+    run.step(run.experiment.epoch_steps()[0])
     before = stats["launch"], stats["d2h"]
-    one = run.check_losses()
+    one = run.losses_so_far()
     first = stats["launch"], stats["d2h"]
     run.losses *= 100
-    np.testing.assert_array_equal(run.check_losses(), np.repeat(one, 100, axis=0))
+    np.testing.assert_array_equal(run.losses_so_far(), np.repeat(one, 100, axis=0))
     assert (stats["launch"] - first[0], stats["d2h"] - first[1]) == (first[0] - before[0], first[1] - before[1])
     assert first[1] - before[1] == 1
 
@@ -542,12 +566,12 @@ def test_a_look_at_the_losses_costs_the_same_after_one_step_and_after_a_hundred(
 @pytest.mark.parametrize("script", IMAGES.values(), ids=IMAGES)
 def test_dynamic_pixels_are_drawn_once_for_tests_and_anew_for_every_step(monkeypatch, script):
     seen = []
-    monkeypatch.setattr(training, "binarise", lambda x, rng: seen.append(binarise(x, rng)) or seen[-1])
-    settings = script.sizes | {"pixels": "dynamic"}
-    run = script.module.Training(script.module.Config(**settings))
-    for images in (run.test, getattr(run, "valid", run.test)):
-        assert set(np.unique(images)) == {0.0, 1.0}
-    assert len(np.unique(run.train)) > 2
+    monkeypatch.setattr(loop, "binarise", lambda x, rng: seen.append(binarise(x, rng)) or seen[-1])
+    run = script.loop(**(script.sizes | {"pixels": "dynamic"}))
+    images = run.experiment
+    for x in (images.test, getattr(images, "valid", images.test)):
+        assert set(np.unique(x)) == {0.0, 1.0}
+    assert len(np.unique(images.train)) > 2
     seen.clear()
     for _ in range(2):
         run.step(np.arange(20))
@@ -557,14 +581,13 @@ def test_dynamic_pixels_are_drawn_once_for_tests_and_anew_for_every_step(monkeyp
         assert a.shape == b.shape
         assert (a != b).any()
     seen.clear()
-    gray = script.module.Training(script.module.Config(**(settings | {"pixels": "gray"})))
-    gray.step(np.arange(20))
+    script.loop(**(script.sizes | {"pixels": "gray"})).step(np.arange(20))
     assert not seen
 
 
 @pytest.mark.parametrize("script", IMAGES.values(), ids=IMAGES)
 def test_every_epoch_has_all_training_images_in_an_order_of_its_own(script):
-    run = script.module.Training(script.module.Config(**script.sizes))
+    run = script.loop(**script.sizes).experiment
     orders = []
     for run.epoch in (0, 1):
         steps = run.epoch_steps()
@@ -578,8 +601,103 @@ def test_every_epoch_has_all_training_images_in_an_order_of_its_own(script):
 def test_an_estimator_that_may_not_train_the_model_says_so(caplog, name):
     script = ALL[name]
     settings = {"method": "sample"} if script is SEMI_SUPERVISED else {}
-    script.module.Training(script.module.Config(**(script.sizes | settings | {"estimator": "reinforce"})))
+    script.loop(**(script.sizes | settings | {"estimator": "reinforce"}))
     assert "reinforce may not train the model: without a baseline" in caplog.text
+
+
+# ---- what a programmer did wrong is a traceback
+
+
+def planted(tmp_path, monkeypatch, target, name, function):
+    """Run train_vae.py with an error planted in place of target.name; the exception, and the lines of its traceback."""
+    monkeypatch.setattr(target, name, function)
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (of any type)
+        VAE.run(tmp_path / "run")
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    return caught.value, [frame.line for frame in frames]
+
+
+def test_a_wrong_product_in_linear_shows_its_line_the_op_and_the_line_of_the_model(tmp_path, monkeypatch):
+    source = textwrap.dedent(inspect.getsource(fused._linear_backward)).replace("g @ w.T", "g @ w")
+    assert "g @ w)" in source
+    compiled = dict(vars(fused))
+    linecache.cache["planted.py"] = (len(source), None, source.splitlines(keepends=True), "planted.py")
+    exec(compile(source, "planted.py", "exec"), compiled)
+    error, lines = planted(tmp_path, monkeypatch, fused, "_linear_backward", compiled["_linear_backward"])
+    assert isinstance(error, ValueError)
+    assert any("g @ w)" in line for line in lines), lines
+    (note,) = error.__notes__
+    assert re.match(r"in the backward pass of linear(_relu)?, called at vae.py:\d+: float32\(\d+, \d+\), float32", note)
+    number = int(re.search(r"vae.py:(\d+)", note).group(1))
+    called = (SCRIPTS.parent / "models" / "vae.py").read_text().splitlines()[number - 1]
+    assert "self.encoder(x)" in called or "self.decoder(" in called
+
+
+def test_a_gradient_of_a_wrong_shape_shows_the_rule_the_op_and_the_line_of_the_model(tmp_path, monkeypatch):
+    def wrong(x, w, g):
+        dx, dw, db = right(x, w, g)
+        return dx, lambda: dw(None).T, db
+
+    right = fused._linear_backward
+    error, _ = planted(tmp_path, monkeypatch, fused, "_linear_backward", wrong)
+    assert isinstance(error, RuleError)
+    assert re.search(r"linear(_relu)?: the gradient of an input of float32\(\d+, \d+\) came out as float32", str(error))
+    assert re.search(r"see the rule at fused.py:\d+\.", str(error))
+    assert re.match(r"in the backward pass of linear(_relu)?, called at vae.py:\d+", error.__notes__[0])
+
+
+@pytest.mark.parametrize("estimator", ["reinmax", "reinforce-mean", "rebar"])
+def test_an_error_in_an_estimator_s_rule_shows_its_line(tmp_path, monkeypatch, estimator):
+    """For a sample with a rule the op and the line that called it are said; the others stand in the traceback."""
+    target, name = {
+        "reinmax": (categorical, "vjp"),
+        "reinforce-mean": (score_function, "scale_per_example"),
+        "rebar": (categorical, "conditional_vjp"),
+    }[estimator]
+
+    def broken(*_):
+        return np.zeros(3) + np.zeros(4)  # planted
+
+    monkeypatch.setattr(target, name, broken)
+    with pytest.raises(ValueError, match="could not be broadcast") as caught:
+        VAE.run(tmp_path / "run", "--estimator", estimator)
+    lines = [frame.line for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert "return np.zeros(3) + np.zeros(4)  # planted" in lines
+    if estimator == "reinmax":
+        assert re.match(r"in the backward pass of reinmax, called at reinmax.py:\d+", caught.value.__notes__[0])
+    else:
+        assert any("_gradient(" in line for line in lines)
+
+
+@pytest.mark.parametrize("error", [ValueError("shapes"), MemoryError(), OSError("no"), KeyError("k"), TypeError("t")])
+@every_script
+def test_no_error_of_a_step_or_a_measurement_becomes_a_sentence(tmp_path, monkeypatch, script, error):
+    for name in ("step", "report", "final"):
+
+        def broken(*_):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(script.experiment, name, broken)
+            with pytest.raises(type(error)) as caught:
+                script.run(tmp_path / name)
+        assert caught.value is error
+
+
+def test_a_script_with_a_wrong_rule_ends_with_its_traceback(tmp_path):
+    """As a user meets it: the traceback, the note below it, exit code 1."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import train_vae; from minigrad import fused\n"
+        "right = fused._linear_backward\n"
+        "fused._linear_backward = lambda x, w, g: (lambda: g @ w, *right(x, w, g)[1:])\n"
+        "sys.exit(train_vae.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, SCRIPTS, *VAE.tiny.split(), "--out", tmp_path / "run", "--quiet"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("Traceback (most recent call last):")
+    assert "in the backward pass of linear" in ran.stderr.splitlines()[-1]
+    assert "called at vae.py:" in ran.stderr.splitlines()[-1]
 
 
 # ---- bad input: one sentence on standard error, exit code 2, no traceback, nothing lost
@@ -589,10 +707,11 @@ BAD = (
     ("--dtype float16", "unknown dtype 'float16'; the known ones are float32, float64"),
     ("--batch 0", "--batch must be at least 1, got 0"),
     ("--epochs -3", "--epochs must be at least 1, got -3"),
-    ("--lr 0", "learning rate must be positive"),
-    ("--lr nan", "learning rate must be positive"),
+    ("--lr 0", "--lr, the learning rate, must be positive and finite, got 0.0"),
+    ("--lr nan", "--lr, the learning rate, must be positive and finite, got nan"),
     ("--lr fast", "argument --lr: invalid float value: 'fast'"),
-    ("--seed -1", "seed must be an integer from 0"),
+    ("--seed -1", "--seed must be an integer from 0 to 2**64 - 1, got -1"),
+    (f"--seed {2**64}", "--seed must be an integer from 0 to 2**64 - 1"),
     ("--learning-rate 1", "unrecognized arguments: --learning-rate"),
     ("--out " + "x" * 300, "File name too long"),
     ("--resume " + "x" * 300, "File name too long"),
@@ -619,7 +738,7 @@ BAD_ANNEALING = (
 
 
 def bad_flags(script):
-    fields = script.module.Config.__dataclass_fields__
+    fields = script.config_class.__dataclass_fields__
     found = [*BAD, *script.bad]
     found += BAD_IMAGES if "pixels" in fields else ()
     found += BAD_OPTIMIZER if "optimizer" in fields else ()
@@ -684,7 +803,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     whole, out = tmp_path / "whole", tmp_path / "run"
     assert script.run(whole) == 0
     capsys.readouterr()
-    step, count = script.module.Training.step, iter(range(1000))
+    step, count = Loop.step, iter(range(1000))
     wanted = {
         "the first step": lambda n: 0,
         "the last step of an epoch": lambda n: n - 1,
@@ -693,11 +812,11 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
 
     def spoiled_step(self, argument):
         step(self, argument)
-        if next(count) == wanted[at](self.steps_per_epoch):
-            script.spoil(self.model)
+        if next(count) == wanted[at](self.experiment.steps_per_epoch):
+            script.spoil(self.experiment.model)
 
     with monkeypatch.context() as patch:
-        patch.setattr(script.module.Training, "step", spoiled_step)
+        patch.setattr(Loop, "step", spoiled_step)
         assert script.run(out) == 2
     err = one_sentence(capsys)
     assert ("(epoch 2)" if at == "the second epoch" else "(epoch 1)") in err
@@ -766,7 +885,7 @@ def test_a_default_folder_whose_name_is_too_long_is_a_sentence(tmp_path, capsys,
 
 @pytest.mark.parametrize("script", IMAGES.values(), ids=IMAGES)
 def test_a_batch_of_any_size_is_one_step(script):
-    run = script.module.Training(script.module.Config(**(script.sizes | {"batch": 10**400})))
+    run = script.loop(**(script.sizes | {"batch": 10**400})).experiment
     assert (run.steps_per_epoch, len(run.epoch_steps())) == (1, 1)
 
 
@@ -803,12 +922,12 @@ def test_help_can_be_read_where_there_is_only_ascii():
 
 def test_the_temperature_falls_in_steps_to_its_least_value():
     """τ = max(least, start · e^(−rate·t)) with t rounded down to a multiple of `every`."""
-    tau = lambda step: training.annealed(step, 2.0, 0.1, 0.5, 5)
+    tau = lambda step: loop.annealed(step, 2.0, 0.1, 0.5, 5)
     for step, t in ((0, 0), (4, 0), (5, 5), (9, 5), (10, 10), (14, 10)):
         assert tau(step) == pytest.approx(2.0 / np.e ** (0.1 * t), rel=1e-12)
     assert tau(15) == tau(10**9) == 0.5  # 2 e^−1.5 = 0.446 is below
-    assert training.annealed(10**9, start=0.3, rate=0.0, least=0.5, every=5) == 0.3  # fixed
-    published = lambda step: training.annealed(step, 1.0, 3e-5, 0.5, 2000)
+    assert loop.annealed(10**9, start=0.3, rate=0.0, least=0.5, every=5) == 0.3  # fixed
+    published = lambda step: loop.annealed(step, 1.0, 3e-5, 0.5, 2000)
     assert [published(n) for n in (1999, 2000, 22_000, 24_000)] == [1.0, np.exp(-0.06), np.exp(-0.66), 0.5]
 
 
@@ -821,18 +940,21 @@ def test_the_temperature_falls_in_steps_to_its_least_value():
         ("bench.py", "vae --seconds nan", "--seconds must be positive and finite, got nan."),
         ("bench.py", "vae --data-dir DIR", "--data-dir is for listops: leave it out."),
         ("draw_curves.py", "", "the following arguments are required: runs; see --help."),
-        ("draw_merges.py", "--width 3", "unrecognized arguments: --width 3; see --help."),
+        ("tools/draw_merges.py", "--width 3", "unrecognized arguments: --width 3; see --help."),
     ],
 )
 def test_a_script_without_a_run_says_what_is_wrong_in_one_sentence(tmp_path, script, flags, message):
     command = [sys.executable, str(SCRIPTS / script), *flags.split()]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1), ran.stderr
-    assert ran.stderr.startswith(f"{script}: error: {message}")
+    assert ran.stderr.startswith(f"{Path(script).name}: error: {message}")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("script", sorted(p.name for p in SCRIPTS.glob("*.py") if "__main__" in p.read_text()))
+PROGRAMS = sorted(str(p.relative_to(SCRIPTS)) for p in SCRIPTS.rglob("*.py") if "__main__" in p.read_text())
+
+
+@pytest.mark.parametrize("script", PROGRAMS)
 def test_a_script_without_its_libraries_says_what_to_install(script):
     code = (
         "import sys, runpy; folder, script = sys.argv[1:]; sys.path.insert(0, folder); sys.argv = [script, '--help']; "
@@ -840,6 +962,6 @@ def test_a_script_without_its_libraries_says_what_to_install(script):
     )
     command = [sys.executable, "-c", code, SCRIPTS, SCRIPTS / script]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    message = f"{script}: error: matplotlib, tqdm not found: pip install -e '.[scripts]'.\n"
-    needs_none = script in ("estimator_table.py", "snapshot_cupy_api.py", "sweep_run.py")
+    message = f"{Path(script).name}: error: matplotlib, tqdm not found: pip install -e '.[scripts]'.\n"
+    needs_none = Path(script).name in ("estimator_table.py", "snapshot_cupy_api.py", "sweep_run.py", "minimal_vae.py")
     assert (ran.returncode, ran.stderr) == ((0, "") if needs_none else (2, message))

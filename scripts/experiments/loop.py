@@ -426,8 +426,10 @@ class Loop:
         x, folder = self.experiment, self.folder
         arrays, info = folder.load()
         self.check_checkpoint(arrays, info)
-        with user_errors(ValueError):  # a state that has other names or shapes than the part that it is for
+        try:
             self.load_state(arrays, info)
+        except ValueError as error:  # a state that has other names or shapes than the part that it is for
+            raise UserError(f"{folder.path / CHECKPOINT} cannot be used: {error}") from error
         x.check_folder(folder)
         require(x.epoch <= x.config.epochs, f"{folder.path} is at epoch {x.epoch}: --epochs must not be less.")
         saved = {k: tuple(v) if isinstance(v, list) else v for k, v in info["config"].items()}

@@ -56,8 +56,10 @@ LOOK_EVERY = 0.25  # seconds
 @contextlib.contextmanager
 def locked(path: Path):
     """Hold the lock file for the time of the run; wait if another process has it. It says who is at work."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
+    with disk_errors():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a")  # noqa: SIM115 (closed below; what goes wrong in between is not the disk's)
+    with file:
         while not lock(file):
             time.sleep(LOOK_EVERY)
         try:
@@ -99,12 +101,14 @@ def perform(script: str, folder: Path, values: dict) -> int:
         code = begin(experiment, config, folder, quiet=True)
     if code:
         return code
-    about = json.loads((folder / CONFIG).read_bytes())
+    with disk_errors():
+        about = json.loads((folder / CONFIG).read_bytes())
     final = {k: v for line in RunFolder(folder).metrics() for k, v in line.items()}
     result = {"script": script, "config": as_json(config), "metrics": final}
     result |= {"seconds": round(time.perf_counter() - begun, 2), "resumed": bool(has)}
     result |= {k: v for k, v in about.items() if k != "config"}
-    checkpoint.write_atomically(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+    with disk_errors():
+        checkpoint.write_atomically(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
     return 0
 
 
@@ -114,7 +118,7 @@ def main(argv=None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=watch, args=(Path(task["stop"]), os.getppid()), daemon=True).start()
     sys.argv[0] = f"{task['script']}.py"  # whose errors they are
-    with disk_errors(), locked(Path(task["lock"])):
+    with locked(Path(task["lock"])):
         return perform(task["script"], Path(task["folder"]), task["config"])
 
 
