@@ -106,7 +106,6 @@ def test_only_the_backend_imports_cupy():
 # ---- the floors of the house
 
 FLOOR = {
-    "minigrad.blas": 0,
     "minigrad.backend": 0,
     "minigrad.random": 0.5,  # sends its numbers through the backend
     "minigrad.tensor": 1,
@@ -123,7 +122,7 @@ FLOOR = {
     "estimators.base": 5.5,
     "estimators.learned": 5.6,
     "estimators": 6.5,
-    "estimators.measure": 6.6,  # creates estimators by name
+    "estimators.measure": 6.6,  # on the registry
     "models": 6,
     "models.data.errors": 5.9,  # what a data set and a latent tree are made of, from below
     "models.data.listops": 6,
@@ -131,8 +130,22 @@ FLOOR = {
     "models.composition": 6.2,
     "models.linear_time": 6.3,
     "models.tree_lstm": 6.4,
-    "scripts": 7,
+    "scripts.experiments.start": 7,
+    "scripts.experiments.errors": 7,
+    "scripts.experiments": 7.05,
+    "scripts.experiments.pictures": 7.05,
+    "scripts.experiments.flags": 7.1,
+    "scripts.experiments.run_folder": 7.2,
+    "scripts.experiments.loop": 7.3,
+    "scripts.experiments.vae": 7.4,
+    "scripts.experiments.listops": 7.4,
+    "scripts.experiments.specification": 7.4,
+    "scripts.experiments.results": 7.5,
+    "scripts.experiments.executors": 7.5,
+    "scripts.experiments.sweeps": 7.6,
+    "scripts.experiments.sweep_run": 8,  # a program
 }
+COMMANDS = 8
 
 
 def module_of(path):
@@ -161,22 +174,35 @@ MODULES = {module_of(p) for p in SOURCES}
 def floor(module: str) -> float:
     if module in FLOOR:
         return FLOOR[module]
-    return {"estimators": 6, "models": 6, "scripts": 7}.get(module.split(".")[0], -1)
+    return {"estimators": 6, "models": 6, "scripts": COMMANDS}.get(module.split(".")[0], -1)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_file_imports_only_from_floors_below(path):
+    """And so no command imports another one, and nothing imports a command."""
     me = module_of(path)
     for other in imports(path):
-        if (
-            other not in MODULES
-            or me.startswith("scripts")
-            or (me == "models.data" and other.startswith("models.data."))
-        ):
+        other = f"scripts.{other}" if f"scripts.{other}" in MODULES else other  # a command stands in that folder
+        if other not in MODULES or (me == "models.data" and other.startswith("models.data.")):
             continue
         assert floor(other) < floor(me), f"{me} must not import {other}"
         if me.startswith("models"):
             assert not other.startswith("estimators"), "models are handed an estimator"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_private_names_are_used_where_they_are_at_home(path):
+    """`x._name` stands for self and cls only, or for a name that the file itself defines."""
+    own = {n.name for n in ast.walk(tree(path)) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    own |= {n.attr for n in ast.walk(tree(path)) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+    own |= {n.id for n in ast.walk(tree(path)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            at_home = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls", "sys")
+            assert at_home or node.attr in own, f"{path.name}:{node.lineno} reaches for the private name {node.attr}"
+        if isinstance(node, ast.ImportFrom):
+            private = [a.name for a in node.names if a.name.startswith("_") and not a.name.startswith("__")]
+            assert not private, f"{path.name}:{node.lineno} imports {', '.join(private)}"
 
 
 def test_importing_the_library_needs_neither_cupy_nor_matplotlib():

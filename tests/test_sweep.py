@@ -373,6 +373,28 @@ def test_lost_runs_are_submitted_again_and_failed_ones_are_not(tmp_path, capsys,
         assert log.read_text() == said[1] + "\n"
 
 
+def test_a_run_with_a_wrong_rule_fails_with_its_traceback_in_a_file(tmp_path, capsys, monkeypatch):
+    """The real processes: each imports an error in the rule of `linear` before it begins."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "from minigrad import fused\n"
+        "def wrong(x, w, g):\n"
+        "    return lambda: g @ w, lambda: x.T @ g, lambda: g.sum(axis=0)\n"
+        "fused._linear_backward = wrong\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    out = tmp_path / "runs"
+    assert run(write(tmp_path, seeds=[0]), out) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "1 of 1 runs failed" in last
+    assert "ValueError: matmul" in last
+    assert "in the backward pass of linear, called at vae.py:" in last
+    (log,) = (out / ".sweep").glob("*.log")
+    assert f"all that it said is in {log}" in last
+    said = log.read_text()
+    assert said.startswith("Traceback (most recent call last):")
+    assert "return lambda: g @ w, lambda: x.T @ g, lambda: g.sum(axis=0)" in said
+
+
 def test_without_retries_a_lost_run_has_failed(tmp_path, capsys, here):
     here(lambda command: subprocess.CompletedProcess(command, -9, "", ""))
     assert run(write(tmp_path), tmp_path / "runs", "--retries", 0) == 2

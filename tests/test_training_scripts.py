@@ -41,18 +41,20 @@ TIMES = ("images_per_second", "sequences_per_second", "ms_per_step", "microsecon
 
 @dataclass(frozen=True)
 class Script:
-    """tiny: the flags of a run of less than a second with two epochs.   spoil: makes a parameter of a model useless
+    """One line is enough for a new experiment: Script(train_new, "the flags of a tiny run").
+
+    tiny: the flags of a run of less than a second with two epochs.   spoil: makes a parameter of a model useless
     resumed: flags with which a run is interrupted and resumed, after the steps in `stops`
     moved: settings whose steps are compared between devices;   misfits: folders that are not resumed;   bad: flags
     """
 
     module: object
     tiny: str
-    spoil: Callable
-    resumed: tuple
-    stops: tuple
-    misfits: tuple
-    bad: tuple
+    spoil: Callable = lambda model: weights(model.parameters()[-1])
+    resumed: tuple = ("",)
+    stops: tuple = (1, 4)
+    misfits: tuple = ()
+    bad: tuple = ()
     moved: tuple = ()
     sizes: dict = field(default_factory=dict)  # for `moved`
 
