@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 __all__ = [
     "BACKENDS",
+    "Array",
     "Backend",
     "BackendUnavailable",
     "array_module",
@@ -24,6 +27,8 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+Array = Any  # numpy.ndarray, cupy.ndarray, or the stand-in of the tests: they have no common type
 
 INSTALL_HINT = "pip install 'cupy-cuda13x[ctk]' (or cupy-cuda12x, as your driver wants it), or use --backend numpy"
 
@@ -41,7 +46,7 @@ def register_array_type(array_type: type, module: object) -> None:
     _MODULES[array_type] = module
 
 
-def array_module(x):
+def array_module(x: Array) -> Any:
     """The array library of `x`: numpy, cupy, or a registered stand-in. TypeError for anything else.
 
     A look-up by type is cheap enough for every op and, unlike `cupy.get_array_module`, refuses lists and None.
@@ -57,12 +62,12 @@ def array_module(x):
         ) from None
 
 
-def asarray_like(host, like):
+def asarray_like(host: np.ndarray, like: Array) -> Array:
     """Send the NumPy array `host` to where the array `like` lives. For NumPy this is the identity."""
     return array_module(like).asarray(host)
 
 
-def to_host(x) -> np.ndarray:
+def to_host(x: Array) -> np.ndarray:
     """Copy an array of any backend to a NumPy array. This is the one door from a device to the host."""
     return x.get() if hasattr(x, "get") else np.asarray(x)
 
@@ -73,23 +78,23 @@ class Backend:
     name: "numpy" or "cupy".     xp: the array module.     device: a description that goes into result files.
     """
 
-    name = "numpy"
-    xp = np
-    device = "cpu"
-    version = np.__version__
+    name: str = "numpy"
+    xp: Any = np
+    device: str = "cpu"
+    version: str = np.__version__
 
-    def to_device(self, host, dtype=None):
+    def to_device(self, host: Any, dtype: Any = None) -> Array:
         """A NumPy array (any shape) on the device, as `dtype` if given. The one door from the host to a device."""
         return self.xp.asarray(np.asarray(host, dtype=dtype))
 
-    def to_host(self, array) -> np.ndarray:
+    def to_host(self, array: Array) -> np.ndarray:
         """An array of this backend as a NumPy array; waits for the device to finish computing it."""
         return to_host(array)
 
     def synchronize(self) -> None:
         """Wait until the device has finished. Nothing to do on a CPU."""
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name} {self.version}, {self.device})"
 
 
@@ -98,7 +103,7 @@ class CupyBackend(Backend):
 
     name = "cupy"
 
-    def __init__(self):
+    def __init__(self) -> None:
         cp = load_cupy()
         self.xp = cp
         self.version = cp.__version__
@@ -111,7 +116,7 @@ class CupyBackend(Backend):
 
 
 @functools.cache
-def load_cupy():
+def load_cupy() -> Any:
     """Import CuPy ≥ 14 and prove that it computes; otherwise BackendUnavailable with one sentence.
 
     `import cupy` succeeds on machines without a GPU, and NVRTC, the CUDA headers and cuBLAS are searched only at
@@ -143,7 +148,7 @@ def _first_line(error: Exception) -> str:
     return next(filter(None, lines), type(error).__name__)
 
 
-def check_index(index, size: int) -> None:
+def check_index(index: Array, size: int) -> None:
     """IndexError if an integer array on the host leaves [0, size). A device is not asked: it would have to be waited
     for."""
     if array_module(index) is np and index.size and not (index.min() >= 0 and index.max() < size):
@@ -159,7 +164,7 @@ def _auto() -> Backend:
         return Backend()
 
 
-BACKENDS = {"numpy": Backend, "cupy": CupyBackend, "auto": _auto}
+BACKENDS: dict[str, Callable[[], Backend]] = {"numpy": Backend, "cupy": CupyBackend, "auto": _auto}
 
 
 def get_backend(name: str = "numpy") -> Backend:

@@ -364,7 +364,7 @@ def _differences(moved, f0, gs, h):
 # ---- small pieces
 
 
-def _vjp(op: Op, backward: Callable, gs: Sequence, xs: Sequence, wrt: Iterable[int]) -> list:
+def _vjp(op: Op, backward: Callable | None, gs: Sequence, xs: Sequence, wrt: Iterable[int]) -> list:
     """One gradient for each input x; None for those that are not in `wrt`, or get none from the rule."""
     inputs, gradients = [Tensor(x, requires_grad=True) if i in wrt else x for i, x in enumerate(xs)], Gradients()
     op.vjp(backward, gs, inputs, gradients)

@@ -11,6 +11,7 @@ import json
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ class CheckpointError(ValueError):
     """The checkpoint is missing, damaged or not one; the message is one sentence with the file's name."""
 
 
-def write_atomically(path, data: bytes) -> None:
+def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the old content or the new, never a part."""
     path = Path(path)
     part = path.with_name(path.name + ".part")
@@ -34,7 +35,7 @@ def write_atomically(path, data: bytes) -> None:
         raise
 
 
-def save(path, arrays: dict[str, np.ndarray], info: dict) -> None:
+def save(path: str | os.PathLike, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
     """Save named arrays (any shape; NumPy) and `info` (anything JSON can hold; floats survive to the last bit).
 
     ValueError for the one name that the format keeps for itself: the file could not be read again.
@@ -49,7 +50,7 @@ def save(path, arrays: dict[str, np.ndarray], info: dict) -> None:
     write_atomically(path, to_bytes(contiguous, metadata={"info": f"{_crc32(contiguous, text)} {text}"}))
 
 
-def load(path) -> tuple[dict[str, np.ndarray], dict]:
+def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """(arrays, info) as they were saved. CheckpointError if the file is missing, damaged or something else."""
     from safetensors import SafetensorError, safe_open
 
@@ -73,5 +74,5 @@ def _crc32(arrays: dict[str, np.ndarray], text: str) -> str:
     """A checksum of everything in a checkpoint: a disk can change a bit without an error."""
     crc = zlib.crc32(text.encode())
     for name in sorted(arrays):
-        crc = zlib.crc32(arrays[name].reshape(-1).view(np.uint8), zlib.crc32(name.encode(), crc))
+        crc = zlib.crc32(arrays[name].reshape(-1).view(np.uint8).data, zlib.crc32(name.encode(), crc))
     return f"{crc:08x}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from .backend import array_module, check_index
+from .backend import Array, array_module, check_index
 from .ops import gather, stable_sigmoid
 from .random import one_hot
 from .tensor import op, unbroadcast
@@ -20,7 +20,7 @@ MASKED = -1e30
 TINY = 1.2e-38  # the smallest normal float32: log of it is finite, and p log p below it is no more than 1e-36
 
 
-def softmax_array(x):
+def softmax_array(x: Array) -> Array:
     """softmax over the last axis, on arrays: pᵢ = e^(xᵢ−m) / Σ e^(xⱼ−m), m = max x."""
     xp, K = array_module(x), x.shape[-1]
     if K > 32:
@@ -35,12 +35,12 @@ def softmax_array(x):
     return xp.ascontiguousarray(p.T).reshape(x.shape)
 
 
-def inner(a, b):
+def inner(a: Array, b: Array) -> Array:
     """⟨a, b⟩ over the last axis, which stays with length 1:  (..., K), (..., K) -> (..., 1)."""
     return array_module(a).einsum("...k,...k->...", a, b)[..., None]
 
 
-def softmax_vjp(p, g):
+def softmax_vjp(p: Array, g: Array) -> Array:
     """J(p) g = p ⊙ (g − ⟨p, g⟩) with J(p) = diag p − p pᵀ, the (symmetric) Jacobian of softmax at its value p.
 
     p, g (..., K) -> (..., K). The components sum to 0, and vanish where p does.
@@ -240,7 +240,7 @@ def embedding(table, ids):
 # ---- LSTM cells: one for n children, of which a sequence has one and a binary tree two
 
 
-def cell_forward(a, cells):
+def cell_forward(a: Array, cells: tuple[Array, ...]) -> tuple[Array, Array, Array, Array]:
     """The LSTM equations for n children (Tai, Socher & Manning 2015, eqs. 9 to 14), on arrays.
 
     a (..., (3+n) H): the pre-activations of i, f₁ … fₙ, u, o side by side.     cells: the n children's c, (..., H) each
@@ -263,7 +263,7 @@ def cell_forward(a, cells):
     return gates, gates[..., -1, :] * t, c, t
 
 
-def cell_slopes(gates, t, cells):
+def cell_slopes(gates: Array, t: Array, cells: tuple[Array, ...]) -> tuple[Array, Array]:
     """What the backward pass multiplies by: one step of a cell is diagonal in H once a is known.
 
     slopes  ∂c/∂aᵢ = u⊙i(1−i)    ∂c/∂a_f = cell⊙f(1−f)    ∂c/∂a_u = i⊙(1−u²)    ∂h/∂a_o = t⊙o(1−o)
@@ -279,7 +279,7 @@ def cell_slopes(gates, t, cells):
     return slopes, o * (1.0 - t * t)
 
 
-def cell_vjp(slopes, dh_dc, g_h, g_c):
+def cell_vjp(slopes: Array, dh_dc: Array, g_h: Array, g_c: Array | float) -> tuple[Array, Array]:
     """(da (..., 3+n, H), ḡ (..., H)), where ḡ = g_c + g_h ∂h/∂c is all that arrives at c. A child's dc is ḡ⊙f."""
     g = g_h * dh_dc
     g += g_c

@@ -9,40 +9,44 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from . import fused
-from .backend import Backend, asarray_like
+from .backend import Array, Backend, asarray_like
 from .ops import leaky_relu
-from .random import Rng
+from .random import Rng, Shape
 from .tensor import Tensor, mark_updated
+
+Initializer = Callable[..., np.ndarray]
 
 # ---- initialisers: (rng, shape, dtype) -> array on the host. A weight is (I, O), so fan_in = I and fan_out = O.
 
 
-def uniform_fan_in(rng: Rng, shape, dtype=np.float32):
+def uniform_fan_in(rng: Rng, shape: Shape, dtype: DTypeLike = np.float32) -> np.ndarray:
     """U(−1/√I, 1/√I), PyTorch's default for the weight of a linear layer."""
     return _uniform(rng, shape, 1.0 / math.sqrt(shape[0]), dtype)
 
 
-def xavier_uniform(rng: Rng, shape, dtype=np.float32):
+def xavier_uniform(rng: Rng, shape: Shape, dtype: DTypeLike = np.float32) -> np.ndarray:
     """U(±√(6/(I+O))): keeps the variance of activations and gradients alike (Glorot & Bengio 2010, eq. 16)."""
     return _uniform(rng, shape, math.sqrt(6.0 / (shape[0] + shape[1])), dtype)
 
 
-def he_normal(rng: Rng, shape, dtype=np.float32):
+def he_normal(rng: Rng, shape: Shape, dtype: DTypeLike = np.float32) -> np.ndarray:
     """N(0, 2/I): keeps the variance through ReLUs (He et al. 2015, eq. 10)."""
     return normal(rng, shape, dtype, std=math.sqrt(2.0 / shape[0]))
 
 
-def normal(rng: Rng, shape, dtype=np.float32, std: float = 0.01):
+def normal(rng: Rng, shape: Shape, dtype: DTypeLike = np.float32, std: float = 0.01) -> np.ndarray:
     """N(0, std²)."""
     return (std * rng.normal(shape, like=np.empty(0, np.float64))).astype(dtype)
 
 
-def orthogonal(rng: Rng, shape, dtype=np.float32):
+def orthogonal(rng: Rng, shape: Shape, dtype: DTypeLike = np.float32) -> np.ndarray:
     """A matrix with orthonormal rows or columns, uniformly distributed (Saxe et al. 2014; Mezzadri 2007).
 
     QR of a normal matrix, with the signs of R's diagonal moved into Q: without that, Q is not uniform.
@@ -116,7 +120,7 @@ class Module:
         mark_updated(parameters.values())
 
 
-def parameter(array) -> Tensor:
+def parameter(array: Any) -> Tensor:
     """A leaf Tensor that requires a gradient."""
     return Tensor(array, requires_grad=True)
 
@@ -130,14 +134,23 @@ class Linear(Module):
     """
 
     def __init__(
-        self, inputs, outputs, rng, *, relu=False, slope=0.0, init=uniform_fan_in, bias=None, dtype=np.float32
-    ):
+        self,
+        inputs: int,
+        outputs: int,
+        rng: Rng,
+        *,
+        relu: bool = False,
+        slope: float = 0.0,
+        init: Initializer = uniform_fan_in,
+        bias: float | None = None,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
         self.weight = parameter(init(rng.site("weight"), (inputs, outputs), dtype))
         start = _uniform(rng.site("bias"), (outputs,), 1.0 / math.sqrt(inputs), dtype)
         self.bias = parameter(start if bias is None else np.full(outputs, bias, dtype))
         self.relu, self.slope = relu, slope
 
-    def __call__(self, x) -> Tensor:
+    def __call__(self, x: Tensor | Array) -> Tensor:
         if self.relu and self.slope:
             return leaky_relu(fused.linear(x, self.weight, self.bias), slope=self.slope)
         return (fused.linear_relu if self.relu else fused.linear)(x, self.weight, self.bias)
@@ -146,14 +159,22 @@ class Linear(Module):
 class MLP(Module):
     """Linear layers of the given sizes with ReLUs between them, leaky ones with a slope; the last layer has none."""
 
-    def __init__(self, sizes, rng, *, slope=0.0, init=uniform_fan_in, dtype=np.float32):
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        rng: Rng,
+        *,
+        slope: float = 0.0,
+        init: Initializer = uniform_fan_in,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
         last = len(sizes) - 2
         self.layers = [
             Linear(i, o, rng.site(n), relu=n < last, slope=slope, init=init, dtype=dtype)
             for n, (i, o) in enumerate(itertools.pairwise(sizes))
         ]
 
-    def __call__(self, x) -> Tensor:
+    def __call__(self, x: Tensor | Array) -> Tensor:
         for layer in self.layers:
             x = layer(x)
         return x
@@ -162,10 +183,12 @@ class MLP(Module):
 class Embedding(Module):
     """Rows of a table, looked up by integer.     weight (vocabulary, width)"""
 
-    def __init__(self, vocabulary, width, rng, *, init=normal, dtype=np.float32):
+    def __init__(
+        self, vocabulary: int, width: int, rng: Rng, *, init: Initializer = normal, dtype: DTypeLike = np.float32
+    ) -> None:
         self.weight = parameter(init(rng.site("weight"), (vocabulary, width), dtype))
 
-    def __call__(self, ids) -> Tensor:
+    def __call__(self, ids: Array) -> Tensor:
         return fused.embedding(self.weight, ids)
 
 
@@ -175,7 +198,16 @@ class LSTM(Module):
     Gates in the order i, f, u, o; the input's part of all pre-activations is one product for the whole sequence.
     """
 
-    def __init__(self, inputs, hidden, rng, *, init_input=uniform_fan_in, init_hidden=orthogonal, dtype=np.float32):
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        rng: Rng,
+        *,
+        init_input: Initializer = uniform_fan_in,
+        init_hidden: Initializer = orthogonal,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
         self.hidden = hidden
         self.w_input = parameter(init_input(rng.site("input"), (inputs, 4 * hidden), dtype))
         self.w_hidden = parameter(init_hidden(rng.site("hidden"), (hidden, 4 * hidden), dtype))
@@ -183,5 +215,5 @@ class LSTM(Module):
         bias[hidden : 2 * hidden] = 1.0  # remember at first (Jozefowicz et al. 2015)
         self.bias = parameter(bias)
 
-    def __call__(self, x) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor | Array) -> tuple[Tensor, Tensor]:
         return fused.lstm(x, self.w_input, self.w_hidden, self.bias)

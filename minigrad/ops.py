@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from .backend import array_module
+from .backend import Array, array_module
 from .tensor import Tensor, op, unbroadcast
 
 # ---- arithmetic, with broadcasting: dx is summed over the axes along which x was repeated
@@ -430,7 +430,7 @@ def take(x, index, *, axis: int = 0):
 # ---- plain functions on arrays that several rules share
 
 
-def stable_sigmoid(x):
+def stable_sigmoid(x: Array) -> Array:
     """σ(x) = 1/(1 + e⁻ˣ) = e^min(x,0) / (1 + e^−|x|): no exponential overflows, and small values keep their digits."""
     xp = array_module(x)
     return xp.exp(xp.minimum(x, 0.0)) / (1.0 + xp.exp(-abs(x)))
@@ -476,7 +476,7 @@ Tensor.__abs__ = absolute
 Tensor.__getitem__ = lambda x, key: getitem(x, key=key)
 Tensor.reshape = _reshape
 Tensor.transpose = _transpose
-Tensor.T = property(transpose)
+Tensor.T = property(transpose)  # type: ignore[assignment]
 Tensor.sum, Tensor.mean, Tensor.max = _reduction(sum), _reduction(mean), _reduction(max)
 Tensor.logsumexp = _reduction(logsumexp)
 for _function in (exp, log, sqrt, tanh, sigmoid, relu, cumsum):

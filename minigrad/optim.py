@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import array_module, asarray_like, to_host
+from .backend import Array, array_module, asarray_like, to_host
 from .tensor import Tensor, mark_updated
 
 _BLOCK = 65536  # elements: the two or three arrays of a pass stay in a second-level cache, and the calls are few
@@ -40,7 +40,7 @@ class FlatBuffer:
             part = slice(start, start + p.size)
             p.data, p.grad_buffer, p.grad = self.data[part].reshape(p.shape), self.grad[part].reshape(p.shape), None
             start = part.stop
-        self._views = [(p.data, p.grad_buffer) for p in parameters]
+        self._views: list[tuple[Any, Any]] = [(p.data, p.grad_buffer) for p in parameters]
 
     def zero_grad(self) -> None:
         """Forget the gradients. Nothing is cleared: the next backward pass overwrites."""
@@ -75,7 +75,7 @@ class Optimizer:
             raise ValueError(f"the learning rate must be positive and finite, got {lr}.")
         self.flat = FlatBuffer(list(parameters))
         self.lr, self.steps = lr, 0
-        self.state: dict[str, Any] = {}
+        self.state: dict[str, Array] = {}
         on_cpu = array_module(self.flat.data) is np
         self._block = max(1, min(_BLOCK, self.flat.data.size) if on_cpu else self.flat.data.size)
         self._scratch = array_module(self.flat.data).empty_like(self.flat.data[: self._block])
@@ -138,7 +138,7 @@ class SGD(Optimizer):
     def coefficients(self) -> tuple:
         return ()
 
-    def update(self, theta: Any, g: Any, *arrays: Any) -> None:
+    def update(self, theta: Array, g: Array, *arrays: Array) -> None:
         *velocity, scratch = arrays
         for v in velocity:  # one, or none without momentum
             v *= self.momentum
@@ -185,7 +185,7 @@ class Adam(Optimizer):
         s = math.sqrt((1.0 - beta2) / (1.0 - beta2**self.steps))
         return lr * (1.0 - beta1) / (1.0 - beta1**self.steps) / s, self.eps / s
 
-    def update(self, theta: Any, g: Any, M: Any, V: Any, scratch: Any, rate: float, eps: float) -> None:
+    def update(self, theta: Array, g: Array, M: Array, V: Array, scratch: Array, rate: float, eps: float) -> None:
         xp, (beta1, beta2) = array_module(theta), self.betas
         M *= beta1
         M += g
@@ -217,7 +217,9 @@ class RAdam(Adam):
         r = math.sqrt((rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho))
         return self._rate_and_eps(self.lr * r)
 
-    def update(self, theta: Any, g: Any, M: Any, V: Any, scratch: Any, rate: float, eps: float | None) -> None:
+    def update(
+        self, theta: Array, g: Array, M: Array, V: Array, scratch: Array, rate: float, eps: float | None
+    ) -> None:
         if eps is not None:
             return super().update(theta, g, M, V, scratch, rate, eps)
         xp, (beta1, beta2) = array_module(theta), self.betas
@@ -234,7 +236,7 @@ class RAdam(Adam):
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "radam": RAdam}
 
 
-def clip_grad_norm(optimizer: Optimizer, max_norm: float) -> Any:
+def clip_grad_norm(optimizer: Optimizer, max_norm: float) -> Array:
     """Scale all gradients so that their joint Euclidean norm is at most `max_norm`; returns the norm before.
 
     Call it between backward() and step(). The norm is a 0-d array: nothing is sent to the host (Pascanu et al. 2013).

@@ -15,11 +15,14 @@ import hashlib
 import threading
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from .backend import array_module, asarray_like
+from .backend import Array, array_module, asarray_like
 
 __all__ = ["Rng", "argmax_one_hot", "gumbel_from_uniform", "one_hot", "uniform_from_bits"]
 
+
+Shape = tuple[int, ...]
 
 _LAYOUT = 5  # the second word of the key; another value would give every seed other numbers
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -44,7 +47,7 @@ class Rng:
 
     __slots__ = ("_seed", "_site", "_step")
 
-    def __init__(self, seed: int = 0, step: int = 0, _site: int = 0):
+    def __init__(self, seed: int = 0, step: int = 0, _site: int = 0) -> None:
         for name, value in (("seed", seed), ("step", step)):
             if not (hasattr(value, "__index__") and 0 <= value < 2**64):
                 raise ValueError(f"{name} must be an integer from 0 to 2**64 - 1, got {value}.")
@@ -59,7 +62,7 @@ class Rng:
         digest = hashlib.blake2b(f"{self._site}/{name}".encode(), digest_size=8).digest()
         return Rng(self._seed, self._step, int.from_bytes(digest, "little"))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Rng(seed={self._seed}, step={self._step}, site={self._site:#x})"
 
     # -- draws: shape, and optionally an array whose dtype and device the result gets (default: float32 on the host)
@@ -87,34 +90,34 @@ class Rng:
         words = self.bits(-(-n * dtype.itemsize // 8))
         return uniform_from_bits(words, dtype)[:n].reshape(shape)
 
-    def uniform(self, shape, like=None):
+    def uniform(self, shape: Shape, like: Array | None = None) -> Array:
         """Uniform on the open interval (0, 1): never 0, never 1."""
         return _send(self._uniform(shape, like), like)
 
-    def exponential(self, shape, like=None):
+    def exponential(self, shape: Shape, like: Array | None = None) -> Array:
         """Exp(1), strictly positive: E = −log U."""
         u = self._uniform(shape, like)
         return _send(np.negative(np.log(u, out=u), out=u), like)
 
-    def gumbel(self, shape, like=None):
+    def gumbel(self, shape: Shape, like: Array | None = None) -> Array:
         """Standard Gumbel, always finite: G = −log(−log U)."""
         return _send(gumbel_from_uniform(self._uniform(shape, like)), like)
 
-    def logistic(self, shape, like=None):
+    def logistic(self, shape: Shape, like: Array | None = None) -> Array:
         """Standard logistic, always finite: log U − log(1 − U), the difference of two Gumbels."""
         u = self._uniform(shape, like)
         return _send(np.log(u) - np.log1p(-u), like)
 
-    def normal(self, shape, like=None):
+    def normal(self, shape: Shape, like: Array | None = None) -> Array:
         """Standard normal (Box & Muller 1958): √(−2 log U₁) · cos 2πU₂."""
         u = self._uniform((2, *shape), like)
         return _send(np.sqrt(-2.0 * np.log(u[0])) * np.cos((2.0 * np.pi) * u[1]), like)
 
-    def one_hot(self, logits):
+    def one_hot(self, logits: Array) -> Array:
         """D ~ Cat(softmax(logits)), one-hot in the last axis, by the Gumbel-max trick. logits (..., K) -> (..., K)."""
         return argmax_one_hot(logits + self.gumbel(logits.shape, like=logits))
 
-    def bernoulli(self, logits):
+    def bernoulli(self, logits: Array) -> Array:
         """b ~ Bernoulli(σ(logits)), zeros and ones: b = [a + logistic noise > 0]. Any shape."""
         return (logits + self.logistic(logits.shape, like=logits) > 0).astype(logits.dtype)
 
@@ -123,7 +126,7 @@ class Rng:
         return np.argsort(self.bits(n), kind="stable")
 
 
-def uniform_from_bits(words: np.ndarray, dtype) -> np.ndarray:
+def uniform_from_bits(words: np.ndarray, dtype: DTypeLike) -> np.ndarray:
     """uint64 words -> uniforms in the open interval (0, 1): u = (k + ½) / 2ᵇ with b bits, exact in the dtype.
 
     float32 takes the upper b = 23 bits of each half word, float64 the upper 52 of each word: as many as the fraction
@@ -132,11 +135,11 @@ def uniform_from_bits(words: np.ndarray, dtype) -> np.ndarray:
     −log(−log u) would be infinite once in a few million draws.
     """
     if np.dtype(dtype) == np.float32:
-        k, shift, one, bits = words.astype("<u8").view("<u4"), np.uint32(9), np.uint32(0x3F800000), 23
+        k, shift, one, bits = words.astype("<u8").view("<u4"), 9, 0x3F800000, 23
     else:
-        k, shift, one, bits = words.copy(), np.uint64(12), np.uint64(0x3FF0000000000000), 52
-    k >>= shift
-    k |= one
+        k, shift, one, bits = words.copy(), 12, 0x3FF0000000000000, 52
+    k >>= k.dtype.type(shift)
+    k |= k.dtype.type(one)
     u = k.view(dtype)
     u -= 1.0 - 2.0 ** (-bits - 1)
     return u
@@ -150,7 +153,7 @@ def gumbel_from_uniform(u: np.ndarray) -> np.ndarray:
     return u
 
 
-def one_hot(index, classes: int, like):
+def one_hot(index: Array, classes: int, like: Array) -> Array:
     """index (...,) of integers in [0, classes) -> (..., classes) with the dtype of `like`, on its device."""
     xp = array_module(like)
     d = xp.zeros((index.size, classes), dtype=like.dtype)
@@ -159,7 +162,7 @@ def one_hot(index, classes: int, like):
     return d.reshape(*index.shape, classes)
 
 
-def argmax_one_hot(z):
+def argmax_one_hot(z: Array) -> Array:
     """The one-hot of argmax over the last axis, (..., K) -> (..., K). A tie goes to the first: never two ones."""
     return one_hot(z.argmax(axis=-1), z.shape[-1], z)
 

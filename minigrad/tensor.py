@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, overload
 
 import numpy as np
 
-from .backend import array_module, to_host
+from .backend import Array, array_module, to_host
 
 __all__ = [
     "Gradients",
@@ -55,7 +55,6 @@ __all__ = [
     "unbroadcast",
 ]
 
-Array = Any  # of NumPy or CuPy
 Operand = Any  # what an op takes beside a Tensor: an array or a Python number, which are constants
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
@@ -209,8 +208,8 @@ class Tensor:
         def __abs__(self) -> Tensor: ...
         def __getitem__(self, key: Any) -> Tensor: ...
         def __iter__(self) -> Iterator[Tensor]: ...
-        def __eq__(self, other: Operand) -> Array: ...  # type: ignore[override]
-        def __ne__(self, other: Operand) -> Array: ...  # type: ignore[override]
+        def __eq__(self, other: Operand) -> Array: ...
+        def __ne__(self, other: Operand) -> Array: ...
         def __lt__(self, other: Operand) -> Array: ...
         def __le__(self, other: Operand) -> Array: ...
         def __gt__(self, other: Operand) -> Array: ...
@@ -315,13 +314,16 @@ class Op:
         self.name: str = getattr(rule, "__name__", "rule")
         self.rule, self.surrogate, self.enumerated = rule, surrogate, enumerated
 
-    def vjp(self, backward: Callable, gs: Sequence[Array], inputs: Sequence, gradients: Gradients) -> None:
+    def vjp(self, backward: Callable | None, gs: Sequence[Array], inputs: Sequence, gradients: Gradients) -> None:
         """Run a rule backwards: hand the gradient of each input that wants one to `gradients`, and check it.
 
         This is the only place that knows in which forms a rule may return them.
         gs: the gradients of the outputs.  inputs: what the op was called with; Tensors that require a gradient get it.
-        RuleError if the rule does not return one gradient for each input, of its shape and dtype.
+        RuntimeError if there is no rule; RuleError if it does not return one gradient for each input, of its shape and
+        dtype.
         """
+        if backward is None:
+            raise RuntimeError(f"{self.name} has no derivative.")
         returned = backward(*gs)
         if type(returned) is not tuple:
             returned = (returned,)
@@ -334,7 +336,8 @@ class Op:
             if dx is None or type(x) is not Tensor or not x.requires_grad or (wants is not None and not wants(x)):
                 continue
             if callable(dx):
-                dx = dx(out=gradients.buffer_of(x)) if dx.__code__.co_argcount else dx()
+                buffer = gradients.buffer_of(x) if x.node is None else None
+                dx = dx() if buffer is None or dx.__code__.co_argcount == 0 else dx(out=buffer)
             data = x.data
             if dx.shape != data.shape or (dx.dtype is not data.dtype and dx.dtype != data.dtype):
                 raise RuleError(
@@ -396,14 +399,13 @@ def op(rule: Callable | None = None, *, surrogate: Callable | None = None, enume
             if not tracked:
                 return tuple(map(_constant, out))
             node = _node(this, inputs, settings, backward, sys._getframe(1))
-            tensors = tuple([_output(o, node, i, next(_clock)) for i, o in enumerate(out)])
-            node.outputs, node.output_keys = out, tuple([t.created for t in tensors])
-            return tensors
+            node.outputs = out
+            node.output_keys = tuple([next(_clock) for _ in out])
+            return tuple([_output(o, node, i) for i, o in enumerate(out)])
         if dtype is not None and out.dtype is not dtype and out.dtype != dtype:
             raise TypeError(f"{this.name}: {_describe(inputs)} give {out.dtype}; convert the inputs to one dtype.")
         if tracked:
-            node = _node(this, inputs, settings, backward, sys._getframe(1))
-            return _output(out, node, None, node.order)
+            return _output(out, _node(this, inputs, settings, backward, sys._getframe(1)))
         return _constant(out)
 
     apply.rule, apply.op = rule, this  # type: ignore[attr-defined]
@@ -464,14 +466,14 @@ def _node(this, inputs, settings, backward, frame):
     return node
 
 
-def _output(data, node, index, created):
+def _output(data, node, index=None):
     tensor = _new(Tensor)
     tensor.data = data
     tensor.requires_grad = True
     tensor.grad = None
     tensor.node = node
     tensor.index = index
-    tensor.created = created
+    tensor.created = node.order if index is None else node.output_keys[index]
     return tensor
 
 
@@ -524,9 +526,8 @@ class Gradients:
         self.owned: set[int] = set()
 
     def buffer_of(self, x: Tensor) -> Array | None:
-        """The array that a rule may write the gradient of this Tensor into, if there is one and nothing is in it."""
-        free = x.node is None and x.grad is None and x.created not in self.arrived
-        return x.grad_buffer if free else None
+        """The array that a rule may write the gradient of this leaf into, if there is one and nothing is in it."""
+        return x.grad_buffer if x.grad is None and x.created not in self.arrived else None
 
     def add(self, x: Tensor, dx: Array) -> None:
         key = x.created
@@ -609,8 +610,6 @@ def _walk(nodes: list[Node], gradients: Gradients, keep: bool) -> None:
         gs = gradients.of_outputs(node)
         if gs is None:
             continue  # nothing arrived, or nothing below it was asked for
-        if node.backward is None:
-            raise RuntimeError(f"{node.op.name}, called at {node.called_at}, has no derivative.")
         try:
             node.op.vjp(node.backward, gs, node.inputs, gradients)
         except Exception as error:
