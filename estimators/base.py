@@ -44,9 +44,9 @@ CANNOT_CHOOSE = (
 class Estimator:
     """Base class. A subclass states its facts as class attributes and implements `estimate`.
 
-    State (a running baseline, for example) lives in attributes named by `state`, or in `learned`, and changes only in
-    `update`, by what the first call since the update before has seen: in a network of several layers, the estimator
-    below may evaluate this one at more points, and the first of them is at a sample (for hard `support`).
+    State (a running baseline, for example) lives in the attributes named by `state`, or in `learned`. `update()` is the
+    only method that changes it. It learns from the first call since the previous `update()`: that call is at a sample
+    (for hard `support`), while later calls may come from the control variates of a lower layer, at other points.
     """
 
     title = ""  # its name in words
