@@ -51,7 +51,7 @@ class FlatBuffer:
         """A parameter that no gradient reached has gradient 0; one that was set by hand is copied to its place.
         RuntimeError if another optimizer was made for these parameters since, or one was given another array."""
         for p, (data, buffer) in zip(self.parameters, self._views, strict=True):
-            if p.grad_buffer is not buffer:
+            if id(p.grad_buffer) != id(buffer):
                 raise RuntimeError("a parameter has gone over to an optimizer that was made later: step that one.")
             if p.data is not data:
                 raise RuntimeError("a parameter's .data was replaced: write into it, or make the optimizer afterwards.")
@@ -186,17 +186,21 @@ class Adam(Optimizer):
         return lr * (1.0 - beta1) / (1.0 - beta1**self.steps) / s, self.eps / s
 
     def update(self, theta: Array, g: Array, M: Array, V: Array, scratch: Array, rate: float, eps: float) -> None:
-        xp, (beta1, beta2) = array_module(theta), self.betas
-        M *= beta1
-        M += g
-        xp.multiply(g, g, out=scratch)
-        V *= beta2
-        V += scratch
+        xp = array_module(theta)
+        self._add_to_moments(g, M, V, scratch)
         xp.sqrt(V, out=scratch)
         scratch += eps
         xp.divide(M, scratch, out=scratch)
         scratch *= rate
         theta -= scratch
+
+    def _add_to_moments(self, g: Array, M: Array, V: Array, scratch: Array) -> None:
+        beta1, beta2 = self.betas
+        M *= beta1
+        M += g
+        array_module(g).multiply(g, g, out=scratch)
+        V *= beta2
+        V += scratch
 
 
 class RAdam(Adam):
@@ -221,16 +225,11 @@ class RAdam(Adam):
         self, theta: Array, g: Array, M: Array, V: Array, scratch: Array, rate: float, eps: float | None
     ) -> None:
         if eps is not None:
-            return super().update(theta, g, M, V, scratch, rate, eps)
-        xp, (beta1, beta2) = array_module(theta), self.betas
-        M *= beta1
-        M += g
-        xp.multiply(g, g, out=scratch)
-        V *= beta2
-        V += scratch
-        xp.multiply(M, rate, out=scratch)
-        theta -= scratch
-        return None
+            super().update(theta, g, M, V, scratch, rate, eps)
+        else:
+            self._add_to_moments(g, M, V, scratch)
+            array_module(theta).multiply(M, rate, out=scratch)
+            theta -= scratch
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "radam": RAdam}

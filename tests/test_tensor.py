@@ -285,7 +285,7 @@ def test_an_op_without_a_rule_refuses_a_gradient():
         return np.round(x), None
 
     y = rounded(leaf(1.2)).sum()
-    with pytest.raises(RuntimeError, match=r"rounded has no derivative.\nin the backward pass of rounded, called at test_tensor"):
+    with pytest.raises(RuntimeError, match=r"rounded has no derivative\.\nin the backward pass of rounded, called at"):
         y.backward()
 
 
