@@ -1306,7 +1306,7 @@ def test_every_registered_estimator_states_its_facts():
         assert all((estimator.title, estimator.paper, estimator.evaluations, estimator.objective)), name
         assert estimator.exact_for in ("all", "quadratic", "linear", "none")
         assert estimator.support in ("hard", "soft")
-        assert estimator.randomness in ("none", "sample", "samples", "uniform", "noise")
+        assert estimator.randomness in ("none", "sample", "samples", "set", "uniform", "noise")
 
 
 @pytest.mark.parametrize(
