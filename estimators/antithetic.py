@@ -104,6 +104,11 @@ class _Antithetic(Estimator):
     cost_gradient = False
     families = (bernoulli,)
     randomness = "uniform"
+    sample_first = False
+
+    def thresholds(self, logits):
+        p = self.family.probability(logits)
+        return array_module(p).stack([p, 1.0 - p], axis=-1)
 
 
 class AR(_Antithetic):
@@ -111,6 +116,7 @@ class AR(_Antithetic):
     warning = NO_BASELINE
     paper = "Yin & Zhou 2019"
     evaluations = "1"
+    cancels_constants = False
 
     def estimate(self, logits, cost, rng):
         u = rng.uniform(logits.shape, like=logits.data)
@@ -122,6 +128,7 @@ class ARM(_Antithetic):
     title = "ARM, augment, REINFORCE and merge"
     paper = "Yin & Zhou 2019"
     evaluations = "2"
+    sample_count = 2
 
     def estimate(self, logits, cost, rng):
         u = rng.uniform(logits.shape, like=logits.data)
@@ -151,7 +158,7 @@ class ARMS(_Antithetic):
     randomness = "noise"
 
     def __init__(self, samples: int = 4):
-        self.samples = check_samples(samples, least=2)
+        self.samples = self.sample_count = check_samples(samples, least=2)
 
     def estimate(self, logits, cost, rng):
         xp, p = array_module(logits.data), self.family.probability(logits.data)

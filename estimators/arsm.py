@@ -68,7 +68,11 @@ class ARS(Estimator):
     evaluations = "K"
     cost_gradient = False
     randomness = "noise"
+    sample_first = False
     families = (categorical,)
+
+    def count_evaluations(self, variables, categories, call=0):
+        return categories
 
     def estimate(self, logits, cost, rng):
         theta, K = logits.data, logits.shape[-1]
@@ -88,6 +92,9 @@ class ARS(Estimator):
 class ARSM(ARS):
     title = "ARSM, augment, REINFORCE, swap and merge"
     evaluations = "K(K−1)/2 + 1"
+
+    def count_evaluations(self, variables, categories, call=0):
+        return categories * (categories - 1) // 2 + 1
 
     def gradient(self, pi, swap_cost, reference):
         xp, K = array_module(pi), pi.shape[-1]

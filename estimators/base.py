@@ -53,18 +53,40 @@ class Estimator:
     paper = ""  # where it was published
     objective = "E f(D)"  # what it estimates the gradient of
     exact_for = ""  # the costs for which its expectation is that gradient: "all", "quadratic", "linear", "none"
-    evaluations = ""  # evaluations of the cost per call
-    cost_gradient = True  # does it differentiate the cost with respect to d?
-    support = "hard"  # what the cost is evaluated on: "hard" samples, or "soft" points between them
-    randomness = "sample"  # of one joint "sample" D, several "samples", "uniform" or other "noise", or "none"
     families = (categorical, bernoulli)  # the kinds of variables it handles; the first is the default
     warning = ""  # why it may not train a model with discrete variables, if so
-    episodes = False  # can it choose step by step (`episode`)?
+
+    # what it asks of the cost
+    evaluations = ""  # how often it evaluates the cost in a call, in words; in numbers, see `count_evaluations`
+    cost_gradient = True  # does it differentiate the cost with respect to d?
+    support = "hard"  # what the cost is evaluated on: "hard" samples, or "soft" points between them
+    bounded = True  # do its samples lie between 0 and 1?
+    threshold = 0.5  # a bit counts as 1 above this value
+    enumerates_classes = False  # does it sum over the classes of a variable, so that a single one has no variance?
+    evaluates_masked = False  # may it evaluate the cost at masked classes? (Their weight is 0.)
+
+    # what it draws
+    randomness = "sample"  # one joint "sample" D, several "samples", a "set" of different ones, "uniform" or other
+    # "noise", or "none", because it enumerates all joint outcomes
+    sample_count = 1  # how many samples it draws in a call; it evaluates the cost there before it does elsewhere
+    sample_first = True  # are they drawn from their probabilities, and not made of noise that the rule sees?
+    conditional_noise = False  # is noise drawn given the sample?
+    noise_differences = True  # does it see nothing of the noise but differences between classes?
+    linear_draws = False  # is it linear in what it draws beside the samples, so that the mean may take its place?
+    perturbs_logits = False  # does it draw at other logits, too?
     logit_scale = 1.0  # its samples have the logits logit_scale · θ: not 1 where the forward distribution is changed
+
+    # what its value and a single estimate are like
     single_sample = False  # is its value the cost at one sample, whose gradient follows from a rule?
     multi_sample = False  # is its value −log mean e^(−f), a bound of several samples, instead of a mean of costs?
+    sums_to_zero = True  # does each estimate sum to 0 over the classes, as long as nothing is learned?
+    cancels_constants = True  # does a constant in the cost change no estimate, as long as nothing is learned?
+
+    # what else it can do, and what it keeps
+    episodes = False  # can it choose step by step (`episode`)?
     state: tuple[str, ...] = ()
     learned = None  # parameters that it trains by itself, a `Learned`
+    learned_objective = ""  # what they lower: the "variance" of the estimate, or the "squared error" of a baseline
     _family: str | None = None  # which of `families`, see `of`
     _latest = None  # what `update` shall learn from
 
@@ -154,6 +176,24 @@ class Estimator:
 
     def check_size(self, variables: int, categories: int) -> None:
         """ValueError if the estimator cannot handle so many variables of so many categories."""
+
+    def count_evaluations(self, variables: int, categories: int, call: int = 0) -> int:
+        """How often it evaluates the cost in a call, for so many variables of so many categories (2 for bits).
+
+        call: 0 for the first one, with an `update` after each.
+        """
+        return self.sample_count
+
+    def forward_probability(self, logits):
+        """The probabilities of its samples' classes, or of a bit to be 1, at these logits, an array."""
+        return self.family.probability(self.logit_scale * logits)
+
+    def thresholds(self, logits):
+        """For `randomness` "uniform": where each uniform number changes what it decides, (..., n) numbers in (0, 1).
+
+        Between them the estimate is linear in it.  logits (..., K), or (...) for bits: an array, without the batch.
+        """
+        raise NotImplementedError
 
     def update(self) -> None:
         """Learn from the costs of the first call since the last update; to be called once after each training step."""
@@ -255,13 +295,14 @@ class AveragedSampler(TemperedSampler):
     """A tempered sampler of one-hots that averages over S ≥ 1 draws of the noise, given the sample (ValueError)."""
 
     randomness = "noise"
+    conditional_noise = True
     families = (categorical,)
 
     def __init__(self, tau: float = 1.0, samples: int = 10):
         super().__init__(tau)
         self.samples = check_samples(samples, least=1)
 
-    def conditional_noise(self, logits, rng):
+    def exponential(self, logits, rng):
         """Exp(1), (S, ..., K), what `conditional_gumbel` makes its draws of."""
         return rng.site("conditional").exponential((self.samples, *logits.shape), like=logits.data)
 

@@ -65,6 +65,9 @@ class Darn(Sampler):
         if expand_at == "half":
             self.exact_for, self.evaluations, self.single_sample = "linear", "2", False
 
+    def count_evaluations(self, variables, categories, call=0):
+        return 1 if self.expand_at == "sample" else 2
+
     def sample(self, logits, rng, mask=None):
         if self.expand_at == "half":
             raise ValueError(

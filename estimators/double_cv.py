@@ -38,9 +38,11 @@ class DoubleCV(Estimator):
     evaluations = "S"
     randomness = "samples"
     families = (bernoulli,)
+    learned_objective = "variance"
 
     def __init__(self, samples: int = 2, lr: float = 1e-2):
-        self.samples, self.learned = check_samples(samples, least=2), Learned(lr)
+        self.samples = self.sample_count = check_samples(samples, least=2)
+        self.learned = Learned(lr)
 
     def estimate(self, logits, cost, rng):
         xp, p = array_module(logits.data), self.family.probability(logits.data)

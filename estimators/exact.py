@@ -77,9 +77,16 @@ class Exact(Estimator):
     evaluations = "Kᴸ"
     cost_gradient = False
     randomness = "none"
+    sample_count = 0
+    sample_first = False
+    enumerates_classes = True
+    evaluates_masked = True
 
     def check_size(self, variables, categories):
         check_outcomes(variables, categories)
+
+    def count_evaluations(self, variables, categories, call=0):
+        return categories**variables
 
     def estimate(self, logits, cost, rng):
         outcomes, costs = enumerate_costs(cost, logits, self.family)
@@ -97,6 +104,7 @@ class FiniteDifferences(Exact):
     title = "Finite differences of the expectation"
     paper = "the definition of the derivative"
     exact_for = "none"
+    sums_to_zero = False  # but for its error
 
     def __init__(self, step: float = 1e-2):
         self.step = check_positive("step", step)

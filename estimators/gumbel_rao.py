@@ -50,4 +50,4 @@ class GumbelRao(AveragedSampler):
 
     def draw(self, logits, rng):
         onehot = rng.one_hot(logits.data)
-        return gumbel_rao(logits, onehot, self.conditional_noise(logits, rng), tau=self.tau)
+        return gumbel_rao(logits, onehot, self.exponential(logits, rng), tau=self.tau)

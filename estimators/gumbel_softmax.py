@@ -90,6 +90,7 @@ class GumbelSoftmax(TemperedSampler):
     exact_for = "all"
     support = "soft"
     randomness = "noise"
+    sample_first = False
 
     def draw(self, logits, rng):
         return gumbel_softmax(logits, self.family.noise(rng, logits.data), tau=self.tau, family=self.family)
@@ -100,6 +101,7 @@ class STGumbelSoftmax(TemperedSampler):
     paper = "Jang, Gu & Poole 2017"
     exact_for = "none"
     randomness = "noise"
+    sample_first = False
 
     def draw(self, logits, rng):
         return st_gumbel_softmax(logits, self.family.noise(rng, logits.data), tau=self.tau, family=self.family)
@@ -111,6 +113,7 @@ class DecoupledSTGumbelSoftmax(DecoupledSampler):
     title = "Decoupled ST Gumbel-Softmax"
     paper = "Shah, Yan, Mozer & Liu 2024"
     randomness = "noise"
+    sample_first = False
 
     def __init__(self, tau_f: float = 1.6, tau_b: float = 1.3):
         super().__init__(tau_f, tau_b)

@@ -52,6 +52,11 @@ class LocalExpectation(Estimator):
     exact_for = "all"
     evaluations = "L·K + 1"
     cost_gradient = False
+    enumerates_classes = True
+    evaluates_masked = True
+
+    def count_evaluations(self, variables, categories, call=0):
+        return variables * categories + 1
 
     def estimate(self, logits, cost, rng):
         d = self.family.sample(rng, logits.data)
@@ -73,6 +78,12 @@ class MeasureValued(LocalExpectation):
     title = "Measure-valued derivative"
     paper = "Pflug 1989; Mohamed, Rosca, Figurnov & Mnih 2020"
     randomness = "samples"
+    linear_draws = True
+    sums_to_zero = False
+
+    @property
+    def enumerates_classes(self):
+        return self.family is bernoulli
 
     def gradient(self, logits, local_costs, rng):
         if self.family is bernoulli:

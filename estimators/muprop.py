@@ -47,6 +47,9 @@ class MuProp(Estimator):
     exact_for = "all"
     evaluations = "2"
 
+    def count_evaluations(self, variables, categories, call=0):
+        return 2
+
     def estimate(self, logits, cost, rng):
         p, d = self.family.probability(logits.data), self.family.sample(rng, logits.data)
         f = cost(Tensor(d))
@@ -60,6 +63,9 @@ class SimpleMuProp(Estimator):
     exact_for = "all"
     evaluations = "2"
     cost_gradient = False
+
+    def count_evaluations(self, variables, categories, call=0):
+        return 2
 
     def estimate(self, logits, cost, rng):
         p, d = self.family.probability(logits.data), self.family.sample(rng, logits.data)

@@ -45,7 +45,9 @@ class Nvil(Estimator):
     exact_for = "all"
     evaluations = "1"
     cost_gradient = False
+    cancels_constants = False
     state = ("mean", "variance", "started")
+    learned_objective = "squared error"
 
     def __init__(self, decay: float = 0.9, hidden: int = 100, lr: float = 1e-2, normalise: bool = True):
         self.decay, self.hidden, self.normalise = check_decay(decay), check_samples(hidden, 1, "hidden"), normalise

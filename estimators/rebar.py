@@ -154,7 +154,9 @@ class Rebar(Estimator):
     exact_for = "all"
     evaluations = "3, and 4 more every 10th call"
     randomness = "noise"
+    sample_first = False
     state = ("updates",)
+    learned_objective = "variance"
 
     def __init__(self, tau=0.5, eta=1.0, coupled: bool = False, lr: float = 1e-3, tau_every: int = 10):
         self.tau, self.coupled = check_tau(tau), bool(coupled)
@@ -162,8 +164,14 @@ class Rebar(Estimator):
             raise ValueError(f"eta must lie between 0 and 2, got {eta}.")
         self.eta, self.tau_every = float(eta), check_samples(tau_every, 0, "tau_every")
         self.learned, self.updates = Learned(lr), 0
+        self.conditional_noise = not self.coupled
+        self.cancels_constants = self.eta == 1.0
         if self.coupled:
             self.evaluations = "2, and 2 more every 10th call"
+
+    def count_evaluations(self, variables, categories, call=0):
+        base, more = (2, 2) if self.coupled else (3, 4)
+        return base + more * (self.tau_every > 0 and call % self.tau_every == 0)
 
     def initial(self, rng, inputs) -> dict:
         return {"w": math.log(self.eta / (2.0 - self.eta)), "log_tau": math.log(self.tau)}
@@ -214,6 +222,7 @@ class Relax(Rebar):
 
     title = "RELAX"
     paper = "Grathwohl, Choi, Wu, Roeder & Duvenaud 2018"
+    noise_differences = False
 
     def __init__(
         self, tau=0.5, eta=1.0, coupled: bool = False, lr: float = 1e-3, tau_every: int = 10, hidden: int = 64
@@ -237,6 +246,11 @@ class Lax(Estimator):
     evaluations = "1"
     cost_gradient = False
     randomness = "noise"
+    sample_first = False
+    noise_differences = False
+    sums_to_zero = False
+    cancels_constants = False
+    learned_objective = "variance"
 
     def __init__(self, hidden: int = 64, lr: float = 1e-3):
         self.hidden, self.learned = check_samples(hidden, 1, "hidden"), Learned(lr)

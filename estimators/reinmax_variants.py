@@ -107,13 +107,14 @@ class ReinMaxRao(AveragedSampler):
 
     def draw(self, logits, rng):
         onehot = rng.one_hot(logits.data)
-        return reinmax_rao(logits, onehot, self.conditional_noise(logits, rng), tau=self.tau)
+        return reinmax_rao(logits, onehot, self.exponential(logits, rng), tau=self.tau)
 
 
 class ReinMaxCV(ReinMaxRao):
     """scale: η, finite.  gs_noise: "forward" (the G that drew D) or "fresh".  ValueError otherwise."""
 
     title = "ReinMax-CV"
+    sample_first = False
 
     def __init__(self, tau: float = 1.0, samples: int = 10, scale: float = 1.0, gs_noise: str = "forward"):
         super().__init__(tau, samples)
@@ -128,5 +129,5 @@ class ReinMaxCV(ReinMaxRao):
         onehot = categorical.harden(logits.data + gumbel)
         if self.gs_noise == "fresh":
             gumbel = rng.site("fresh").gumbel(logits.shape, like=logits.data)
-        noise = self.conditional_noise(logits, rng)
+        noise = self.exponential(logits, rng)
         return reinmax_cv(logits, onehot, noise, gumbel, tau=self.tau, scale=self.scale)

@@ -73,10 +73,11 @@ class Rodeo(Estimator):
     evaluations = "S"
     randomness = "samples"
     families = (bernoulli,)
+    learned_objective = "variance"
 
     def __init__(self, samples: int = 2, hidden: int = 10, lr: float = 1e-2):
-        self.samples, self.hidden = check_samples(samples, least=2), check_samples(hidden, 1, "hidden")
-        self.learned = Learned(lr)
+        self.samples = self.sample_count = check_samples(samples, least=2)
+        self.hidden, self.learned = check_samples(hidden, 1, "hidden"), Learned(lr)
 
     def initial(self, rng) -> dict:
         net = {"W1": xavier_uniform(rng, (2, self.hidden)), "b1": np.zeros(self.hidden)}

@@ -81,6 +81,7 @@ class Reinforce(Estimator):
     evaluations = "1"
     cost_gradient = False
     episodes = True
+    cancels_constants = False
 
     def baseline(self, like):
         return 0.0
@@ -140,6 +141,7 @@ class ReinforceMinimumVariance(Estimator):
     exact_for = "all"
     evaluations = "1"
     cost_gradient = False
+    cancels_constants = False
     state = ("weighted_cost", "weight")
 
     def __init__(self, decay: float = 0.9):
@@ -176,7 +178,7 @@ class Rloo(Estimator):
     episodes = True
 
     def __init__(self, samples: int = 2):
-        self.samples = check_samples(samples, least=2)
+        self.samples = self.sample_count = check_samples(samples, least=2)
 
     def estimate(self, logits, cost, rng):
         xp = array_module(logits.data)

@@ -34,9 +34,14 @@ class Spsa(Estimator):
     evaluations = "3"
     cost_gradient = False
     randomness = "noise"
+    perturbs_logits = True
+    sums_to_zero = False
 
     def __init__(self, width: float = 0.5):
         self.width = check_positive("width", width)
+
+    def count_evaluations(self, variables, categories, call=0):
+        return 3
 
     def estimate(self, logits, cost, rng):
         theta, family = logits.data, self.family

@@ -74,7 +74,14 @@ class StickBreakingDisARM(Estimator):
     evaluations = "2"
     cost_gradient = False
     randomness = "uniform"
+    sample_count = 2
+    sample_first = False
     families = (categorical,)
+
+    def thresholds(self, logits):
+        xp = array_module(logits)
+        psi, _, _ = sticks(xp.sort(logits, axis=-1))
+        return stable_sigmoid(xp.stack([psi, -psi], axis=-1))
 
     def estimate(self, logits, cost, rng):
         xp = array_module(logits.data)

@@ -41,10 +41,15 @@ class SumAndSample(Estimator):
     evaluations = "L·(C + 1) + 1"
     cost_gradient = False
     randomness = "samples"
+    evaluates_masked = True  # where no other class is left
     families = (categorical,)
 
     def __init__(self, summed: int = 1, baseline: bool = True):
         self.summed, self.baseline = check_samples(summed, 1, "summed"), bool(baseline)
+        self.cancels_constants = self.baseline
+
+    def count_evaluations(self, variables, categories, call=0):
+        return variables * (min(self.summed, categories - 1) + 1) + 1
 
     def estimate(self, logits, cost, rng):
         xp = array_module(logits.data)

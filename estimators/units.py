@@ -58,8 +58,16 @@ class StochasticTimesSmooth(Sampler):
     objective = "E f(h), h = b·√p"
     exact_for = "none"
     support = "soft"
-    randomness = "noise"
+    randomness = "uniform"
+    sample_first = False
+    threshold = 0.0
     families = (bernoulli,)
+
+    def forward_probability(self, logits):
+        return super().forward_probability(logits) ** 0.5
+
+    def thresholds(self, logits):
+        return self.forward_probability(logits)[..., None]
 
     def draw(self, logits, rng):
         xp, p = array_module(logits.data), self.family.probability(logits.data)
@@ -77,6 +85,9 @@ class NoisyRectifier(Sampler):
     exact_for = "all"
     support = "soft"
     randomness = "noise"
+    sample_first = False
+    bounded = False
+    threshold = 0.0
     families = (bernoulli,)
 
     def __init__(self, noise: str = "logistic"):

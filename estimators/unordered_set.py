@@ -108,13 +108,18 @@ class UnorderedSet(Estimator):
     exact_for = "all"
     evaluations = "S"
     cost_gradient = False
-    randomness = "samples"
+    randomness = "set"
+    sample_count = 1  # the first one drawn; the others are none, since they must differ from those before
+    sample_first = False
     families = (categorical,)
 
     def __init__(self, samples: int = 4):
         self.samples = check_samples(samples, least=2)
         if samples > 8:
             raise ValueError(f"samples must be at most 8, since all orders of the set are summed, got {samples}.")
+
+    def count_evaluations(self, variables, categories, call=0):
+        return min(self.samples, categories**variables)
 
     def estimate(self, logits, cost, rng):
         xp = array_module(logits.data)

@@ -54,7 +54,7 @@ class Vimco(Estimator):
     randomness = "samples"
 
     def __init__(self, samples: int = 5):
-        self.samples = check_samples(samples, least=2)
+        self.samples = self.sample_count = check_samples(samples, least=2)
 
     def estimate(self, logits, cost, rng):
         xp = array_module(logits.data)

@@ -1,11 +1,14 @@
 """The exactness ladder: small problems, their exact gradients, and the exact or estimated mean of every estimator."""
 
+import functools
 import itertools
 
 import numpy as np
 
+from estimators import bernoulli, categorical, create
 from estimators.enumeration import Given
 from estimators.exact import exact_gradient
+from estimators.unordered_set import set_weights, unordered_set_gradient
 from minigrad import Rng, Tensor
 
 
@@ -42,6 +45,38 @@ class Problem:
 
 COSTS = ("linear", "quadratic", "cubic", "exponential")
 SIZES = [(1, 2), (1, 3), (1, 4), (3, 2), (3, 3), (3, 4)]
+EXACT_ON = {"all": set(COSTS), "quadratic": {"linear", "quadratic"}, "linear": {"linear"}, "none": set()}
+DRAWS = 20_000
+
+# the options with which a cell is decisive: several samples, but few; a bias that can be seen
+OPTIONS = {
+    "finite-differences": "step=0.8",
+    "spsa": "width=2.5",
+    "nvil": "normalise=0,lr=0.05",
+    "vimco": "samples=2",
+    "unordered-set": "samples=2",
+    "gumbel-rao": "samples=2",
+    "st-decoupled": "tau_f=1.6,tau_b=0.8",
+    "reinmax-rao": "tau=3,samples=2",
+    "reinmax-cv": "tau=0.5,samples=2",
+    "st-slope": "rate=0.05",
+    "rebar": "tau=0.7,lr=0.05",
+    "rebar-coupled": "tau=0.7,lr=0.05",
+    "relax": "tau=0.7,lr=0.05,hidden=8",
+    "lax": "lr=0.05,hidden=8",
+    "double-cv": "lr=0.1",
+    "rodeo": "lr=0.1",
+}
+
+
+def made(name, family, problem):
+    """The estimator with a past: state, networks and temperatures that are no longer what they were at the start."""
+    estimator = create(f"{name}:{OPTIONS.get(name, '')}").of(family)
+    if estimator.state or estimator.learned is not None:
+        for step in range(4):
+            run(problem, estimator, 40, Rng(9).at(step))
+            estimator.update()
+    return estimator
 
 
 def all_outcomes(problem, estimator):
@@ -60,36 +95,104 @@ def exact(problem, estimator):
 
 
 def run(problem, estimator, n, rng):
-    """(values (n,), gradients (n, ...)) of n independent calls as one batch."""
+    """(values (n,), gradients (n, ...)) of n independent calls as one batch; under `no_grad`, gradients are 0."""
     logits = problem.rows(n)
     value = estimator(logits, problem.cost, rng)
+    if not value.requires_grad:
+        return value.data, np.zeros_like(logits.data)
     value.backward(np.ones(n))
     return value.data, logits.grad
 
 
-def over_samples(problem, estimator, samples=1):
-    """The exact mean of (value, gradient) of an estimator that is a function of so many independent samples."""
-    outcomes, q = all_outcomes(problem, estimator)
-    index = np.array(list(itertools.product(range(len(q)), repeat=samples))).T
-    value, g = run(problem, estimator, index.shape[1], Given(samples=[outcomes[i] for i in index]))
-    weight = np.prod(q[index], axis=0)
+def weighted(weight, value, g):
+    """The sums of values and gradients, each times the probability of its row."""
     return weight @ value, np.tensordot(weight, g, axes=1)
 
 
-def over_uniforms(problem, estimator, breaks):
-    """The exact mean of (value, gradient) when both are linear in each uniform number between its breaks.
+# ---- the exact mean of (value, gradient)
 
-    breaks (..., n): where each number changes what it decides. The middle of each interval stands for all of it.
-    """
-    edges = np.concatenate([np.zeros_like(breaks[..., :1]), np.sort(breaks, -1), np.ones_like(breaks[..., :1])], -1)
+
+def enumerated(problem, estimator):
+    """By the randomness that the estimator says it has; None where that has no finite sum."""
+    if estimator.randomness == "none":
+        return tuple(x[0] for x in run(problem, estimator, 1, Rng(0)))
+    if estimator.randomness in ("sample", "samples"):
+        return over_draws(problem, estimator)
+    if estimator.randomness == "set":
+        return over_sets(problem, estimator, estimator.samples)
+    if estimator.randomness == "uniform":
+        return over_uniforms(problem, estimator)
+    return None
+
+
+class Seen:
+    """Stands in for a `minigrad.Rng` and keeps the logits of every draw of one-hots and bits."""
+
+    def __init__(self):
+        self.draws = []
+
+    def site(self, name):
+        return self
+
+    def one_hot(self, logits):
+        self.draws.append((categorical, logits))
+        return Rng(0).one_hot(logits)
+
+    def bernoulli(self, logits):
+        self.draws.append((bernoulli, logits))
+        return Rng(0).bernoulli(logits)
+
+
+def over_draws(problem, estimator):
+    """Every draw of a call takes every value; where the estimator is linear in a draw, that takes its mean."""
+    seen, draws = Seen(), []
+    run(problem, estimator, 1, seen)
+    for n, (family, logits) in enumerate(seen.draws):
+        p = family.probability(logits)
+        if n >= estimator.sample_count and estimator.linear_draws:
+            draws.append((p, np.ones(1)))
+        else:
+            outcomes = family.outcomes(logits.shape)
+            draws.append((outcomes, family.outcome_probability(p, outcomes)[0]))
+    index = np.array(list(itertools.product(*(np.flatnonzero(q) for _, q in draws)))).T
+    weight = np.prod([q[i] for (_, q), i in zip(draws, index, strict=True)], axis=0)
+    given = Given(samples=[outcomes[i] for (outcomes, _), i in zip(draws, index, strict=True)])
+    return weighted(weight, *run(problem, estimator, len(weight), given))
+
+
+def over_sets(problem, estimator, size):
+    """All sets of different outcomes, with the probability of drawing each without replacement, in any order."""
+    outcomes, q = all_outcomes(problem, estimator)
+    sets = np.array(list(itertools.combinations(range(len(q)), size))).T
+    probability = 0.0
+    for order in itertools.permutations(range(size)):
+        drawn, rest = 1.0, 1.0
+        for place in order:
+            drawn, rest = drawn * q[sets[place]] / rest, rest - q[sets[place]]
+        probability = probability + drawn
+    np.testing.assert_allclose(probability.sum(), 1.0, rtol=1e-6)
+    f = problem.values(outcomes)[sets]
+    first, second = set_weights(np.log(q[sets]))
+    p = np.broadcast_to(categorical.probability(problem.logits), (sets.shape[1], *problem.logits.shape))
+    g = unordered_set_gradient(p, outcomes[sets], f, first, second)
+    return weighted(probability, (first * f).sum(axis=0), g)
+
+
+def over_uniforms(problem, estimator):
+    """Value and gradient are linear in each uniform number between its thresholds: the middle of each interval stands
+    for all of it."""
+    inner = np.sort(estimator.thresholds(problem.logits), axis=-1)
+    edges = np.concatenate([np.zeros_like(inner[..., :1]), inner, np.ones_like(inner[..., :1])], axis=-1)
     shape, pieces = edges.shape[:-1], edges.shape[-1] - 1
     edges = edges.reshape(-1, pieces + 1)
     choice = np.array(list(itertools.product(range(pieces), repeat=len(edges))))
     places = np.arange(len(edges))
     low, high = edges[places, choice], edges[places, choice + 1]
-    weight = np.prod(high - low, axis=1)
-    value, g = run(problem, estimator, len(choice), Given(uniforms=[(0.5 * (low + high)).reshape(-1, *shape)]))
-    return weight @ value, np.tensordot(weight, g, axes=1)
+    middle = Given(uniforms=[(0.5 * (low + high)).reshape(-1, *shape)])
+    return weighted(np.prod(high - low, axis=1), *run(problem, estimator, len(choice), middle))
+
+
+# ---- Monte Carlo, in standard errors
 
 
 def z_scores(x, mean):
@@ -98,8 +201,16 @@ def z_scores(x, mean):
     return (x.mean(axis=0) - mean) / np.maximum(error, 1e-9)
 
 
+def z_between(x, y):
+    """How many standard errors the means of x (n, ...) and y (m, ...) lie apart."""
+    return (x.mean(axis=0) - y.mean(axis=0)) / np.sqrt(x.var(axis=0) / len(x) + y.var(axis=0) / len(y))
+
+
 def monte_carlo(problem, estimator, n, seed=0):
-    return run(problem, estimator, n, Rng(seed).site("ladder"))
+    """Values and gradients of n independent calls, in batches that stay in the cache."""
+    address = Rng(seed).site("ladder")
+    batches = [run(problem, estimator, min(2_500, n - i), address.at(i)) for i in range(0, n, 2_500)]
+    return tuple(np.concatenate(x) for x in zip(*batches, strict=True))
 
 
 # ---- quadrature: one variable of two classes, whose noise has one or two dimensions
@@ -113,10 +224,11 @@ class Nodes:
     """
 
     def __init__(self, u=None, v=None, samples=None):
-        self.u, self.v, self.samples, self.second = u, v, samples, False
+        self.u, self.v, self.samples, self.second, self.sites = u, v, samples, False, set()
 
     def site(self, name):
         at = Nodes(self.u, self.v, self.samples)
+        self.sites.add(name)
         at.second = name == "conditional" or self.second
         return at
 
@@ -141,11 +253,17 @@ class Nodes:
         return np.arange(n)
 
 
+@functools.cache
+def gauss_legendre(n):
+    """n nodes and weights on (0, 1)."""
+    x, w = np.polynomial.legendre.leggauss(n)
+    return (x + 1) / 2, w / 2
+
+
 def smooth_rule(breaks=(), n=60):
     """Nodes and weights on (0, 1), Gauss-Legendre between the breaks. Where an integrand has a logarithm of u or 1 − u
     at its ends, u = low + (high − low) s³(10 − 15s + 6s²) makes it smooth."""
-    x, w = np.polynomial.legendre.leggauss(n)
-    s, w = (x + 1) / 2, w / 2
+    s, w = gauss_legendre(n)
     t, dt = s**3 * (10 - 15 * s + 6 * s * s), 30 * (s * (1 - s)) ** 2
     edges = [0.0, *sorted(breaks), 1.0]
     nodes = np.concatenate([low + (high - low) * t for low, high in itertools.pairwise(edges)])
@@ -153,16 +271,24 @@ def smooth_rule(breaks=(), n=60):
     return nodes, weights
 
 
-def over_noise(problem, estimator, breaks, conditional: bool, samples=False):
-    """The mean of (value, gradient) by quadrature: over u, between its breaks, or over the two samples; and over v."""
-    if samples:
+def quadrature(problem, estimator):
+    """The mean of (value, gradient) over one or two dimensions of noise; None if there are more.
+
+    Over u, between the points where a bit or one of two classes changes, or over the two samples; and over v.
+    """
+    bit = estimator.family is bernoulli
+    more = estimator.sample_count > 1 or estimator.perturbs_logits or not (bit or estimator.noise_differences)
+    if problem.logits.size > 2 or len(problem.logits) > 1 or more:
+        return None
+    if estimator.sample_first:
         outcomes, wu = all_outcomes(problem, estimator)
         u = np.arange(len(outcomes))
     else:
-        u, wu = smooth_rule(breaks)
-    v, wv = smooth_rule() if conditional else (np.array([0.5]), np.array([1.0]))
+        p = estimator.forward_probability(problem.logits).ravel()[0]
+        u, wu = smooth_rule([p, 1 - p])
+    v, wv = smooth_rule() if estimator.conditional_noise else (np.array([0.5]), np.array([1.0]))
     i, j = (x.ravel() for x in np.meshgrid(np.arange(len(u)), np.arange(len(v)), indexing="ij"))
-    nodes = Nodes(v=v[j], samples=outcomes[i]) if samples else Nodes(u=u[i], v=v[j])
-    value, g = run(problem, estimator, len(i), nodes)
-    weight = wu[i] * wv[j]
-    return weight @ value, np.tensordot(weight, g, axes=1)
+    nodes = Nodes(v=v[j], samples=outcomes[i]) if estimator.sample_first else Nodes(u=u[i], v=v[j])
+    found = weighted(wu[i] * wv[j], *run(problem, estimator, len(i), nodes))
+    assert ("conditional" in nodes.sites) == estimator.conditional_noise
+    return found

@@ -17,11 +17,8 @@ from models.composition import Draw, compose_given, compose_plain
 from models.linear_time import compose, compose_greedy
 from models.tree_lstm import TreeLSTM
 
-SAMPLERS = [
-    name
-    for name in ESTIMATORS
-    if isinstance(facts(name), Sampler) and facts(name).support == "hard" and facts(name).code.name == "categorical"
-]
+CATEGORICAL = [name for name in ESTIMATORS if facts(name).family.name == "categorical"]
+SAMPLERS = [name for name in CATEGORICAL if isinstance(facts(name), Sampler) and facts(name).support == "hard"]
 BATCHES = {
     "one": [1],
     "two": [2],
@@ -369,8 +366,7 @@ def test_episodes_are_unbiased_for_latent_trees(spec, evaluate):
     estimator, mean = create(spec), [0.0] * len(arrays)
     if spec == "reinforce-mean":
         estimator.load_state_dict({"mean": np.array(0.7), "started": np.array(True)})
-    samples = getattr(estimator, "samples", 1)
-    for which in itertools.product(range(len(ways)), repeat=samples):
+    for which in itertools.product(range(len(ways)), repeat=estimator.sample_count):
         inputs = [Tensor(a, requires_grad=True) for a in arrays]
         runs = iter(which)
         estimator.episode(lambda sampler, rng: run(inputs, ways[next(runs)]), Rng(0)).sum().backward()  # noqa: B023
@@ -381,13 +377,12 @@ def test_episodes_are_unbiased_for_latent_trees(spec, evaluate):
 
 def test_an_estimator_that_cannot_choose_step_by_step_says_so():
     model = TreeLSTM(6, 3, dim=3, hidden=4, rng=Rng(2))
-    for name in ("exact", "rebar", "disarm-sb", "muprop"):
-        assert not facts(name).episodes
+    for name in (n for n in CATEGORICAL if not facts(n).episodes):
         with pytest.raises(ValueError, match="cannot choose step by step"):
             model.cost(np.zeros((1, 3), int), np.array([3]), np.array([0]), Rng(0), create(name))
 
 
-@pytest.mark.parametrize("name", [n for n in ESTIMATORS if facts(n).episodes and facts(n).code.name == "categorical"])
+@pytest.mark.parametrize("name", [n for n in CATEGORICAL if facts(n).episodes])
 def test_every_estimator_with_episodes_trains_a_step(name):
     model, estimator = TreeLSTM(6, 3, dim=4, hidden=4, rng=Rng(2)), create(name)
     optimizer = Adam(model.parameters(), 1e-3)

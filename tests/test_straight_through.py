@@ -1,0 +1,44 @@
+"""Straight-through: its options reach the rules, and the slope grows with the updates."""
+
+import numpy as np
+import pytest
+
+from estimators import bernoulli, create
+from estimators.straight_through import straight_through
+from minigrad import Rng, Tensor
+from small_problem import assert_draws_alike, bit, hard
+
+
+@pytest.mark.parametrize(
+    ("spec", "family", "expected"),
+    [
+        ("st:tau=2", "categorical", lambda x, r: straight_through(x, hard(x, r), tau=2.0)),
+        ("st:tau=2", "bernoulli", lambda x, r: straight_through(x, bit(x, r), tau=2.0, family=bernoulli)),
+        (
+            "st-decoupled:tau_f=2,tau_b=0.5",
+            "categorical",
+            lambda x, r: straight_through(x, r.one_hot(x.data / 2.0), tau=0.5),
+        ),
+        (
+            "st-decoupled:tau_f=2,tau_b=0.5",
+            "bernoulli",
+            lambda x, r: straight_through(x, r.bernoulli(x.data / 2.0), tau=0.5, family=bernoulli),
+        ),
+    ],
+)
+def test_the_options_of_a_sampler_reach_its_rule(spec, family, expected):
+    assert_draws_alike(create(spec, family=family).sample, expected, family)
+
+
+@pytest.mark.parametrize("spec", ["st-slope:rate=1,most=3", "st-slope:rate=1,most=3,surrogate=hard"])
+def test_the_slope_grows_with_the_updates_up_to_its_most(spec):
+    estimator, slopes = create(spec), []
+    for _ in range(4):
+        slopes.append(estimator.logit_scale)
+        a = Tensor(np.array([[0.3, 0.9, -0.2]]), requires_grad=True)
+        estimator(a, lambda d: (d * 2.0).sum(axis=1), Rng(0)).backward()
+        s, p = slopes[-1], 1 / (1 + np.exp(-slopes[-1] * a.data))
+        expected = 2 * s * p * (1 - p) if "hard" not in spec else s * (abs(s * a.data) < 1)
+        np.testing.assert_allclose(a.grad, expected)
+        estimator.update()
+    assert slopes == [1.0, 2.0, 3.0, 3.0]
