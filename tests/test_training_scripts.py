@@ -953,7 +953,8 @@ def test_a_script_without_a_run_says_what_is_wrong_in_one_sentence(tmp_path, scr
     assert list(tmp_path.iterdir()) == []
 
 
-PROGRAMS = sorted(str(p.relative_to(SCRIPTS)) for p in SCRIPTS.rglob("*.py") if "__main__" in p.read_text())
+PROGRAMS = sorted(str(p.relative_to(SCRIPTS)) for p in SCRIPTS.rglob("*.py") if '"__main__"' in p.read_text())
+PROGRAMS.remove("minimal_vae.py")  # it has no flags
 
 
 @pytest.mark.parametrize("script", PROGRAMS)
@@ -965,5 +966,5 @@ def test_a_script_without_its_libraries_says_what_to_install(script):
     command = [sys.executable, "-c", code, SCRIPTS, SCRIPTS / script]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     message = f"{Path(script).name}: error: matplotlib, tqdm not found: pip install -e '.[scripts]'.\n"
-    needs_none = Path(script).name in ("estimator_table.py", "snapshot_cupy_api.py", "sweep_run.py", "minimal_vae.py")
+    needs_none = Path(script).name in ("estimator_table.py", "snapshot_cupy_api.py", "sweep_run.py")
     assert (ran.returncode, ran.stderr) == ((0, "") if needs_none else (2, message))
