@@ -1,5 +1,10 @@
 """Fixtures: the backends under test, and floating-point errors as exceptions."""
 
+import os
+
+# before NumPy: the products of the tests are small, and where other programs run two threads wait for each other
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 

@@ -104,7 +104,7 @@ def test_every_estimator_of_the_objective_can_be_measured(family):
     training = vae_flags.VAEExperiment(vae_flags.Config(code=family, hidden=(8,), variables=3, categories=3))
     p = VAEProblem(training, 2, np.float32)
     t = measure_gradients.enumerate_outcomes(p)
-    counted = {"1": 1, "2": 2, "3": 3, "Kᴸ": 27 if family == "categorical" else 8, "S": None}
+    variables, categories = 3, 3 if family == "categorical" else 2
     for name in ESTIMATORS:
         estimator = create(name)
         if estimator.multi_sample or not measure_gradients.handles(name, family):
@@ -113,8 +113,8 @@ def test_every_estimator_of_the_objective_can_be_measured(family):
         found = measure_gradients.measure_row(row, p, t, Rng(0), 40)
         assert all(found[key] is not None for key in ("bias", "deviation", "mse")), name
         assert found["how"] == ("enumerated" if estimator.randomness in ("sample", "none") else "sampled")
-        if expected := counted.get(estimator.evaluations):
-            assert found["evaluations_counted"] == expected, name
+        counts = {create(name, family=family).count_evaluations(variables, categories, call) for call in range(1, 11)}
+        assert min(counts) <= found["evaluations_counted"] <= max(counts), name
         if estimator.exact_for == "all" and found["how"] == "enumerated":
             assert found["bias"] < 1e-3, name
         json.dumps(found, allow_nan=False)
