@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 
 from .antithetic import AR, ARM, ARMS, DisARM
 from .arsm import ARS, ARSM
@@ -43,7 +44,7 @@ from .unordered_set import UnorderedSet
 from .vimco import Vimco
 from .zgr import Zgr
 
-ESTIMATORS = {
+ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "exact": Exact,
     "finite-differences": FiniteDifferences,
     "spsa": Spsa,
@@ -113,12 +114,12 @@ def create(spec: str, tau: float | None = None, family: str | None = None, *, co
         raise ValueError(f"unknown estimator {name!r}; the known ones are {', '.join(ESTIMATORS)}.")
     fixed = getattr(ESTIMATORS[name], "keywords", {})
     known = {k: p.default for k, p in inspect.signature(ESTIMATORS[name]).parameters.items() if k not in fixed}
-    options: dict[str, object] = {} if tau is None else {"tau": tau}
+    options: dict[str, float | str] = {} if tau is None else {"tau": tau}
     for item in filter(None, text.split(",")):
-        key, _, value = (part.strip() for part in item.partition("="))
+        key, _, written = (part.strip() for part in item.partition("="))
         if key in options:
             raise ValueError(f"the option {key!r} of the estimator {name} is given twice.")
-        options[key] = _number(value)
+        options[key] = _number(written)
     for key, value in options.items():
         if key not in known:
             has = f"its options are {', '.join(known)}" if known else "it has no options"
@@ -133,7 +134,7 @@ def create(spec: str, tau: float | None = None, family: str | None = None, *, co
         raise ValueError(f"the estimator {name} cannot take {text!r}: {error}.") from error
 
 
-def _number(text: str):
+def _number(text: str) -> float | str:
     for kind in (int, float):
         try:
             return kind(text)

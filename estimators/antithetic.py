@@ -8,15 +8,16 @@ be averaged out: AR, ARM, DisARM are the three stages of that. ARMS does it with
 from __future__ import annotations
 
 from minigrad import Tensor
-from minigrad.backend import array_module
+from minigrad.backend import Array, array_module
 from minigrad.fused import TINY
 from minigrad.ops import stable_sigmoid, stack
 
 from . import bernoulli
-from .base import NO_BASELINE, Estimator, attach_gradient, check_samples, scale_per_example
+from .base import NO_BASELINE, Cost, Estimator, attach_gradient, check_samples, scale_per_example
+from .enumeration import Noise
 
 
-def ar_gradient(u, costs):
+def ar_gradient(u: Array, costs: Array) -> Array:
     """AR, augment and REINFORCE (Yin & Zhou 2019, eq. 5).   u uniform, costs = f([u < p]).
 
     Estimates    ∇ₐ E f(b),   p = σ(a)
@@ -31,7 +32,7 @@ def ar_gradient(u, costs):
     return scale_per_example(costs, 1.0 - 2.0 * u)
 
 
-def arm_gradient(u, costs, mirror_costs):
+def arm_gradient(u: Array, costs: Array, mirror_costs: Array) -> Array:
     """ARM, augment, REINFORCE and merge (Yin & Zhou 2019, eq. 7).   costs = f([u > 1 − p]), mirror_costs = f([u < p]).
 
     Estimates    ∇ₐ E f(b)
@@ -46,7 +47,7 @@ def arm_gradient(u, costs, mirror_costs):
     return scale_per_example(costs - mirror_costs, u - 0.5)
 
 
-def disarm_gradient(logits, b, mirror, costs, mirror_costs):
+def disarm_gradient(logits: Array, b: Array, mirror: Array, costs: Array, mirror_costs: Array) -> Array:
     """DisARM (Dong, Mnih & Tucker 2020, eq. 6), found at the same time as U2G (Yin, Ho, Yan, Qian & Zhou 2020).
 
     Estimates    ∇ₐ E f(b)   from b = [u > 1 − p] and its mirror image b̃ = [u < p]
@@ -61,7 +62,7 @@ def disarm_gradient(logits, b, mirror, costs, mirror_costs):
     return scale_per_example(0.5 * (costs - mirror_costs), (b - mirror) * stable_sigmoid(abs(logits)))
 
 
-def dirichlet_copula(exponential):
+def dirichlet_copula(exponential: Array) -> Array:
     """S negatively dependent uniforms for each place: u = (1 − d)^(S−1) with d = E/ΣE uniform on the simplex.
 
     exponential (S, ...) iid Exp(1)   ->   u (S, ...), each uniform on (0, 1);  for S = 2, u₂ = 1 − u₁
@@ -70,7 +71,7 @@ def dirichlet_copula(exponential):
     return (1.0 - d) ** (len(d) - 1)
 
 
-def arms_gradient(p, bs, costs):
+def arms_gradient(p: Array, bs: Array, costs: Array) -> Array:
     """ARMS, antithetic REINFORCE with multiple samples (Dimitriev & Zhou 2021, theorem 1 and eq. 9).
 
     Estimates    ∇ₐ E f(b)  from S ≥ 2 dependent samples
@@ -93,7 +94,7 @@ def arms_gradient(p, bs, costs):
     return scale_per_example((costs - costs.mean(axis=0)) / n, bs - p).sum(axis=0) / shrinkage
 
 
-def antithetic_samples(p, u):
+def antithetic_samples(p: Array, u: Array) -> Array:
     """Bits from the copula: [u < p] where p < ½, else [1 − u < p], so that the rarer value has the small u's."""
     xp = array_module(p)
     return (xp.where(p < 0.5, u, 1.0 - u) < p).astype(p.dtype)
@@ -106,7 +107,7 @@ class _Antithetic(Estimator):
     randomness = "uniform"
     sample_first = False
 
-    def thresholds(self, logits):
+    def thresholds(self, logits: Array) -> Array:
         p = self.family.probability(logits)
         return array_module(p).stack([p, 1.0 - p], axis=-1)
 
@@ -118,7 +119,7 @@ class AR(_Antithetic):
     evaluations = "1"
     cancels_constants = False
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         u = rng.uniform(logits.shape, like=logits.data)
         f = cost(Tensor((u < self.family.probability(logits.data)).astype(u.dtype)))
         return attach_gradient(f, logits, ar_gradient(u, f.data))
@@ -130,14 +131,14 @@ class ARM(_Antithetic):
     evaluations = "2"
     sample_count = 2
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         u = rng.uniform(logits.shape, like=logits.data)
         p, q = self.family.probability(logits.data), self.family.probability(-logits.data)  # 1 − p without cancellation
         b, mirror = (u > q).astype(u.dtype), (u < p).astype(u.dtype)
         f, f_mirror = cost(Tensor(b)), cost(Tensor(mirror))
         return attach_gradient(0.5 * (f + f_mirror), logits, self.gradient(logits.data, u, b, mirror, f, f_mirror))
 
-    def gradient(self, logits, u, b, mirror, f, f_mirror):
+    def gradient(self, logits: Array, u: Array, b: Array, mirror: Array, f: Tensor, f_mirror: Tensor) -> Array:
         return arm_gradient(u, f.data, f_mirror.data)
 
 
@@ -145,7 +146,7 @@ class DisARM(ARM):
     title = "DisARM / U2G"
     paper = "Dong, Mnih & Tucker 2020; Yin, Ho, Yan, Qian & Zhou 2020"
 
-    def gradient(self, logits, u, b, mirror, f, f_mirror):
+    def gradient(self, logits: Array, u: Array, b: Array, mirror: Array, f: Tensor, f_mirror: Tensor) -> Array:
         return disarm_gradient(logits, b, mirror, f.data, f_mirror.data)
 
 
@@ -157,10 +158,10 @@ class ARMS(_Antithetic):
     evaluations = "S"
     randomness = "noise"
 
-    def __init__(self, samples: int = 4):
+    def __init__(self, samples: int = 4) -> None:
         self.samples = self.sample_count = check_samples(samples, least=2)
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         xp, p = array_module(logits.data), self.family.probability(logits.data)
         u = dirichlet_copula(rng.exponential((self.samples, *logits.shape), like=logits.data))
         bs = antithetic_samples(p, u)

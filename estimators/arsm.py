@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from minigrad import Tensor, no_grad
-from minigrad.backend import array_module
+from minigrad.backend import Array, array_module
 
 from . import categorical
-from .base import Estimator, attach_gradient
+from .base import Cost, Estimator, attach_gradient
+from .enumeration import Noise
+
+SwapCost = Callable[[int, int], Array]  # F_mj, for two components of the noise
 
 
-def swapped(pi, m, j):
+def swapped(pi: Array, m: int, j: int) -> Array:
     """π with its components m and j exchanged.   (..., K) -> (..., K)"""
     if m == j:
         return pi
@@ -18,12 +23,12 @@ def swapped(pi, m, j):
     return pi
 
 
-def classes_of(logits, pi):
+def classes_of(logits: Array, pi: Array) -> Array:
     """z = argminₖ (log πₖ − θₖ), one-hot, which is Cat(softmax(θ)) for π uniform on the simplex."""
     return categorical.harden(logits - array_module(pi).log(pi))
 
 
-def ars_gradient(pi, swap_costs, reference):
+def ars_gradient(pi: Array, swap_costs: Array, reference: int) -> Array:
     """ARS, augment, REINFORCE and swap (Yin, Yue & Zhou 2019, eq. 10).   π ~ Dirichlet(1, …, 1), drawn by the caller.
 
     Estimates    ∇θ E f(D)
@@ -44,7 +49,7 @@ def ars_gradient(pi, swap_costs, reference):
     return advantage.reshape(len(pi), *ones, K) * (1.0 - K * pi[..., reference, None])
 
 
-def arsm_gradient(pi, swap_costs):
+def arsm_gradient(pi: Array, swap_costs: Array) -> Array:
     """ARSM, ARS merged over all references (Yin, Yue & Zhou 2019, eq. 14).
 
         dθₘ = Σⱼ (F_mj − (1/K) Σₙ F_nj)(1/K − πⱼ)
@@ -71,10 +76,10 @@ class ARS(Estimator):
     sample_first = False
     families = (categorical,)
 
-    def count_evaluations(self, variables, categories, call=0):
+    def count_evaluations(self, variables: int, categories: int, call: int = 0) -> int:
         return categories
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         theta, K = logits.data, logits.shape[-1]
         e = rng.exponential(theta.shape, like=theta)
         pi = e / e.sum(axis=-1, keepdims=True)
@@ -84,7 +89,7 @@ class ARS(Estimator):
             g = self.gradient(pi, swap_cost, int(rng.site("reference").permutation(K)[0]))
         return attach_gradient(f, logits, g)
 
-    def gradient(self, pi, swap_cost, reference):
+    def gradient(self, pi: Array, swap_cost: SwapCost, reference: int) -> Array:
         F = array_module(pi).stack([swap_cost(m, reference) for m in range(pi.shape[-1])], axis=1)
         return ars_gradient(pi, F, reference)
 
@@ -93,10 +98,10 @@ class ARSM(ARS):
     title = "ARSM, augment, REINFORCE, swap and merge"
     evaluations = "K(K−1)/2 + 1"
 
-    def count_evaluations(self, variables, categories, call=0):
+    def count_evaluations(self, variables: int, categories: int, call: int = 0) -> int:
         return categories * (categories - 1) // 2 + 1
 
-    def gradient(self, pi, swap_cost, reference):
+    def gradient(self, pi: Array, swap_cost: SwapCost, reference: int) -> Array:
         xp, K = array_module(pi), pi.shape[-1]
         upper = {(m, j): swap_cost(m, j) for m in range(K) for j in range(m, K) if m != j}
         own = swap_cost(0, 0)

@@ -19,17 +19,22 @@ A score function weighs every variable's D − p by the one cost of its example.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Integral, Real
 from types import ModuleType
-from typing import Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from minigrad import Tensor, enable_grad, grad, op
-from minigrad.backend import asarray_like, to_host
+from minigrad.backend import Array, asarray_like, to_host
 from minigrad.fused import mask_logits
 
 from . import bernoulli, categorical
+from .enumeration import Noise
+
+Cost = Callable[[Tensor], Tensor]  # d -> (B,)
+Family = ModuleType  # `categorical` or `bernoulli`
 
 NO_BASELINE = "without a baseline the noise is that of the whole cost, and the code can collapse before it is organised"
 
@@ -39,6 +44,16 @@ CANNOT_CHOOSE = (
     "needs all choices and their costs in one call, and cannot choose step by step: take an estimator that is a sample "
     "with a rule (st, st-gs, gst-1.0, reinmax, …), or reinforce, reinforce-mean or rloo."
 )
+
+
+class Trainable(Protocol):
+    """What an estimator asks of the parameters that it trains by itself: `learned.Learned` has it."""
+
+    def step(self) -> None: ...
+
+    def state_dict(self) -> dict[str, np.ndarray]: ...
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None: ...
 
 
 class Estimator:
@@ -53,7 +68,7 @@ class Estimator:
     paper = ""  # where it was published
     objective = "E f(D)"  # what it estimates the gradient of
     exact_for = ""  # the costs for which its expectation is that gradient: "all", "quadratic", "linear", "none"
-    families = (categorical, bernoulli)  # the kinds of variables it handles; the first is the default
+    families: tuple[Family, ...] = (categorical, bernoulli)  # the variables it handles; the first is the default
     warning = ""  # why it may not train a model with discrete variables, if so
 
     # what it asks of the cost
@@ -85,10 +100,10 @@ class Estimator:
     # what else it can do, and what it keeps
     episodes = False  # can it choose step by step (`episode`)?
     state: tuple[str, ...] = ()
-    learned = None  # parameters that it trains by itself, a `Learned`
+    learned: Trainable | None = None  # parameters that it trains by itself, a `Learned`
     learned_objective = ""  # what they lower: the "variance" of the estimate, or the "squared error" of a baseline
     _family: str | None = None  # which of `families`, see `of`
-    _latest = None  # what `update` shall learn from
+    _latest: Any = None  # what `update` shall learn from
 
     @property
     def unbiased(self) -> bool:
@@ -96,14 +111,14 @@ class Estimator:
         return self.exact_for == "all" and self.objective == "E f(D)"
 
     @property
-    def family(self) -> ModuleType:
+    def family(self) -> Family:
         """The kind of variables that it is for: one of `families`, the first unless `of` has chosen another."""
         if self._family is None:
             return self.families[0]
         return next(family for family in self.families if family.name == self._family)
 
     @property
-    def code(self) -> ModuleType:
+    def code(self) -> Family:
         """The former name of `family`."""
         return self.family
 
@@ -124,14 +139,16 @@ class Estimator:
             found = f"the model has {family} variables, but {place} got {self.title} for {self.family.name} ones"
             raise ValueError(f"{found}: create the estimator with family={family!r}.")
 
-    def __call__(self, logits: Tensor, cost, rng, mask=None, inputs=None) -> Tensor:
+    def __call__(
+        self, logits: Tensor, cost: Cost, rng: Noise, mask: np.ndarray | None = None, inputs: Array | None = None
+    ) -> Tensor:
         """cost's value for each example, (B,), with the estimator's gradient attached.
 
         ValueError if the cost's result has another shape: (B, 1), say, would broadcast silently against (B,).
         TypeError if it is no Tensor.
         """
 
-        def per_example(d):
+        def per_example(d: Tensor) -> Tensor:
             f = cost(d)
             if not isinstance(f, Tensor):
                 raise TypeError(f"the cost must give a Tensor, but it gave {type(f).__name__}.")
@@ -152,11 +169,11 @@ class Estimator:
             self._latest = seen
         return value
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         """What a subclass defines: as `__call__`, (B,) with the gradient attached, after the checks and the mask."""
         raise NotImplementedError
 
-    def episode(self, play, rng) -> Tensor:
+    def episode(self, play: Play, rng: Noise) -> Tensor:
         """For a model that makes one choice after the other, each from logits that depend on the choices before it.
 
         play(sampler, rng) -> (cost (B,), log-probability of the choices (B,)), one run of the model with the choices of
@@ -165,7 +182,7 @@ class Estimator:
         """
         raise ValueError(f"{self.title} {CANNOT_CHOOSE}")
 
-    def _masked(self, logits, mask):
+    def _masked(self, logits: Tensor, mask: np.ndarray | None) -> Tensor:
         if not isinstance(logits, Tensor):
             raise TypeError(f"the logits must be a Tensor, got {type(logits).__name__}.")
         if self.family is categorical:
@@ -184,11 +201,11 @@ class Estimator:
         """
         return self.sample_count
 
-    def forward_probability(self, logits):
+    def forward_probability(self, logits: Array) -> Array:
         """The probabilities of its samples' classes, or of a bit to be 1, at these logits, an array."""
         return self.family.probability(self.logit_scale * logits)
 
-    def thresholds(self, logits):
+    def thresholds(self, logits: Array) -> Array:
         """For `randomness` "uniform": where each uniform number changes what it decides, (..., n) numbers in (0, 1).
 
         Between them the estimate is linear in it.  logits (..., K), or (...) for bits: an array, without the batch.
@@ -224,22 +241,25 @@ class Sampler(Estimator):
     episodes = True
     single_sample = True
 
-    def sample(self, logits: Tensor, rng, mask=None) -> Tensor:
+    def sample(self, logits: Tensor, rng: Noise, mask: np.ndarray | None = None) -> Tensor:
         """A sample shaped like the logits; gradients that arrive at it continue to the logits by the rule."""
         return self.draw(self._masked(logits, mask), rng)
 
-    def draw(self, logits, rng):
+    def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         """What a subclass defines: as `sample`, shaped like the logits, after the mask."""
         raise NotImplementedError
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         return cost(self.draw(logits, rng))
 
-    def episode(self, play, rng):
+    def episode(self, play: Play, rng: Noise) -> Tensor:
         return play(self, rng)[0]
 
 
-def value_and_grad(cost, point):
+Play = Callable[[Sampler | None, Noise], tuple[Tensor, Tensor]]  # one run of a model: see `Estimator.episode`
+
+
+def value_and_grad(cost: Cost, point: Array) -> tuple[Array, Array]:
     """cost's values (B,) and its gradient (B, ..., K) at the array `point` (B, ..., K), both as arrays.
 
     Only the way from the point to the cost is differentiated: a decoder's weights get no gradient from an evaluation
@@ -249,7 +269,7 @@ def value_and_grad(cost, point):
     return f.data, g
 
 
-def cost_and_gradient(cost, point):
+def cost_and_gradient(cost: Cost, point: Array) -> tuple[Tensor, Array]:
     """cost as a Tensor (B,), for weights to learn from, and its gradient at the array `point`, an array like it."""
     with enable_grad():
         z = Tensor(point, requires_grad=True)
@@ -262,7 +282,7 @@ class TemperedSampler(Sampler):
 
     min_tau = 0.0  # no temperature may be below this one
 
-    def __init__(self, tau: float = 1.0):
+    def __init__(self, tau: float = 1.0) -> None:
         self.tau = check_tau(tau)
         if self.tau < self.min_tau:
             raise ValueError(f"{self.title} needs a temperature of at least {self.min_tau:g}, got {tau}.")
@@ -270,7 +290,7 @@ class TemperedSampler(Sampler):
             self.exact_for = "none"  # a temperature trades what exactness there is for less variance
 
 
-def masked(logits: Tensor, mask) -> Tensor:
+def masked(logits: Tensor, mask: np.ndarray | None) -> Tensor:
     """The logits with the classes outside the mask at probability 0; the mask is checked where it is, on the host.
 
     TypeError for a mask that is not of booleans, ValueError for one that does not fit, or leaves a row without a class.
@@ -298,11 +318,11 @@ class AveragedSampler(TemperedSampler):
     conditional_noise = True
     families = (categorical,)
 
-    def __init__(self, tau: float = 1.0, samples: int = 10):
+    def __init__(self, tau: float = 1.0, samples: int = 10) -> None:
         super().__init__(tau)
         self.samples = check_samples(samples, least=1)
 
-    def exponential(self, logits, rng):
+    def exponential(self, logits: Tensor, rng: Noise) -> Array:
         """Exp(1), (S, ..., K), what `conditional_gumbel` makes its draws of."""
         return rng.site("conditional").exponential((self.samples, *logits.shape), like=logits.data)
 
@@ -319,17 +339,17 @@ class DecoupledSampler(Sampler):
     objective = "E f(D), D ~ softmax(θ/τ_f)"
     exact_for = "none"
 
-    def __init__(self, tau_f: float, tau_b: float):
+    def __init__(self, tau_f: float, tau_b: float) -> None:
         self.tau_f, self.tau_b = check_tau(tau_f), check_tau(tau_b)
         self.logit_scale = 1.0 / self.tau_f
 
 
-def on_device(x, like):
+def on_device(x: Array, like: Array) -> Array:
     """A number or an array that may still be on the host, restored from a state, as an array where `like` lives."""
     return asarray_like(np.asarray(x, like.dtype), like) if isinstance(x, float | np.generic | np.ndarray) else x
 
 
-def exponential_mean(decay: float, old, new):
+def exponential_mean(decay: float, old: Array, new: Array) -> Array:
     """β old + (1 − β) new; the old mean may still be on the host."""
     return decay * on_device(old, new) + (1.0 - decay) * new
 
@@ -362,12 +382,12 @@ def check_samples(samples: int, least: int, name: str = "samples") -> int:
     return int(samples)
 
 
-def leave_one_out_mean(x):
+def leave_one_out_mean(x: Array) -> Array:
     """(1/(S−1)) Σ_{t≠s} xₜ for each s along the first axis."""
     return (x.sum(axis=0) - x) / (len(x) - 1)
 
 
-def scale_per_example(weights, g):
+def scale_per_example(weights: Array, g: Array) -> Array:
     """wᵢ gᵢ for each example i: a score function weighs every variable of an example by one number.
 
     weights (B,), g (B, ..., K)   ->   (B, ..., K);  leading axes for samples, (S, B) and (S, B, ..., K), may be added

@@ -7,44 +7,48 @@ a variable of two classes with logits (0, a): every rule that both kinds share a
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
-from minigrad.backend import array_module
+from minigrad.backend import Array, array_module
 from minigrad.fused import TINY
 from minigrad.ops import stable_sigmoid
+from minigrad.random import Shape
+
+from .enumeration import Noise
 
 name = "bernoulli"
 
 probability = stable_sigmoid  # a -> p
 
 
-def vjp(p, g):
+def vjp(p: Array, g: Array) -> Array:
     """J(p) g = p (1 − p) g; the score of b is b − p."""
     return p * (1.0 - p) * g
 
 
-def inner(a, b):
+def inner(a: Array, b: Array) -> Array:
     """The inner product within one variable, which for a bit is a product."""
     return a * b
 
 
-def sizes(shape) -> tuple[int, int]:
+def sizes(shape: Shape) -> tuple[int, int]:
     """(L, 2): how many bits an example has, for logits of this shape."""
     return int(np.prod(shape[1:])), 2
 
 
-def sample(rng, logits):
+def sample(rng: Noise, logits: Array) -> Array:
     """b ~ Bernoulli(σ(a)), shaped like the logits."""
     return rng.bernoulli(logits)
 
 
-def square(a):
+def square(a: Array) -> Array:
     """‖a‖² of each variable."""
     return a * a
 
 
-def log_odds(q):
+def log_odds(q: Array) -> Array:
     """Logits whose probabilities are q: log q − log(1 − q)."""
     xp = array_module(q)
     return xp.log(xp.maximum(q, TINY)) - xp.log(xp.maximum(1.0 - q, TINY))
@@ -53,13 +57,13 @@ def log_odds(q):
 # ---- enumeration
 
 
-def outcomes(shape) -> np.ndarray:
+def outcomes(shape: Shape) -> np.ndarray:
     """Every joint outcome of one example, (2ᴸ, ...) float64, the last bit running fastest."""
     L, _ = sizes(shape)
     return np.array(list(itertools.product((0.0, 1.0), repeat=L))).reshape(-1, *shape[1:])
 
 
-def outcome_probability(p, outcomes):
+def outcome_probability(p: Array, outcomes: Array) -> Array:
     """q(z) = Πₗ pₗ for zₗ = 1 and 1 − pₗ for zₗ = 0.   p (B, ...), outcomes (N, ...) -> (B, N)"""
     p, outcomes = p.reshape(len(p), -1), outcomes.reshape(len(outcomes), -1)
     q = array_module(p).ones((len(p), len(outcomes)), dtype=p.dtype)
@@ -68,7 +72,7 @@ def outcome_probability(p, outcomes):
     return q
 
 
-def local_outcomes(d):
+def local_outcomes(d: Array) -> Iterator[tuple[int, int, Array]]:
     """For each bit l and each value k: (l, k, D with bit l set to k).   D (B, ...)"""
     L, _ = sizes(d.shape)
     for l, k in itertools.product(range(L), range(2)):
@@ -77,7 +81,7 @@ def local_outcomes(d):
         yield l, k, moved
 
 
-def local_vjp(p, costs):
+def local_vjp(p: Array, costs: Array) -> Array:
     """The gradient of pₗ Fₗ₁ + (1 − pₗ) Fₗ₀ for each bit: p(1 − p)(F₁ − F₀).   p (B, ...), F (B, L, 2) -> (B, ...)"""
     return vjp(p, (costs[..., 1] - costs[..., 0]).reshape(p.shape))
 
@@ -85,22 +89,22 @@ def local_vjp(p, costs):
 # ---- the noise behind a sample: b = harden(a + noise)
 
 
-def noise(rng, logits):
+def noise(rng: Noise, logits: Array) -> Array:
     """Standard logistic noise."""
     return rng.logistic(logits.shape, like=logits)
 
 
-def noise_score(noise):
+def noise_score(noise: Array) -> Array:
     """∂/∂a of the log density of z = a + ℓ at fixed z: with density e^(−ℓ)/(1 + e^(−ℓ))², that is 2σ(ℓ) − 1."""
     return 2.0 * stable_sigmoid(noise) - 1.0
 
 
-def harden(z):
+def harden(z: Array) -> Array:
     """[z > 0]"""
     return (z > 0).astype(z.dtype)
 
 
-def conditional_logistic(logits, bit, uniform):
+def conditional_logistic(logits: Array, bit: Array, uniform: Array) -> Array:
     """z̃ = a + ℓ given that [a + ℓ > 0] = b   (Tucker et al. 2017, appendix C, with v uniform).
 
     forward:  z̃ = a + log v'/(1 − v'),    v' = 1 − p + v p  if b,    v (1 − p)  if not
@@ -113,12 +117,12 @@ def conditional_logistic(logits, bit, uniform):
     return logits + xp.where(bit > 0, magnitude, -magnitude)
 
 
-def conditional(rng, logits, bit):
+def conditional(rng: Noise, logits: Array, bit: Array) -> Array:
     """z̃ = a + ℓ given harden(a + ℓ) = b, with noise of its own."""
     return conditional_logistic(logits, bit, rng.uniform(logits.shape, like=logits))
 
 
-def conditional_vjp(p, bit, z, u):
+def conditional_vjp(p: Array, bit: Array, z: Array, u: Array) -> Array:
     """(∂z̃/∂a) u for z̃(a; b, v) at fixed v, from z̃ alone.
 
     Derivation   z̃ = a + log v'/(1 − v'), so ∂z̃/∂a = 1 + (∂v'/∂a)/(v'(1 − v')), and ∂p/∂a = p(1 − p).

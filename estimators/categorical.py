@@ -7,12 +7,15 @@ on arrays; logits θ are (B, ..., K) with the classes in the last axis, and the 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
-from minigrad.backend import array_module
+from minigrad.backend import Array, array_module
 from minigrad.fused import MASKED, TINY, inner, softmax_array, softmax_vjp
-from minigrad.random import argmax_one_hot
+from minigrad.random import Shape, argmax_one_hot
+
+from .enumeration import Noise
 
 __all__ = [
     "conditional",
@@ -41,22 +44,22 @@ probability = softmax_array  # θ -> p
 vjp = softmax_vjp  # p, g -> J(p) g, the Jacobian of softmax (it is symmetric); the score of D is D − p
 
 
-def sizes(shape) -> tuple[int, int]:
+def sizes(shape: Shape) -> tuple[int, int]:
     """(L, K): how many variables an example has, and how many classes each, for logits of this shape."""
     return int(np.prod(shape[1:-1])), shape[-1]
 
 
-def sample(rng, logits):
+def sample(rng: Noise, logits: Array) -> Array:
     """D ~ Cat(p), shaped like the logits."""
     return rng.one_hot(logits)
 
 
-def square(a):
+def square(a: Array) -> Array:
     """‖a‖² of each variable, its axis kept with length 1: (B, ..., K) -> (B, ..., 1)."""
     return inner(a, a)
 
 
-def log_odds(q):
+def log_odds(q: Array) -> Array:
     """Logits whose probabilities are q: log q, and as good as −∞ where q is 0."""
     xp = array_module(q)
     return xp.where(q > 0, xp.log(xp.maximum(q, TINY)), MASKED)
@@ -65,14 +68,14 @@ def log_odds(q):
 # ---- enumeration
 
 
-def outcomes(shape) -> np.ndarray:
+def outcomes(shape: Shape) -> np.ndarray:
     """Every joint outcome of one example, (Kᴸ, ..., K) float64, the last variable running fastest."""
     L, K = sizes(shape)
     index = np.array(list(itertools.product(range(K), repeat=L))).reshape(-1, L)
     return np.eye(K)[index].reshape(-1, *shape[1:])
 
 
-def outcome_probability(p, outcomes):
+def outcome_probability(p: Array, outcomes: Array) -> Array:
     """q(z) = Πₗ ⟨pₗ, zₗ⟩.   p (B, ..., K), outcomes (N, ..., K) -> (B, N)"""
     L, K = sizes(p.shape)
     p, outcomes = p.reshape(-1, L, K), outcomes.reshape(-1, L, K)
@@ -82,7 +85,7 @@ def outcome_probability(p, outcomes):
     return q
 
 
-def local_outcomes(d):
+def local_outcomes(d: Array) -> Iterator[tuple[int, int, Array]]:
     """For each variable l and each class k: (l, k, D with variable l set to eₖ).   D (B, ..., K)"""
     L, K = sizes(d.shape)
     for l, k in itertools.product(range(L), range(K)):
@@ -93,7 +96,7 @@ def local_outcomes(d):
         yield l, k, moved
 
 
-def local_vjp(p, costs):
+def local_vjp(p: Array, costs: Array) -> Array:
     """The gradient of Σₖ pₗₖ Fₗₖ for each variable l: J(pₗ) Fₗ.   p (B, ..., K), F (B, L, K) -> (B, ..., K)"""
     return vjp(p, costs.reshape(p.shape))
 
@@ -101,22 +104,22 @@ def local_vjp(p, costs):
 # ---- the noise behind a sample: D = harden(θ + noise)
 
 
-def noise(rng, logits):
+def noise(rng: Noise, logits: Array) -> Array:
     """Standard Gumbel noise."""
     return rng.gumbel(logits.shape, like=logits)
 
 
-def noise_score(noise):
+def noise_score(noise: Array) -> Array:
     """∂/∂θ of the log density of z = θ + G at fixed z: with density e^(−G − e^−G), that is 1 − e^(−G)."""
     return 1.0 - array_module(noise).exp(-noise)
 
 
-def harden(z):
+def harden(z: Array) -> Array:
     """onehot(argmax z)"""
     return argmax_one_hot(z)
 
 
-def conditional_gumbel(logits, onehot, exponential):
+def conditional_gumbel(logits: Array, onehot: Array, exponential: Array) -> Array:
     """Q = θ + G given that argmax(θ + G) = D   (Paulus, Maddison & Krause 2021, eq. 7).
 
     logits θ, onehot D (..., K);  exponential E (S, ..., K), iid Exp(1)   ->   Q (S, ..., K)
@@ -136,7 +139,7 @@ def conditional_gumbel(logits, onehot, exponential):
     return -xp.where(onehot > 0, b, others)
 
 
-def conditional(rng, logits, onehot):
+def conditional(rng: Noise, logits: Array, onehot: Array) -> Array:
     """z̃ = θ + G given harden(θ + G) = D, with noise of its own."""
     return conditional_gumbel(logits, onehot, rng.exponential(logits.shape, like=logits))
 
@@ -146,7 +149,7 @@ def _shares(z):
     return array_module(z).exp(z - z.max(axis=-1, keepdims=True))
 
 
-def conditional_vjp(p, onehot, z, u):
+def conditional_vjp(p: Array, onehot: Array, z: Array, u: Array) -> Array:
     """(∂z̃/∂θ)ᵀ u for z̃ = Q(θ; D, E) at fixed E, from z̃ alone.
 
     Derivation   Qⱼ = −log(Aⱼ + B): B shrinks with Z, ∂ log B/∂θₖ = −pₖ, and Aⱼ with θⱼ. So
@@ -157,7 +160,7 @@ def conditional_vjp(p, onehot, z, u):
     return p * inner(s, u) + (1.0 - s) * u
 
 
-def conditional_jvp(p, onehot, z, v):
+def conditional_jvp(p: Array, onehot: Array, z: Array, v: Array) -> Array:
     """(∂z̃/∂θ) v = s ⟨p, v⟩ + (1 − s) ⊙ v, the transpose of `conditional_vjp`."""
     s = _shares(z)
     return s * inner(p, v) + (1.0 - s) * v

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from minigrad import Tensor, op
-from minigrad.backend import array_module
+from minigrad.backend import Array, array_module
 from minigrad.ops import stable_sigmoid
 
 from . import bernoulli
-from .base import Sampler, attach_gradient, value_and_grad
+from .base import Cost, Sampler, attach_gradient, value_and_grad
+from .enumeration import Noise
 
 
 def _log_density_slope(logits, b):
@@ -34,7 +37,7 @@ def darn(logits, b):
     return b, lambda g: (0.5 * g * abs(b - stable_sigmoid(logits)), None)
 
 
-def darn_half_gradient(p, b, half_g):
+def darn_half_gradient(p: Array, b: Array, half_g: Array) -> Array:
     """DARN expanded at ½ instead of the sample, as Jang, Gu & Poole (2017, section 3.2) place it.
 
     Derivation   f(b) − f(½) ≈ f'(½)(b − ½), so
@@ -58,27 +61,27 @@ class Darn(Sampler):
     exact_for = "quadratic"
     families = (bernoulli,)
 
-    def __init__(self, expand_at: str = "sample"):
+    def __init__(self, expand_at: str = "sample") -> None:
         if expand_at not in ("sample", "half"):
             raise ValueError(f"expand_at must be sample or half, got {expand_at!r}.")
         self.expand_at = expand_at
         if expand_at == "half":
             self.exact_for, self.evaluations, self.single_sample = "linear", "2", False
 
-    def count_evaluations(self, variables, categories, call=0):
+    def count_evaluations(self, variables: int, categories: int, call: int = 0) -> int:
         return 1 if self.expand_at == "sample" else 2
 
-    def sample(self, logits, rng, mask=None):
+    def sample(self, logits: Tensor, rng: Noise, mask: np.ndarray | None = None) -> Tensor:
         if self.expand_at == "half":
             raise ValueError(
                 "DARN expanded at ½ evaluates the cost there: call it with the cost, it cannot be sampled."
             )
         return super().sample(logits, rng, mask)
 
-    def draw(self, logits, rng):
+    def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         return darn(logits, self.family.sample(rng, logits.data))
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         if self.expand_at == "sample":
             return super().estimate(logits, cost, rng)
         p, b = self.family.probability(logits.data), self.family.sample(rng, logits.data)

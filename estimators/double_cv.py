@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from minigrad.backend import array_module
+from minigrad import Tensor
+from minigrad.backend import Array, array_module
 from minigrad.ops import stack
 
 from . import bernoulli
-from .base import Estimator, attach_gradient, check_samples, cost_and_gradient, leave_one_out_mean, scale_per_example
+from .base import (
+    Cost,
+    Estimator,
+    attach_gradient,
+    check_samples,
+    cost_and_gradient,
+    leave_one_out_mean,
+    scale_per_example,
+)
+from .enumeration import Noise
 from .learned import Learned, squared_norm_gradient
 
 
-def double_cv_gradient(p, bs, costs, gs, alpha):
+def double_cv_gradient(p: Array, bs: Array, costs: Array, gs: Array, alpha: Array) -> tuple[Array, Array]:
     """Double control variates (Titsias & Shi 2022, eq. 9).   b₁ … b_S independent, gₛ = ∇f(bₛ).
 
     Estimates    ∇ₐ E f(b)
@@ -39,12 +49,13 @@ class DoubleCV(Estimator):
     randomness = "samples"
     families = (bernoulli,)
     learned_objective = "variance"
+    learned: Learned
 
-    def __init__(self, samples: int = 2, lr: float = 1e-2):
+    def __init__(self, samples: int = 2, lr: float = 1e-2) -> None:
         self.samples = self.sample_count = check_samples(samples, least=2)
         self.learned = Learned(lr)
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         xp, p = array_module(logits.data), self.family.probability(logits.data)
         self.learned.start(lambda: {"alpha": 0.0}, like=p)
         bs = [self.family.sample(rng.site(s), logits.data) for s in range(self.samples)]

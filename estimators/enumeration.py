@@ -7,7 +7,14 @@ estimator(logits, cost, Given(samples=[outcomes]))  # row n has the outcome n; w
 
 from __future__ import annotations
 
-from minigrad.backend import asarray_like
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from minigrad import Rng
+from minigrad.backend import Array, asarray_like
+from minigrad.random import Shape
 
 
 class Given:
@@ -17,10 +24,12 @@ class Given:
     samples are not: ValueError if more are drawn than were given.
     """
 
-    def __init__(self, samples=(), uniforms=(), rng=None):
+    def __init__(
+        self, samples: Iterable[np.ndarray] = (), uniforms: Iterable[np.ndarray] = (), rng: Rng | None = None
+    ) -> None:
         self._samples, self._uniforms, self._rng = list(samples), list(uniforms), rng
 
-    def site(self, name) -> Given:
+    def site(self, name: str | int) -> Given:
         return self
 
     @property
@@ -28,14 +37,14 @@ class Given:
         """How many of the given arrays have not been drawn."""
         return len(self._samples) + len(self._uniforms)
 
-    def one_hot(self, logits):
+    def one_hot(self, logits: Array) -> Array:
         if not self._samples:
             raise ValueError("more samples are drawn than were given: an estimator of one sample draws one.")
         return asarray_like(self._samples.pop(0), logits)
 
     bernoulli = one_hot
 
-    def uniform(self, shape, like=None):
+    def uniform(self, shape: Shape, like: Array | None = None) -> Array:
         return asarray_like(self._uniforms.pop(0), like) if self._uniforms else self._drawn("uniform")(shape, like)
 
     def _drawn(self, name):
@@ -43,5 +52,8 @@ class Given:
             raise AttributeError(f"no {name} noise was given")
         return getattr(self._rng, name)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return self._drawn(name)
+
+
+Noise = Rng | Given  # where an estimator's noise comes from

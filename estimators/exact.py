@@ -6,16 +6,17 @@ import itertools
 import math
 
 from minigrad import Tensor
-from minigrad.backend import array_module, asarray_like
+from minigrad.backend import Array, array_module, asarray_like
 from minigrad.ops import stack
 
 from . import categorical
-from .base import Estimator, attach_gradient, check_positive, scale_per_example
+from .base import Cost, Estimator, Family, attach_gradient, check_positive, scale_per_example
+from .enumeration import Noise
 
 LIMIT = 16384  # joint outcomes
 
 
-def exact_gradient(p, outcomes, costs, family=categorical):
+def exact_gradient(p: Array, outcomes: Array, costs: Array, family: Family = categorical) -> tuple[Array, Array]:
     """The gradient of E f(D) by enumeration of all N joint outcomes z.
 
         E f = Σ_z q(z) f(z),   q(z) = Πₗ q(zₗ)           ∇θ log q(z) = z − p
@@ -40,7 +41,7 @@ def check_outcomes(variables: int, categories: int) -> None:
         )
 
 
-def enumerate_costs(cost, logits, family):
+def enumerate_costs(cost: Cost, logits: Tensor, family: Family) -> tuple[Array, list[Tensor]]:
     """(outcomes (N, ...), the costs of all outcomes as Tensors (B,)): each outcome for the whole batch at a time."""
     check_outcomes(*family.sizes(logits.shape))
     xp = array_module(logits.data)
@@ -48,7 +49,9 @@ def enumerate_costs(cost, logits, family):
     return outcomes, [cost(Tensor(xp.broadcast_to(z, logits.shape))) for z in outcomes]
 
 
-def finite_difference_gradient(logits, outcomes, costs, step, family=categorical):
+def finite_difference_gradient(
+    logits: Array, outcomes: Array, costs: Array, step: float, family: Family = categorical
+) -> Array:
     """Central differences of the exact expectation E(θ) = Σ_z q(z; θ) f(z), one logit at a time.
 
         dθⱼ = (E(θ + h eⱼ) − E(θ − h eⱼ)) / 2h = ∂E/∂θⱼ + O(h²)
@@ -82,19 +85,19 @@ class Exact(Estimator):
     enumerates_classes = True
     evaluates_masked = True
 
-    def check_size(self, variables, categories):
+    def check_size(self, variables: int, categories: int) -> None:
         check_outcomes(variables, categories)
 
-    def count_evaluations(self, variables, categories, call=0):
+    def count_evaluations(self, variables: int, categories: int, call: int = 0) -> int:
         return categories**variables
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         outcomes, costs = enumerate_costs(cost, logits, self.family)
         F = array_module(logits.data).stack([f.data for f in costs], axis=1)
         dtheta, q = self.gradient(logits.data, outcomes, F)
         return attach_gradient((stack(*costs, axis=1) * q).sum(axis=1), logits, dtheta)
 
-    def gradient(self, logits, outcomes, costs):
+    def gradient(self, logits: Array, outcomes: Array, costs: Array) -> tuple[Array, Array]:
         return exact_gradient(self.family.probability(logits), outcomes, costs, self.family)
 
 
@@ -106,9 +109,9 @@ class FiniteDifferences(Exact):
     exact_for = "none"
     sums_to_zero = False  # but for its error
 
-    def __init__(self, step: float = 1e-2):
+    def __init__(self, step: float = 1e-2) -> None:
         self.step = check_positive("step", step)
 
-    def gradient(self, logits, outcomes, costs):
+    def gradient(self, logits: Array, outcomes: Array, costs: Array) -> tuple[Array, Array]:
         q = self.family.outcome_probability(self.family.probability(logits), outcomes)
         return finite_difference_gradient(logits, outcomes, costs, self.step, self.family), q

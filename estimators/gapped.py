@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 
-from minigrad import op
-from minigrad.backend import array_module
+from minigrad import Tensor, op
+from minigrad.backend import Array, array_module
 from minigrad.fused import inner, softmax_array, softmax_vjp
 from minigrad.random import argmax_one_hot
 
 from . import categorical
 from .base import TemperedSampler
+from .enumeration import Noise
 
 
-def gapped_logits(logits, onehot, gap):
+def gapped_logits(logits: Array, onehot: Array, gap: Array | float) -> Array:
     """θ' = θ + m₁ − m₂, in which the drawn class i leads every other one by at least the gap (Fan et al. 2022, eq. 10).
 
         m₁ = (max θ − θᵢ) D                       lifts the drawn class to the maximum
@@ -26,7 +27,7 @@ def gapped_logits(logits, onehot, gap):
     return xp.where(onehot > 0, m, xp.minimum(logits, m - gap))
 
 
-def expected_gap(logits, onehot):
+def expected_gap(logits: Array, onehot: Array) -> Array:
     """E[max − second max of θ + G | argmax(θ + G) = D] = −log(1 − pᵢ)/pᵢ, i the drawn class.   (..., K) -> (..., 1)
 
     Derivation: the maximum and the second maximum of θ + G given argmax = i are −log(Eᵢ/Z) and
@@ -98,13 +99,15 @@ class GappedStraightThrough(TemperedSampler):
     exact_for = "none"
     families = (categorical,)
 
-    def __init__(self, tau: float = 1.0, gap: float | str = 1.0, consistent: bool = True, detached: bool = True):
+    def __init__(
+        self, tau: float = 1.0, gap: float | str = 1.0, consistent: bool = True, detached: bool = True
+    ) -> None:
         super().__init__(tau)
         if gap != "p" and not (isinstance(gap, int | float) and math.isfinite(gap) and gap >= 0):
             raise ValueError(f"gap must be a number of at least 0, or 'p', got {gap!r}.")
         self.gap = gap if gap == "p" else float(gap)
         self.consistent, self.detached = bool(consistent), bool(detached)
 
-    def draw(self, logits, rng):
+    def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         switches = {"consistent": self.consistent, "detached": self.detached}
         return gapped_straight_through(logits, rng.one_hot(logits.data), gap=self.gap, tau=self.tau, **switches)

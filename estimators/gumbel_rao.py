@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from minigrad import op
+from minigrad import Tensor, op
 from minigrad.fused import inner, softmax_array
 
 from .base import AveragedSampler
 from .categorical import conditional_gumbel
+from .enumeration import Noise
 
 
 def _averaged_relaxation(logits, onehot, exponential, *, tau=1.0):
@@ -48,6 +49,6 @@ class GumbelRao(AveragedSampler):
     paper = "Paulus, Maddison & Krause 2021"
     exact_for = "none"
 
-    def draw(self, logits, rng):
+    def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         onehot = rng.one_hot(logits.data)
         return gumbel_rao(logits, onehot, self.exponential(logits, rng), tau=self.tau)

@@ -6,10 +6,11 @@ temperature τ makes the draw differentiable (Jang, Gu & Poole 2017; Maddison, M
 
 from __future__ import annotations
 
-from minigrad import op
+from minigrad import Tensor, op
 
 from . import categorical
 from .base import DecoupledSampler, TemperedSampler
+from .enumeration import Noise
 
 
 @op
@@ -92,7 +93,7 @@ class GumbelSoftmax(TemperedSampler):
     randomness = "noise"
     sample_first = False
 
-    def draw(self, logits, rng):
+    def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         return gumbel_softmax(logits, self.family.noise(rng, logits.data), tau=self.tau, family=self.family)
 
 
@@ -103,7 +104,7 @@ class STGumbelSoftmax(TemperedSampler):
     randomness = "noise"
     sample_first = False
 
-    def draw(self, logits, rng):
+    def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         return st_gumbel_softmax(logits, self.family.noise(rng, logits.data), tau=self.tau, family=self.family)
 
 
@@ -115,9 +116,9 @@ class DecoupledSTGumbelSoftmax(DecoupledSampler):
     randomness = "noise"
     sample_first = False
 
-    def __init__(self, tau_f: float = 1.6, tau_b: float = 1.3):
+    def __init__(self, tau_f: float = 1.6, tau_b: float = 1.3) -> None:
         super().__init__(tau_f, tau_b)
 
-    def draw(self, logits, rng):
+    def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         noise = self.family.noise(rng, logits.data)
         return decoupled_st_gumbel_softmax(logits, noise, tau_f=self.tau_f, tau_b=self.tau_b, family=self.family)

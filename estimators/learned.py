@@ -6,10 +6,13 @@ estimates, and hands it over; the step is taken in `update`. Nothing of this tou
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from minigrad import Tensor
-from minigrad.backend import array_module, asarray_like
+from minigrad.backend import Array, array_module, asarray_like
 from minigrad.optim import Adam
 
 from .base import LEARNED, check_positive
@@ -21,12 +24,15 @@ class Learned:
     lr: the learning rate, positive and finite (ValueError).
     """
 
-    def __init__(self, lr: float):
+    _optimizer: Adam  # made together with the parameters
+
+    def __init__(self, lr: float) -> None:
         self.lr = check_positive("the estimator's own learning rate", lr)
         self.parameters: dict[str, Tensor] = {}
-        self._gradients = self._optimizer = self._loaded = None
+        self._gradients: dict[str, Array] | None = None
+        self._loaded: dict[str, np.ndarray] | None = None
 
-    def start(self, initial, like) -> None:
+    def start(self, initial: Callable[[], dict[str, Any]], like: Array) -> None:
         """Make the parameters, if there are none yet: `initial()` names host arrays or numbers; `like` has the dtype
         and the device."""
         if self.parameters:
@@ -39,10 +45,10 @@ class Learned:
             loaded, self._loaded = self._loaded, None
             self.load_state_dict(loaded)
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> Array:
         return self.parameters[name].data
 
-    def learn(self, gradients: dict) -> None:
+    def learn(self, gradients: dict[str, Array]) -> None:
         """Gradients of the estimator's own objective, arrays shaped like the parameters, for the next `step`; what
         comes after the first ones is not taken."""
         if self._gradients is None:
@@ -89,7 +95,7 @@ class Learned:
         )
 
 
-def squared_norm_gradient(g):
+def squared_norm_gradient(g: Array) -> Array:
     """2 g / B: the cotangent with which every parameter learns to lower the mean over the batch of ‖g‖².
 
     The estimate is unbiased whatever a control variate's parameters are, so E‖g‖² and its variance have the same
@@ -98,6 +104,6 @@ def squared_norm_gradient(g):
     return g * (2.0 / len(g))
 
 
-def dot(a, b):
+def dot(a: Array, b: Array) -> Array:
     """Σ a b for each example: (B, ...), (B, ...) -> (B,)"""
     return array_module(a).einsum("bi,bi->b", a.reshape(len(a), -1), b.reshape(len(b), -1))

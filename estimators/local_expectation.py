@@ -6,14 +6,15 @@ Local expectation gradients enumerate the variable that moves; the measure-value
 from __future__ import annotations
 
 from minigrad import Tensor, no_grad
-from minigrad.backend import array_module
+from minigrad.backend import Array, array_module
 from minigrad.fused import MASKED, log_softmax
 
 from . import bernoulli, categorical
-from .base import Estimator, attach_gradient
+from .base import Cost, Estimator, Family, attach_gradient
+from .enumeration import Noise
 
 
-def local_expectation_gradient(p, local_costs, family=categorical):
+def local_expectation_gradient(p: Array, local_costs: Array, family: Family = categorical) -> Array:
     """Local expectation gradients (Titsias & Lázaro-Gredilla 2015).   D ~ Cat(p), drawn by the caller.
 
     Estimates    ∇θ E f(D) for L variables
@@ -28,7 +29,7 @@ def local_expectation_gradient(p, local_costs, family=categorical):
     return family.local_vjp(p, local_costs)
 
 
-def measure_valued_gradient(p, local_costs, others):
+def measure_valued_gradient(p: Array, local_costs: Array, others: Array) -> Array:
     """The measure-valued or weak derivative (Pflug 1989; Mohamed, Rosca, Figurnov & Mnih 2020, section 6).
 
     Estimates    ∇θ E f(D) for L variables
@@ -55,10 +56,10 @@ class LocalExpectation(Estimator):
     enumerates_classes = True
     evaluates_masked = True
 
-    def count_evaluations(self, variables, categories, call=0):
+    def count_evaluations(self, variables: int, categories: int, call: int = 0) -> int:
         return variables * categories + 1
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         d = self.family.sample(rng, logits.data)
         f = cost(Tensor(d))
         L, K = self.family.sizes(logits.shape)
@@ -68,7 +69,7 @@ class LocalExpectation(Estimator):
                 local_costs[:, l, k] = cost(Tensor(moved)).data
         return attach_gradient(f, logits, self.gradient(logits.data, local_costs, rng))
 
-    def gradient(self, logits, local_costs, rng):
+    def gradient(self, logits: Array, local_costs: Array, rng: Noise) -> Array:
         return local_expectation_gradient(self.family.probability(logits), local_costs, self.family)
 
 
@@ -82,10 +83,10 @@ class MeasureValued(LocalExpectation):
     sums_to_zero = False
 
     @property
-    def enumerates_classes(self):
+    def enumerates_classes(self) -> bool:  # type: ignore[override]  # it follows from the family: nobody sets it
         return self.family is bernoulli
 
-    def gradient(self, logits, local_costs, rng):
+    def gradient(self, logits: Array, local_costs: Array, rng: Noise) -> Array:
         if self.family is bernoulli:
             return super().gradient(logits, local_costs, rng)
         xp, theta = array_module(logits), logits.reshape(local_costs.shape)

@@ -6,12 +6,16 @@ The expansion's expectation is known, so what the baseline takes away is given b
 from __future__ import annotations
 
 from minigrad import Tensor, no_grad
+from minigrad.backend import Array
 
 from . import categorical
-from .base import Estimator, attach_gradient, scale_per_example, value_and_grad
+from .base import Cost, Estimator, Family, attach_gradient, scale_per_example, value_and_grad
+from .enumeration import Noise
 
 
-def muprop_gradient(p, d, costs, mean_costs, mean_g, family=categorical):
+def muprop_gradient(
+    p: Array, d: Array, costs: Array, mean_costs: Array, mean_g: Array, family: Family = categorical
+) -> Array:
     """MuProp (Gu, Levine, Sutskever & Mnih 2016, eq. 5).   D ~ Cat(p), p = softmax(θ), drawn by the caller.
 
     Estimates    ∇θ E f(D)
@@ -30,7 +34,7 @@ def muprop_gradient(p, d, costs, mean_costs, mean_g, family=categorical):
     return scale_per_example(residual, score) + family.vjp(p, mean_g)
 
 
-def simple_muprop_gradient(p, d, costs, mean_costs):
+def simple_muprop_gradient(p: Array, d: Array, costs: Array, mean_costs: Array) -> Array:
     """MuProp without its linear term (Tucker et al. 2017): REINFORCE with the baseline f(p).
 
         dθ = (f(D) − f(p))(D − p)
@@ -47,10 +51,10 @@ class MuProp(Estimator):
     exact_for = "all"
     evaluations = "2"
 
-    def count_evaluations(self, variables, categories, call=0):
+    def count_evaluations(self, variables: int, categories: int, call: int = 0) -> int:
         return 2
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         p, d = self.family.probability(logits.data), self.family.sample(rng, logits.data)
         f = cost(Tensor(d))
         g = muprop_gradient(p, d, f.data, *value_and_grad(cost, p), self.family)
@@ -64,10 +68,10 @@ class SimpleMuProp(Estimator):
     evaluations = "2"
     cost_gradient = False
 
-    def count_evaluations(self, variables, categories, call=0):
+    def count_evaluations(self, variables: int, categories: int, call: int = 0) -> int:
         return 2
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         p, d = self.family.probability(logits.data), self.family.sample(rng, logits.data)
         f = cost(Tensor(d))
         with no_grad():

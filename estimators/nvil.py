@@ -5,16 +5,26 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad import Tensor, enable_grad, grad
-from minigrad.backend import array_module
+from minigrad.backend import Array, array_module
 from minigrad.fused import MASKED, linear
 from minigrad.nn import xavier_uniform
 from minigrad.ops import tanh
 
-from .base import Estimator, attach_gradient, check_decay, check_samples, exponential_mean, on_device, scale_per_example
+from .base import (
+    Cost,
+    Estimator,
+    attach_gradient,
+    check_decay,
+    check_samples,
+    exponential_mean,
+    on_device,
+    scale_per_example,
+)
+from .enumeration import Noise
 from .learned import Learned
 
 
-def nvil_gradient(p, d, costs, baseline, scale=1.0):
+def nvil_gradient(p: Array, d: Array, costs: Array, baseline: Array, scale: Array | float = 1.0) -> Array:
     """NVIL, neural variational inference and learning (Mnih & Gregor 2014, eqs. 7 to 9 and algorithm 1).
 
     Estimates    ∇θ E f(D), up to the factor 1/max(1, σ), which is the same for the whole batch
@@ -48,8 +58,9 @@ class Nvil(Estimator):
     cancels_constants = False
     state = ("mean", "variance", "started")
     learned_objective = "squared error"
+    learned: Learned
 
-    def __init__(self, decay: float = 0.9, hidden: int = 100, lr: float = 1e-2, normalise: bool = True):
+    def __init__(self, decay: float = 0.9, hidden: int = 100, lr: float = 1e-2, normalise: bool = True) -> None:
         self.decay, self.hidden, self.normalise = check_decay(decay), check_samples(hidden, 1, "hidden"), normalise
         if not normalise:
             self.objective = "E f(D)"
@@ -57,7 +68,7 @@ class Nvil(Estimator):
         self.mean = self.variance = 0.0
         self.started = False
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         xp, p, d = array_module(logits.data), self.family.probability(logits.data), self.family.sample(rng, logits.data)
         f = cost(Tensor(d))
         x = xp.where(logits.data > 0.5 * MASKED, logits.data, 0.0) if self.inputs is None else self.inputs
@@ -78,11 +89,11 @@ class Nvil(Estimator):
         deviation = xp.maximum(xp.sqrt(variance), 1.0) if self.normalise else 1.0
         return attach_gradient(f, logits, nvil_gradient(p, d, f.data, predicted.data + mean, deviation))
 
-    def initial(self, rng, inputs: int) -> dict:
+    def initial(self, rng: Noise, inputs: int) -> dict[str, np.ndarray]:
         W1 = xavier_uniform(rng, (inputs, self.hidden))
         return {"W1": W1, "b1": np.zeros(self.hidden), "w2": np.zeros((self.hidden, 1)), "b2": np.zeros(1)}
 
-    def update(self):
+    def update(self) -> None:
         super().update()
         if self._latest is not None:
             mix = lambda old, new: exponential_mean(self.decay, old, new) if self.started else new

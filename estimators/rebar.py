@@ -9,20 +9,31 @@ parameters are trained on the only thing they can change, the variance.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from minigrad import Tensor
-from minigrad.backend import array_module
+from minigrad.backend import Array, array_module
 from minigrad.fused import MASKED
 from minigrad.nn import xavier_uniform
 
 from . import categorical
-from .base import Estimator, attach_gradient, check_samples, check_tau, scale_per_example, value_and_grad
+from .base import Cost, Estimator, Family, attach_gradient, check_samples, check_tau, scale_per_example, value_and_grad
+from .enumeration import Noise
 from .learned import Learned, dot, squared_norm_gradient
 
 
-def relax_gradient(p, d, z_given, costs, c_given, dc, dc_given, family=categorical):
+def relax_gradient(
+    p: Array,
+    d: Array,
+    z_given: Array,
+    costs: Array,
+    c_given: Array,
+    dc: Array,
+    dc_given: Array,
+    family: Family = categorical,
+) -> Array:
     """RELAX (Grathwohl, Choi, Wu, Roeder & Duvenaud 2018, eq. 7), and REBAR with its choice of c (Tucker et al. 2017).
 
     Estimates    ∇θ E f(D),   D = harden(z), z = θ + G, and z̃ another draw of z given D
@@ -41,7 +52,7 @@ def relax_gradient(p, d, z_given, costs, c_given, dc, dc_given, family=categoric
     return scale_per_example(costs - c_given, d - p) + dc - family.conditional_vjp(p, d, z_given, dc_given)
 
 
-def lax_gradient(score, costs, c, dc):
+def lax_gradient(score: Array, costs: Array, c: Array, dc: Array) -> Array:
     """LAX (Grathwohl et al. 2018, eq. 6) on the noisy logits z = θ + G, of which the sample is a function.
 
     Derivation   REINFORCE for the continuous z with the cost f(harden(z)), and c(z) as a baseline that knows z; its
@@ -60,11 +71,11 @@ def lax_gradient(score, costs, c, dc):
 class SoftenedCost:
     """c(z) = η f(softmax(z/λ)): the cost itself, softened.  η = 2σ(w), λ = e^w', both learned."""
 
-    def __init__(self, cost, learned: Learned, family):
+    def __init__(self, cost: Cost, learned: Learned, family: Family) -> None:
         self.cost, self.family = cost, family
         self.eta, self.tau = 2.0 / (1.0 + array_module(learned["w"]).exp(-learned["w"])), learned["log_tau"]
         self.tau = array_module(self.tau).exp(self.tau)
-        self.seen: list = []  # (ζ, ψ(ζ), ψ'(ζ)) of every point, for the mixed derivative
+        self.seen: list[tuple[Array, Array, Array]] = []  # (ζ, ψ(ζ), ψ'(ζ)) of every point, for the mixed derivative
 
     def _psi(self, zeta):
         """ψ(ζ) = f(softmax ζ) and ψ'(ζ) = J f'."""
@@ -72,14 +83,14 @@ class SoftenedCost:
         value, g = value_and_grad(self.cost, soft)
         return value, self.family.vjp(soft, g)
 
-    def __call__(self, z):
+    def __call__(self, z: Array) -> tuple[Array, Array]:
         """c(z) = η ψ(z/λ), (B,), and ∇c(z) = η ψ'(z/λ)/λ."""
         zeta = z / self.tau
         value, slope = self._psi(zeta)
         self.seen.append((zeta, value, slope))
         return self.eta * value, self.eta * slope / self.tau
 
-    def mixed(self, index, a, v, learn_tau=True):
+    def mixed(self, index: int, a: Array, v: Array, learn_tau: bool = True) -> dict[str, Array]:
         """The derivatives of  Σ_b a_b c(z_b) + ⟨v_b, ∇c(z_b)⟩  with respect to w and log λ, z the index-th point seen.
 
         with ζ = z/λ:   η [ a ψ(ζ) + ⟨v, ψ'(ζ)⟩/λ ],   and dζ/d log λ = −ζ, so
@@ -101,16 +112,16 @@ class SoftenedCost:
 class Network:
     """c(z) = w₂ᵀ tanh(W₁ᵀ z + b₁) + b₂, one hidden layer on all variables of an example."""
 
-    def __init__(self, learned: Learned):
+    def __init__(self, learned: Learned) -> None:
         self.W1, self.b1, self.w2, self.b2 = (learned[name] for name in ("W1", "b1", "w2", "b2"))
-        self.seen: list = []
+        self.seen: list[tuple[Array, Array]] = []
 
     @staticmethod
-    def initial(rng, inputs: int, hidden: int) -> dict:
+    def initial(rng: Noise, inputs: int, hidden: int) -> dict[str, np.ndarray]:
         W1 = xavier_uniform(rng, (inputs, hidden))
         return {"W1": W1, "b1": np.zeros(hidden), "w2": np.zeros(hidden), "b2": np.zeros(1)}
 
-    def __call__(self, z):
+    def __call__(self, z: Array) -> tuple[Array, Array]:
         """c(z) (B,) and ∇c(z) = W₁ ((1 − h²) ⊙ w₂), h = tanh(W₁ᵀ z + b₁)."""
         flat = z.reshape(len(z), -1)
         exists = flat > 0.5 * MASKED  # a masked class is no input of the network
@@ -120,7 +131,7 @@ class Network:
         slope = exists * (((1.0 - h * h) * self.w2) @ self.W1.T)
         return h @ self.w2 + self.b2, slope.reshape(z.shape)
 
-    def mixed(self, index, a, v, learn_tau=True):
+    def mixed(self, index: int, a: Array, v: Array, learn_tau: bool = True) -> dict[str, Array]:
         """The derivatives of  Σ_b a_b c(z_b) + ⟨v_b, ∇c(z_b)⟩  with respect to the weights, z the index-th point seen.
 
         With s = 1 − h², t = W₁ᵀ v and u the pre-activation, the second term is Σ_b ⟨s ⊙ w₂, t⟩, and ∂s/∂u = −2 h s:
@@ -138,6 +149,8 @@ class Network:
             "b2": a.sum(axis=0),
         }
 
+
+Control = SoftenedCost | Network
 
 # ---- the estimators
 
@@ -157,8 +170,11 @@ class Rebar(Estimator):
     sample_first = False
     state = ("updates",)
     learned_objective = "variance"
+    learned: Learned
 
-    def __init__(self, tau=0.5, eta=1.0, coupled: bool = False, lr: float = 1e-3, tau_every: int = 10):
+    def __init__(
+        self, tau: float = 0.5, eta: float = 1.0, coupled: bool = False, lr: float = 1e-3, tau_every: int = 10
+    ) -> None:
         self.tau, self.coupled = check_tau(tau), bool(coupled)
         if not (isinstance(eta, int | float) and 0.0 < eta < 2.0):
             raise ValueError(f"eta must lie between 0 and 2, got {eta}.")
@@ -169,17 +185,17 @@ class Rebar(Estimator):
         if self.coupled:
             self.evaluations = "2, and 2 more every 10th call"
 
-    def count_evaluations(self, variables, categories, call=0):
+    def count_evaluations(self, variables: int, categories: int, call: int = 0) -> int:
         base, more = (2, 2) if self.coupled else (3, 4)
         return base + more * (self.tau_every > 0 and call % self.tau_every == 0)
 
-    def initial(self, rng, inputs) -> dict:
+    def initial(self, rng: Noise, inputs: int) -> dict[str, Any]:
         return {"w": math.log(self.eta / (2.0 - self.eta)), "log_tau": math.log(self.tau)}
 
-    def controls(self, cost) -> list:
+    def controls(self, cost: Cost) -> list[Control]:
         return [SoftenedCost(cost, self.learned, self.family)]
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         theta, family = logits.data, self.family
         self.learned.start(lambda: self.initial(rng.site("weights"), theta.size // len(theta)), like=theta)
         p = family.probability(theta)
@@ -200,19 +216,19 @@ class Rebar(Estimator):
         self.learned.learn(self.mixed(controls, [(0, 0.0 * a, u), (0 if self.coupled else 1, a, v)]))
         return attach_gradient(f, logits, g)
 
-    def mixed(self, controls, terms) -> dict:
+    def mixed(self, controls: list[Control], terms: list[tuple[int, Array, Array]]) -> dict[str, Array]:
         if self.coupled:  # one point serves both terms, and they are linear in a and v
             (_, a0, v0), (_, a1, v1) = terms
             terms = [(0, a0 + a1, v0 + v1)]
         learn_tau = self.tau_every > 0 and int(self.updates) % self.tau_every == 0
-        gradients: dict = {}
+        gradients: dict[str, Array] = {}
         for control in controls:
             for index, a, v in terms:
                 found = control.mixed(index, a, v, learn_tau)
                 gradients |= {k: gradients[k] + x if k in gradients else x for k, x in found.items()}
         return gradients
 
-    def update(self):
+    def update(self) -> None:
         super().update()
         self.updates = int(self.updates) + 1
 
@@ -225,15 +241,21 @@ class Relax(Rebar):
     noise_differences = False
 
     def __init__(
-        self, tau=0.5, eta=1.0, coupled: bool = False, lr: float = 1e-3, tau_every: int = 10, hidden: int = 64
-    ):
+        self,
+        tau: float = 0.5,
+        eta: float = 1.0,
+        coupled: bool = False,
+        lr: float = 1e-3,
+        tau_every: int = 10,
+        hidden: int = 64,
+    ) -> None:
         super().__init__(tau, eta, coupled, lr, tau_every)
         self.hidden = check_samples(hidden, 1, "hidden")
 
-    def initial(self, rng, inputs):
+    def initial(self, rng: Noise, inputs: int) -> dict[str, Any]:
         return super().initial(rng, inputs) | Network.initial(rng, inputs, self.hidden)
 
-    def controls(self, cost):
+    def controls(self, cost: Cost) -> list[Control]:
         return [*super().controls(cost), Network(self.learned)]
 
 
@@ -251,11 +273,12 @@ class Lax(Estimator):
     sums_to_zero = False
     cancels_constants = False
     learned_objective = "variance"
+    learned: Learned
 
-    def __init__(self, hidden: int = 64, lr: float = 1e-3):
+    def __init__(self, hidden: int = 64, lr: float = 1e-3) -> None:
         self.hidden, self.learned = check_samples(hidden, 1, "hidden"), Learned(lr)
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         theta = logits.data
         inputs = theta.size // len(theta)
         self.learned.start(lambda: Network.initial(rng.site("weights"), inputs, self.hidden), like=theta)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from minigrad import op
+from minigrad import Tensor, op
 
 from . import categorical
 from .base import TemperedSampler
+from .enumeration import Noise
 
 
 def _heun_surrogate(logits, d, *, tau=1.0, family=categorical):
@@ -52,5 +53,5 @@ class ReinMax(TemperedSampler):
     exact_for = "quadratic"
     min_tau = 1.0
 
-    def draw(self, logits, rng):
+    def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         return reinmax(logits, self.family.sample(rng, logits.data), tau=self.tau, family=self.family)

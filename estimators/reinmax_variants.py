@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 
-from minigrad import op
+from minigrad import Tensor, op
 from minigrad.fused import softmax_array, softmax_vjp
 
 from . import categorical
 from .base import AveragedSampler
 from .categorical import conditional_gumbel
+from .enumeration import Noise
 
 
 def _middle(logits, onehot):
@@ -105,7 +106,7 @@ class ReinMaxRao(AveragedSampler):
     paper = "Wang & Bui 2026"
     exact_for = "none"
 
-    def draw(self, logits, rng):
+    def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         onehot = rng.one_hot(logits.data)
         return reinmax_rao(logits, onehot, self.exponential(logits, rng), tau=self.tau)
 
@@ -116,7 +117,7 @@ class ReinMaxCV(ReinMaxRao):
     title = "ReinMax-CV"
     sample_first = False
 
-    def __init__(self, tau: float = 1.0, samples: int = 10, scale: float = 1.0, gs_noise: str = "forward"):
+    def __init__(self, tau: float = 1.0, samples: int = 10, scale: float = 1.0, gs_noise: str = "forward") -> None:
         super().__init__(tau, samples)
         if not (isinstance(scale, int | float) and math.isfinite(scale)):
             raise ValueError(f"scale must be a finite number, got {scale!r}.")
@@ -124,7 +125,7 @@ class ReinMaxCV(ReinMaxRao):
             raise ValueError(f"gs_noise must be forward or fresh, got {gs_noise!r}.")
         self.scale, self.gs_noise = float(scale), gs_noise
 
-    def draw(self, logits, rng):
+    def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         gumbel = rng.gumbel(logits.shape, like=logits.data)
         onehot = categorical.harden(logits.data + gumbel)
         if self.gs_noise == "fresh":

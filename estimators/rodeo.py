@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from minigrad import Tensor, enable_grad, grad
-from minigrad.backend import array_module
+from minigrad.backend import Array, array_module
 from minigrad.fused import linear
 from minigrad.nn import xavier_uniform
 from minigrad.ops import stack, tanh
 
 from . import bernoulli
-from .base import Estimator, attach_gradient, check_samples, cost_and_gradient, leave_one_out_mean, scale_per_example
+from .base import (
+    Cost,
+    Estimator,
+    attach_gradient,
+    check_samples,
+    cost_and_gradient,
+    leave_one_out_mean,
+    scale_per_example,
+)
+from .enumeration import Noise
 from .learned import Learned, squared_norm_gradient
 
 
-def flip_weights(p, bs):
+def flip_weights(p: Array, bs: Array) -> Array:
     """wᵢ = (1/n)(1 − q(bᵢ)), one over n times the probability of the value that bit i does not have.
 
     They define the discrete Stein operator of Gibbs sampling (Shi et al. 2022, eq. 10), which has mean 0 under q:
@@ -25,7 +37,9 @@ def flip_weights(p, bs):
     return (bs + p - 2.0 * bs * p) / n
 
 
-def rodeo_gradient(p, bs, costs, h, h_flipped, alpha, beta):
+def rodeo_gradient(
+    p: Array, bs: Array, costs: Array, h: Array, h_flipped: Array, alpha: Array, beta: Array
+) -> tuple[Array, Callable[[Array], tuple[Array, ...]]]:
     """RODEO (Shi, Zhou, Hwang, Titsias & Mackey 2022, eq. 13).   b₁ … b_S independent.
 
     Estimates    ∇ₐ E f(b)
@@ -74,17 +88,18 @@ class Rodeo(Estimator):
     randomness = "samples"
     families = (bernoulli,)
     learned_objective = "variance"
+    learned: Learned
 
-    def __init__(self, samples: int = 2, hidden: int = 10, lr: float = 1e-2):
+    def __init__(self, samples: int = 2, hidden: int = 10, lr: float = 1e-2) -> None:
         self.samples = self.sample_count = check_samples(samples, least=2)
         self.hidden, self.learned = check_samples(hidden, 1, "hidden"), Learned(lr)
 
-    def initial(self, rng) -> dict:
+    def initial(self, rng: Noise) -> dict[str, Any]:
         net = {"W1": xavier_uniform(rng, (2, self.hidden)), "b1": np.zeros(self.hidden)}
         net |= {"w2": np.zeros((self.hidden, 1)), "b2": np.zeros(1)}
         return net | {"alpha": 0.0, "beta": 0.0}
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         xp, p, S = array_module(logits.data), self.family.probability(logits.data), self.samples
         self.learned.start(lambda: self.initial(rng.site("weights")), like=p)
         bs = [self.family.sample(rng.site(s), logits.data) for s in range(S)]

@@ -10,13 +10,15 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad import Tensor
-from minigrad.backend import array_module
+from minigrad.backend import Array, array_module
 from minigrad.fused import TINY
 from minigrad.ops import stack
 
 from .base import (
     NO_BASELINE,
+    Cost,
     Estimator,
+    Play,
     attach_gradient,
     check_decay,
     check_samples,
@@ -25,9 +27,10 @@ from .base import (
     on_device,
     scale_per_example,
 )
+from .enumeration import Noise
 
 
-def reinforce_gradient(p, d, costs, baseline=0.0):
+def reinforce_gradient(p: Array, d: Array, costs: Array, baseline: Array | float = 0.0) -> Array:
     """REINFORCE (Williams 1992).   D ~ Cat(p), p = softmax(θ), drawn by the caller.
 
     Estimates    ∇θ E f(D) = E[(f(D) − b) ∇θ log q(D)]
@@ -41,7 +44,7 @@ def reinforce_gradient(p, d, costs, baseline=0.0):
     return scale_per_example(costs - baseline, d - p)
 
 
-def minimum_variance_gradient(p, d, costs, baseline):
+def minimum_variance_gradient(p: Array, d: Array, costs: Array, baseline: Array | float) -> Array:
     """REINFORCE with a baseline for each variable (Bengio, Léonard & Courville 2013, eq. 10; Weaver & Tao 2001).
 
     Estimates    ∇θ E f(D)
@@ -58,7 +61,7 @@ def minimum_variance_gradient(p, d, costs, baseline):
     return (per_variable - baseline) * (d - p)
 
 
-def rloo_gradient(p, ds, costs):
+def rloo_gradient(p: Array, ds: Array, costs: Array) -> Array:
     """REINFORCE with a leave-one-out baseline (Salimans & Knowles 2014; Kool, van Hoof & Welling 2019).
 
     Estimates    ∇θ E f(D) from S ≥ 2 independent samples, each with the mean cost of the others as its baseline
@@ -83,23 +86,23 @@ class Reinforce(Estimator):
     episodes = True
     cancels_constants = False
 
-    def baseline(self, like):
+    def baseline(self, like: Array) -> Array | float:
         return 0.0
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         p, d = self.family.probability(logits.data), self.family.sample(rng, logits.data)
         f = cost(Tensor(d))
         self.observe(f.data)
         g = reinforce_gradient(p, d, f.data, self.baseline(p))
         return attach_gradient(f, logits, g)
 
-    def episode(self, play, rng):
+    def episode(self, play: Play, rng: Noise) -> Tensor:
         """As ever, with log q of all choices in the place of the logits:  (f − b) ∇ log q."""
         f, log_q = play(None, rng)
         self.observe(f.data)
         return attach_gradient(f, log_q, f.data - self.baseline(f.data))
 
-    def observe(self, costs) -> None:
+    def observe(self, costs: Array) -> None:
         """Called with the costs of each batch, before the baseline is used."""
 
 
@@ -114,16 +117,16 @@ class ReinforceRunningMean(Reinforce):
     paper = "Williams 1992; Mnih & Gregor 2014"
     state = ("mean", "started")
 
-    def __init__(self, decay: float = 0.9):
+    def __init__(self, decay: float = 0.9) -> None:
         self.decay, self.mean, self.started = check_decay(decay), 0.0, False
 
-    def baseline(self, like):
+    def baseline(self, like: Array) -> Array | float:
         return on_device(self.mean, like)
 
-    def observe(self, costs):
+    def observe(self, costs: Array) -> None:
         self._latest = costs.mean()
 
-    def update(self):
+    def update(self) -> None:
         if self._latest is not None:
             new = self._latest
             self.mean = exponential_mean(self.decay, self.mean, new) if self.started else new
@@ -144,11 +147,11 @@ class ReinforceMinimumVariance(Estimator):
     cancels_constants = False
     state = ("weighted_cost", "weight")
 
-    def __init__(self, decay: float = 0.9):
+    def __init__(self, decay: float = 0.9) -> None:
         self.decay = check_decay(decay)
         self.weighted_cost = self.weight = np.zeros(0)  # E[‖D − p‖² f] and E[‖D − p‖²]; empty before the first batch
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         p, d = self.family.probability(logits.data), self.family.sample(rng, logits.data)
         f = cost(Tensor(d))
         square = self.family.square(d - p)
@@ -159,7 +162,7 @@ class ReinforceMinimumVariance(Estimator):
             baseline = on_device(self.weighted_cost, p) / below
         return attach_gradient(f, logits, minimum_variance_gradient(p, d, f.data, baseline))
 
-    def update(self):
+    def update(self) -> None:
         if self._latest is not None:
             mix = lambda old, new: exponential_mean(self.decay, old, new) if old.size else new
             self.weighted_cost, self.weight = map(mix, (self.weighted_cost, self.weight), self._latest)
@@ -177,10 +180,10 @@ class Rloo(Estimator):
     randomness = "samples"
     episodes = True
 
-    def __init__(self, samples: int = 2):
+    def __init__(self, samples: int = 2) -> None:
         self.samples = self.sample_count = check_samples(samples, least=2)
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         xp = array_module(logits.data)
         ds = [self.family.sample(rng.site(s), logits.data) for s in range(self.samples)]
         fs = [cost(Tensor(d)) for d in ds]
@@ -188,7 +191,7 @@ class Rloo(Estimator):
         g = rloo_gradient(self.family.probability(logits.data), xp.stack(ds), costs)
         return attach_gradient(stack(*fs).mean(axis=0), logits, g)
 
-    def episode(self, play, rng):
+    def episode(self, play: Play, rng: Noise) -> Tensor:
         """S runs of the model, each one's advantage times the gradient of its own log q."""
         fs, log_qs = zip(*(play(None, rng.site(s)) for s in range(self.samples)), strict=True)
         costs = array_module(fs[0].data).stack([f.data for f in fs])

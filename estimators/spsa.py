@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from minigrad import Tensor, no_grad
-from minigrad.backend import array_module
+from minigrad.backend import Array, array_module
 
-from .base import Estimator, attach_gradient, check_positive, scale_per_example
+from .base import Cost, Estimator, attach_gradient, check_positive, scale_per_example
+from .enumeration import Noise
 
 
-def spsa_gradient(plus, minus, delta, width):
+def spsa_gradient(plus: Array, minus: Array, delta: Array, width: float) -> Array:
     """Simultaneous perturbation stochastic approximation (Spall 1992, eq. 2.1).
 
     Estimates    ∇θ E f(D) from the costs at θ + cΔ and θ − cΔ, with random signs Δ
@@ -37,13 +38,13 @@ class Spsa(Estimator):
     perturbs_logits = True
     sums_to_zero = False
 
-    def __init__(self, width: float = 0.5):
+    def __init__(self, width: float = 0.5) -> None:
         self.width = check_positive("width", width)
 
-    def count_evaluations(self, variables, categories, call=0):
+    def count_evaluations(self, variables: int, categories: int, call: int = 0) -> int:
         return 3
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         theta, family = logits.data, self.family
         noise, c = family.noise(rng.site("common"), theta), self.width
         xp = array_module(theta)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from minigrad import Tensor
-from minigrad.backend import array_module
+from minigrad.backend import Array, array_module
 from minigrad.ops import stable_sigmoid
 
 from . import categorical
-from .base import Estimator, attach_gradient
+from .base import Cost, Estimator, attach_gradient
+from .enumeration import Noise
 
 
-def sticks(theta):
+def sticks(theta: Array) -> tuple[Array, Array, Array]:
     """The chain's logits: ψ_c = θ_c − log Σ_{i>c} e^θᵢ, so that  P(class = c | class ≥ c) = σ(ψ_c).
 
     theta (..., K) in ascending order, so that the sum always has the largest term   ->   ψ (..., K−1), and for
@@ -22,7 +23,7 @@ def sticks(theta):
     return theta[..., :-1] - theta[..., -1:] - xp.log(rest), e, rest
 
 
-def first_one(bits):
+def first_one(bits: Array) -> Array:
     """One-hot of the first bit that is 1; of the last class if there is none.   (..., K−1) -> (..., K)"""
     xp = array_module(bits)
     one = xp.ones((*bits.shape[:-1], 1), dtype=bits.dtype)
@@ -30,7 +31,7 @@ def first_one(bits):
     return before * xp.concatenate([bits, one], axis=-1)
 
 
-def stick_breaking_gradient(psi, b, mirror, costs, mirror_costs):
+def stick_breaking_gradient(psi: Array, b: Array, mirror: Array, costs: Array, mirror_costs: Array) -> Array:
     """Stick-breaking coupled DisARM (Dong, Mnih & Tucker 2021, section 4.1).   b = [u < σ(ψ)], b̃ = [1 − u < σ(ψ)].
 
     Estimates    ∇_ψ E f(z),   z the first c with b_c = 1
@@ -54,7 +55,7 @@ def stick_breaking_gradient(psi, b, mirror, costs, mirror_costs):
     return (0.5 * (costs - mirror_costs))[:, None, None] * (paired + alone)
 
 
-def sticks_vjp(e, rest, dpsi):
+def sticks_vjp(e: Array, rest: Array, dpsi: Array) -> Array:
     """From the chain back to the classes: ∂ψ_c/∂θ_c = 1, ∂ψ_c/∂θᵢ = −e^θᵢ/Σ_{i'>c} e^θᵢ' for i > c.
 
     dθ_c = dψ_c − e^θ_c Σ_{k<c} dψ_k / Σ_{i>k} e^θᵢ
@@ -78,12 +79,12 @@ class StickBreakingDisARM(Estimator):
     sample_first = False
     families = (categorical,)
 
-    def thresholds(self, logits):
+    def thresholds(self, logits: Array) -> Array:
         xp = array_module(logits)
         psi, _, _ = sticks(xp.sort(logits, axis=-1))
         return stable_sigmoid(xp.stack([psi, -psi], axis=-1))
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         xp = array_module(logits.data)
         L, K = categorical.sizes(logits.shape)
         theta = logits.data.reshape(-1, L, K)
@@ -91,7 +92,7 @@ class StickBreakingDisARM(Estimator):
         psi, e, rest = sticks(xp.take_along_axis(theta, order, axis=-1))
         u = rng.uniform(psi.shape, like=theta)
         p, back = stable_sigmoid(psi), xp.argsort(order, axis=-1)
-        bits = [(u < p).astype(theta.dtype), (u > stable_sigmoid(-psi)).astype(theta.dtype)]
+        bits = (u < p).astype(theta.dtype), (u > stable_sigmoid(-psi)).astype(theta.dtype)
         ds = [xp.take_along_axis(first_one(b), back, axis=-1).reshape(logits.shape) for b in bits]
         f, f_mirror = cost(Tensor(ds[0])), cost(Tensor(ds[1]))
         dpsi = stick_breaking_gradient(psi, *bits, f.data, f_mirror.data)

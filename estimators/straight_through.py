@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from numbers import Real
 
-from minigrad import op
+from minigrad import Tensor, op
 from minigrad.backend import array_module
 
 from . import bernoulli, categorical
 from .base import DecoupledSampler, Sampler, TemperedSampler
+from .enumeration import Noise
 
 
 def _softened(logits, d, *, tau=1.0, family=categorical):
@@ -75,7 +76,7 @@ class StraightThrough(TemperedSampler):
     paper = "Bengio, Léonard & Courville 2013"
     exact_for = "linear"
 
-    def draw(self, logits, rng):
+    def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         return straight_through(logits, self.family.sample(rng, logits.data), tau=self.tau, family=self.family)
 
 
@@ -86,7 +87,7 @@ class IdentityStraightThrough(Sampler):
     exact_for = "none"
     families = (bernoulli,)
 
-    def draw(self, logits, rng):
+    def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         return identity_straight_through(logits, self.family.sample(rng, logits.data))
 
 
@@ -96,10 +97,10 @@ class DecoupledStraightThrough(DecoupledSampler):
     title = "Decoupled straight-through"
     paper = "Shah, Yan, Mozer & Liu 2024"
 
-    def __init__(self, tau_f: float = 1.0, tau_b: float = 1.3):
+    def __init__(self, tau_f: float = 1.0, tau_b: float = 1.3) -> None:
         super().__init__(tau_f, tau_b)
 
-    def draw(self, logits, rng):
+    def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         d = self.family.sample(rng, logits.data / self.tau_f)
         return straight_through(logits, d, tau=self.tau_b, family=self.family)
 
@@ -121,7 +122,7 @@ class SlopeAnnealedStraightThrough(Sampler):
     families = (bernoulli,)
     state = ("updates",)
 
-    def __init__(self, rate: float = 1e-4, most: float = 5.0, surrogate: str = "sigmoid"):
+    def __init__(self, rate: float = 1e-4, most: float = 5.0, surrogate: str = "sigmoid") -> None:
         numbers = isinstance(rate, Real) and isinstance(most, Real)
         if not (numbers and 0.0 <= rate < math.inf and 1.0 <= most < math.inf):
             raise ValueError(f"rate must be at least 0 and most at least 1, both finite, got {rate} and {most}.")
@@ -132,15 +133,15 @@ class SlopeAnnealedStraightThrough(Sampler):
             self.exact_for = "none"
 
     @property
-    def logit_scale(self):
+    def logit_scale(self) -> float:  # type: ignore[override]  # it follows from the updates: nobody sets it
         return min(self.most, 1.0 + self.rate * int(self.updates))
 
-    def draw(self, logits, rng):
+    def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         s = self.logit_scale
         d = self.family.sample(rng, logits.data * s)
         if self.surrogate == "hard":
             return hard_sigmoid_straight_through(logits, d, slope=s)
         return straight_through(logits, d, tau=1.0 / s, family=self.family)
 
-    def update(self):
+    def update(self) -> None:
         self.updates += 1

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from minigrad import Tensor, no_grad
-from minigrad.backend import array_module
+from minigrad.backend import Array, array_module
 from minigrad.fused import MASKED
 
 from . import categorical
-from .base import Estimator, attach_gradient, check_samples
+from .base import Cost, Estimator, attach_gradient, check_samples
+from .enumeration import Noise
 
 
-def sum_and_sample_gradient(p, classes, weights, costs):
+def sum_and_sample_gradient(p: Array, classes: Array, weights: Array, costs: Array) -> Array:
     """Sum and sample, the Rao-Blackwellised score function (Liu, Regier, Tripuraneni, Jordan & McAuliffe 2019, eq. 4).
 
     Estimates    ∇θ E f(D), each variable given the others
@@ -44,14 +45,14 @@ class SumAndSample(Estimator):
     evaluates_masked = True  # where no other class is left
     families = (categorical,)
 
-    def __init__(self, summed: int = 1, baseline: bool = True):
+    def __init__(self, summed: int = 1, baseline: bool = True) -> None:
         self.summed, self.baseline = check_samples(summed, 1, "summed"), bool(baseline)
         self.cancels_constants = self.baseline
 
-    def count_evaluations(self, variables, categories, call=0):
+    def count_evaluations(self, variables: int, categories: int, call: int = 0) -> int:
         return variables * (min(self.summed, categories - 1) + 1) + 1
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         xp = array_module(logits.data)
         L, K = categorical.sizes(logits.shape)
         theta = logits.data.reshape(-1, L, K)

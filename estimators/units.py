@@ -6,12 +6,13 @@ bits, so the expectation whose gradient they estimate is that of their own outpu
 
 from __future__ import annotations
 
-from minigrad import op
-from minigrad.backend import array_module
+from minigrad import Tensor, op
+from minigrad.backend import Array, array_module
 from minigrad.ops import stable_sigmoid
 
 from . import bernoulli
 from .base import Sampler
+from .enumeration import Noise
 
 NO_BIT = "its output is no bit, so that what it trains is another model than the one that is evaluated with bits"
 
@@ -63,13 +64,13 @@ class StochasticTimesSmooth(Sampler):
     threshold = 0.0
     families = (bernoulli,)
 
-    def forward_probability(self, logits):
+    def forward_probability(self, logits: Array) -> Array:
         return super().forward_probability(logits) ** 0.5
 
-    def thresholds(self, logits):
+    def thresholds(self, logits: Array) -> Array:
         return self.forward_probability(logits)[..., None]
 
-    def draw(self, logits, rng):
+    def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         xp, p = array_module(logits.data), self.family.probability(logits.data)
         b = (rng.uniform(logits.shape, like=logits.data) < xp.sqrt(p)).astype(p.dtype)
         return stochastic_times_smooth(logits, b)
@@ -90,11 +91,11 @@ class NoisyRectifier(Sampler):
     threshold = 0.0
     families = (bernoulli,)
 
-    def __init__(self, noise: str = "logistic"):
+    def __init__(self, noise: str = "logistic") -> None:
         if noise not in ("logistic", "normal"):
             raise ValueError(f"noise must be logistic or normal, got {noise!r}.")
         self.noise = noise
 
-    def draw(self, logits, rng):
+    def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         draw = rng.logistic if self.noise == "logistic" else rng.normal
         return noisy_rectifier(logits, draw(logits.shape, like=logits.data))

@@ -8,18 +8,19 @@ ever enumerating them.
 from __future__ import annotations
 
 from minigrad import Tensor
-from minigrad.backend import array_module
+from minigrad.backend import Array, array_module
 from minigrad.fused import TINY, log_softmax
 from minigrad.ops import stack
 from minigrad.random import one_hot
 
 from . import categorical
-from .base import Estimator, attach_gradient, check_samples, scale_per_example
+from .base import Cost, Estimator, attach_gradient, check_samples, scale_per_example
+from .enumeration import Noise
 
 _FLOOR = -1e6  # a joint outcome with a lower log-probability is masked
 
 
-def stochastic_beam_search(log_p, gumbel, samples):
+def stochastic_beam_search(log_p: Array, gumbel: Array, samples: int) -> tuple[Array, Array]:
     """The `samples` largest of all Kᴸ log-probabilities perturbed by Gumbel noise (Kool et al. 2019, algorithm 1).
 
     log_p (B, L, K); gumbel (L, B, S, K)   ->   classes (B, S', L) of integers, log-probabilities (B, S'), largest
@@ -51,7 +52,7 @@ def stochastic_beam_search(log_p, gumbel, samples):
     return classes, phi
 
 
-def set_weights(log_p):
+def set_weights(log_p: Array) -> tuple[Array, Array]:
     """Given the set, which of its members came first, and which second?
 
     log_p (S, B), the log-probabilities of the members   ->   first (S, B), second (S, S, B)
@@ -84,7 +85,7 @@ def set_weights(log_p):
     return first, xp.stack([xp.stack(row) for row in second])
 
 
-def unordered_set_gradient(p, ds, costs, first, second):
+def unordered_set_gradient(p: Array, ds: Array, costs: Array, first: Array, second: Array) -> Array:
     """The unordered set policy gradient with its built-in baseline (Kool, van Hoof & Welling 2020, eqs. 9 and 15).
 
     Estimates    ∇θ E f(D) from S different outcomes, drawn without replacement
@@ -113,15 +114,15 @@ class UnorderedSet(Estimator):
     sample_first = False
     families = (categorical,)
 
-    def __init__(self, samples: int = 4):
+    def __init__(self, samples: int = 4) -> None:
         self.samples = check_samples(samples, least=2)
         if samples > 8:
             raise ValueError(f"samples must be at most 8, since all orders of the set are summed, got {samples}.")
 
-    def count_evaluations(self, variables, categories, call=0):
+    def count_evaluations(self, variables: int, categories: int, call: int = 0) -> int:
         return min(self.samples, categories**variables)
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         xp = array_module(logits.data)
         L, K = categorical.sizes(logits.shape)
         theta = logits.data.reshape(-1, L, K)

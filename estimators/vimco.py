@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 
 from minigrad import Tensor
-from minigrad.backend import array_module
+from minigrad.backend import Array, array_module
 from minigrad.ops import logsumexp, stack
 
-from .base import Estimator, attach_gradient, check_samples, leave_one_out_mean, scale_per_example
+from .base import Cost, Estimator, attach_gradient, check_samples, leave_one_out_mean, scale_per_example
+from .enumeration import Noise
 
 
-def log_mean_exp(x):
+def log_mean_exp(x: Array) -> Array:
     """log (1/S) Σₛ e^xₛ over the first axis, on arrays, without overflow."""
     return logsumexp.rule(x, axis=0)[0] - math.log(len(x))
 
 
-def vimco_gradient(p, ds, costs):
+def vimco_gradient(p: Array, ds: Array, costs: Array) -> Array:
     """VIMCO, variational inference for Monte Carlo objectives (Mnih & Rezende 2016, eqs. 8 to 10).
 
     Estimates    ∇θ E[−L̂],   L̂ = log (1/S) Σₛ e^(−fₛ): the part of it that comes from the distribution of the samples
@@ -53,10 +54,10 @@ class Vimco(Estimator):
     multi_sample = True
     randomness = "samples"
 
-    def __init__(self, samples: int = 5):
+    def __init__(self, samples: int = 5) -> None:
         self.samples = self.sample_count = check_samples(samples, least=2)
 
-    def estimate(self, logits, cost, rng):
+    def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         xp = array_module(logits.data)
         ds = [self.family.sample(rng.site(s), logits.data) for s in range(self.samples)]
         fs = [cost(Tensor(d)) for d in ds]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from minigrad import op
+from minigrad import Tensor, op
 
 from . import categorical
 from .base import Sampler
+from .enumeration import Noise
 
 
 def _half_and_half(logits, d, *, family=categorical):
@@ -46,5 +47,5 @@ class Zgr(Sampler):
     paper = "Shekhovtsov 2023"
     exact_for = "quadratic"
 
-    def draw(self, logits, rng):
+    def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         return zgr(logits, self.family.sample(rng, logits.data), family=self.family)

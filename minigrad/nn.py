@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -23,15 +23,22 @@ from .tensor import Tensor, mark_updated
 
 Initializer = Callable[..., np.ndarray]
 
+
+class UniformNoise(Protocol):
+    """Where numbers between 0 and 1 come from: an `Rng`, or what stands in for one."""
+
+    def uniform(self, shape: Shape, like: Array | None = None) -> Array: ...
+
+
 # ---- initialisers: (rng, shape, dtype) -> array on the host. A weight is (I, O), so fan_in = I and fan_out = O.
 
 
-def uniform_fan_in(rng: Rng, shape: Shape, dtype: DTypeLike = np.float32) -> np.ndarray:
+def uniform_fan_in(rng: UniformNoise, shape: Shape, dtype: DTypeLike = np.float32) -> np.ndarray:
     """U(−1/√I, 1/√I), PyTorch's default for the weight of a linear layer."""
     return _uniform(rng, shape, 1.0 / math.sqrt(shape[0]), dtype)
 
 
-def xavier_uniform(rng: Rng, shape: Shape, dtype: DTypeLike = np.float32) -> np.ndarray:
+def xavier_uniform(rng: UniformNoise, shape: Shape, dtype: DTypeLike = np.float32) -> np.ndarray:
     """U(±√(6/(I+O))): keeps the variance of activations and gradients alike (Glorot & Bengio 2010, eq. 16)."""
     return _uniform(rng, shape, math.sqrt(6.0 / (shape[0] + shape[1])), dtype)
 
