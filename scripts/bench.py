@@ -37,6 +37,7 @@ import numpy as np
 from estimators import create
 from experiments.errors import command, disk_errors, require, user_errors
 from experiments.flags import Parser, at_least
+from experiments.pictures import speed
 from experiments.start import KERNELS, keep_freed_memory
 from minigrad import Rng, Tensor
 from minigrad.optim import Adam, clip_grad_norm
@@ -500,8 +501,6 @@ def main(argv=None) -> int:
         with user_errors(DataError):
             listops_batches(flags.data_dir)
     require(not figure or flags.benchmark in AXES, f"--figure is for {' and '.join(AXES)}: leave it out.")
-    if figure:
-        from experiments.pictures import speed  # the other benchmarks do without matplotlib
     medians = measure(flags.benchmark, flags.rounds, flags.seconds, *arguments)
     show(flags.benchmark, medians)
     if figure:

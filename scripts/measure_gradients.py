@@ -35,9 +35,6 @@ from experiments.start import before_numpy
 before_numpy()
 
 import numpy as np
-from matplotlib import colormaps, rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from estimators import ESTIMATORS, Estimator, categorical, create
 from estimators.base import check_tau, value_and_grad
@@ -46,6 +43,7 @@ from estimators.measure import FAMILIES, GROUPS, EnumeratedCost
 from experiments import vae
 from experiments.errors import UserError, command, disk_errors, require, size_errors, user_errors
 from experiments.flags import DTYPES, flag, one_of, option, parse_flags
+from experiments.pictures import new_figure
 from experiments.run_folder import RunFolder, default_folder
 from minigrad import Rng, Tensor, grad, no_grad
 from minigrad.backend import Backend
@@ -355,9 +353,10 @@ def draw(stem: Path, results: list[dict], negligible: float) -> None:
     zero = left / max(2.0, highest / lowest) ** 0.08
     edge = zero * zero / left
 
+    from matplotlib import colormaps, rc_context  # here, as in `experiments.pictures`
+
     with rc_context({"font.size": 8, "pdf.fonttype": 42}):
-        figure = Figure(figsize=(5.5, 4.0), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure(5.5, 4.0)
         axes = figure.subplots()
         axes.set_xscale("log")
         axes.set_yscale("log")

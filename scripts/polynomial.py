@@ -44,12 +44,12 @@ from experiments.start import before_numpy
 before_numpy()
 
 import numpy as np
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from estimators import ESTIMATORS, create
 from experiments.errors import UserError, command, disk_errors, require, size_errors, user_errors
 from experiments.flags import DTYPES, at_least, flag, one_of, parse_flags
+from experiments.pictures import new_figure
 from experiments.run_folder import RunFolder, default_folder
 from minigrad import Rng, Tensor
 from minigrad.backend import BACKENDS, BackendUnavailable, get_backend
@@ -224,7 +224,7 @@ class Race:
 
 def draw(path, config: Config, metrics: list[dict]) -> None:
     """Both trajectories against the epoch, and the closed-form levels."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     epochs, marker = [m["epoch"] for m in metrics], "o" if len(metrics) < 20 else None
     for key, label, style in (("loss", config.estimator, "-"), ("exact_loss", "exact gradient", "--")):

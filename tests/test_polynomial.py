@@ -161,7 +161,7 @@ def no_picture(monkeypatch):
 
 
 @pytest.mark.parametrize("p", POWERS)
-def test_straight_through_stays_at_its_fixed_point_and_reinmax_goes_on_to_the_minimum(tmp_path, p):
+def test_straight_through_stays_at_its_fixed_point_and_reinmax_goes_on_to_the_minimum(tmp_path, no_picture, p):
     """The fixed point is at least 0.0026 from the start and 0.03 from the minimum."""
     known, last = polynomial.levels(0.45, p), {}
     left = lambda loss: (loss - known["minimum"]) / (known["start"] - known["minimum"])  # of the way to go

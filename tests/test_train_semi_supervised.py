@@ -27,6 +27,11 @@ def metrics(folder):
     return run_folder.RunFolder(folder).metrics()
 
 
+@pytest.fixture
+def no_picture(monkeypatch):
+    monkeypatch.setattr(train_semi_supervised.SemiSupervised, "draw", lambda *_: None)  # most of a tiny run's time
+
+
 def test_a_run_leaves_its_results_and_ends_with_the_promised_line(tmp_path, capsys):
     out = tmp_path / "run"
     assert train_semi_supervised.main([*TINY[:-1], "--out", str(out)]) == 0
@@ -45,7 +50,7 @@ def test_a_run_leaves_its_results_and_ends_with_the_promised_line(tmp_path, caps
     assert json.loads((out / "config.json").read_text())["config"]["labels"] == 20
 
 
-def test_images_without_labels_raise_the_accuracy(tmp_path):
+def test_images_without_labels_raise_the_accuracy(tmp_path, no_picture):
     """Fewer labels than by default, so that few epochs show it."""
     flags = ["--epochs", 25, "--hidden", 32, "--images", 1437, "--labels", 30, "--lr", "5e-3"]
     for out, more in (("alone", ["--labelled-only"]), ("marginal", [])):
@@ -107,7 +112,7 @@ def test_labels_are_balanced_and_come_from_the_seed():
 
 
 @pytest.mark.parametrize("estimator", ["gumbel-softmax", "st-gs"])
-def test_an_annealed_run_uses_the_temperature_of_its_step(tmp_path, monkeypatch, estimator):
+def test_an_annealed_run_uses_the_temperature_of_its_step(tmp_path, monkeypatch, no_picture, estimator):
     seen = []
     unlabelled = train_semi_supervised.SemiSupervisedVAE.unlabelled
     spy = lambda self, x, rng, estimator: seen.append(estimator.tau) or unlabelled(self, x, rng, estimator)

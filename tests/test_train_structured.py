@@ -21,6 +21,11 @@ def run(*flags):
     return train_structured.main([str(f) for f in (*TINY, *flags)])
 
 
+@pytest.fixture
+def no_picture(monkeypatch):
+    monkeypatch.setattr(train_structured.Structured, "draw", lambda *_: None)  # most of a tiny run's time
+
+
 @pytest.mark.parametrize(
     "flags", [["--code", "bernoulli"], ["--code", "categorical", "--layers", "1"], ["--estimator", "none"]]
 )
@@ -69,7 +74,7 @@ def test_the_reported_nll_is_the_mean_over_all_test_images():
     assert run.nll(run.test, 3, Rng(0)) == pytest.approx(32 * math.log(2.0), rel=1e-12)
 
 
-def test_a_finished_run_can_be_continued_and_evaluated_with_more_samples(tmp_path, capsys):
+def test_a_finished_run_can_be_continued_and_evaluated_with_more_samples(tmp_path, capsys, no_picture):
     assert run("--out", tmp_path / "long", "--epochs", 3) == 0
     assert run("--out", tmp_path / "short") == 0
     assert train_structured.main(["--resume", str(tmp_path / "short"), "--epochs", "3", "--quiet"]) == 0
@@ -80,7 +85,7 @@ def test_a_finished_run_can_be_continued_and_evaluated_with_more_samples(tmp_pat
     assert [m.get("samples") for m in metrics] == [None, None, None, 50]
 
 
-def test_every_layer_has_an_estimator_and_a_state_of_its_own(tmp_path):
+def test_every_layer_has_an_estimator_and_a_state_of_its_own(tmp_path, no_picture):
     assert run("--out", tmp_path / "run", "--estimator", "reinforce-mean", "--layers", 3) == 0
     state = load_file(tmp_path / "run" / "checkpoint.safetensors")
     means = [float(state[f"estimator.{l}.mean"]) for l in range(3)]
@@ -93,7 +98,7 @@ def test_every_layer_has_an_estimator_and_a_state_of_its_own(tmp_path):
 # ---- the temperature
 
 
-def test_the_temperature_of_a_run_is_annealed_in_every_layer(tmp_path):
+def test_the_temperature_of_a_run_is_annealed_in_every_layer(tmp_path, no_picture):
     flags = ["--tau", "2", "--anneal", "0.05", "--anneal-every", "10", "--tau-least", "0.9", "--epochs", "3"]
     assert run("--out", tmp_path / "run", *flags) == 0
     taus = [m["tau"] for m in run_folder.RunFolder(tmp_path / "run").metrics() if "tau" in m]

@@ -26,6 +26,11 @@ def run(*flags):
     return train_vae.main([str(f) for f in (*TINY, *flags)])
 
 
+@pytest.fixture
+def no_picture(monkeypatch):
+    monkeypatch.setattr(train_vae.VAE, "draw", lambda *_: None)  # pictures take most of the time of a tiny run
+
+
 def test_a_run_leaves_its_results_and_ends_with_the_promised_line(tmp_path, capsys):
     out = tmp_path / "run"
     assert train_vae.main([*TINY[:-1], "--out", str(out), "--bound-samples", "5"]) == 0
@@ -75,13 +80,13 @@ def test_a_model_of_binary_pixels_is_measured_on_binary_pixels(monkeypatch):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "radam"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_other_settings_train(tmp_path, capsys, optimizer, dtype):
+def test_other_settings_train(tmp_path, capsys, no_picture, optimizer, dtype):
     assert run("--out", tmp_path / "run", "--optimizer", optimizer, "--dtype", dtype, "--pixels", "fixed") == 0
     assert "final train -ELBO" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("code", ["categorical", "bernoulli"])
-def test_the_vaes_of_the_papers_train(tmp_path, capsys, code):
+def test_the_vaes_of_the_papers_train(tmp_path, capsys, no_picture, code):
     """Linear maps, a learned prior, a falling temperature, SGD with momentum; and 200-200-200 with leaky ReLUs."""
     flags = ("--code", code, "--hidden", "none", "--prior", "learned", "--optimizer", "sgd", "--pixels", "fixed")
     annealing = ("--estimator", "gumbel-softmax", "--anneal", "0.1", "--anneal-every", "3", "--tau-least", "0.4")

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# matplotlib is imported where the first figure is made: a wrong flag, `--help` and a run without pictures need not wait
+# for it. That it is there, `start.before_numpy` has checked.
 
 
-def _save(figure: Figure, path) -> None:
-    FigureCanvasAgg(figure).print_figure(path, dpi=150)
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of that size in inches; `figure.savefig(path, dpi=150)` ends a picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    return FigureCanvasAgg(Figure(figsize=(width, height), layout="constrained")).figure
 
 
 def curves(path, metrics: list[dict], title: str, what="−ELBO (nats per image)", labels=("train", "test")) -> None:
     """−ELBO, or `what` it is, against the epoch, for training and test images."""
     lines = [m for m in metrics if "train" in m]
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     epochs = [m["epoch"] for m in lines]
     for key, label in zip(("train", "test"), labels, strict=True):
@@ -24,7 +34,7 @@ def curves(path, metrics: list[dict], title: str, what="−ELBO (nats per image)
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, path)
+    figure.savefig(path, dpi=150)
 
 
 def page(path, images: np.ndarray, shape: tuple[int, int], title: str, columns: int = 10) -> None:
@@ -35,12 +45,12 @@ def page(path, images: np.ndarray, shape: tuple[int, int], title: str, columns: 
     for n, image in enumerate(images):
         y, x = (n // columns) * (height + 1) + 1, (n % columns) * (width + 1) + 1
         sheet[y : y + height, x : x + width] = image.reshape(shape)
-    figure = Figure(figsize=(6, 6 * sheet.shape[0] / sheet.shape[1] + 0.4), layout="constrained")
+    figure = new_figure(6, 6 * sheet.shape[0] / sheet.shape[1] + 0.4)
     axes = figure.subplots()
     axes.imshow(1.0 - sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_axis_off()
     axes.set_title(title, fontsize=10)
-    _save(figure, path)
+    figure.savefig(path, dpi=150)
 
 
 LISTOPS_LOSSES = {"train_loss": "train, sampled", "valid_loss": "validation, greedy"}
@@ -65,12 +75,12 @@ def learning_curves(
         right.plot(epochs, [m[key] for m in lines], marker=marker, markersize=3, label=label)
     right.set_ylabel(losses_label)
     right.legend()
-    _save(figure, path)
+    figure.savefig(path, dpi=150)
 
 
 def _two_plots(title: str):
     """A figure with two plots against the epoch, side by side."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = new_figure(9, 4)
     for axes in figure.subplots(1, 2):
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
@@ -92,12 +102,12 @@ def gate_curves(path, metrics: list[dict], title: str) -> None:
     right.set_ylabel("fraction of gates that are on")
     right.set_ylim(0.0)
     right.legend()
-    _save(figure, path)
+    figure.savefig(path, dpi=150)
 
 
 def forest(path, sentences: list[list[str]], choices) -> None:
     """Binary trees over their tokens, one below the other.   choices: for each, the merges that build it"""
-    figure = Figure(figsize=(12, 2.2 * len(sentences)), layout="constrained")
+    figure = new_figure(12, 2.2 * len(sentences))
     for axes, words, merges in zip(np.ravel(figure.subplots(len(sentences), 1)), sentences, choices, strict=True):
         nodes = [(float(i), 0.0) for i in range(len(words))]
         for at in merges:
@@ -109,12 +119,12 @@ def forest(path, sentences: list[list[str]], choices) -> None:
             axes.text(i, -0.3, word, ha="center", va="top", fontsize=7, rotation=0 if len(word) == 1 else 90)
         axes.set_ylim(-0.25 * nodes[0][1] - 1.5, nodes[0][1] + 0.5)
         axes.set_axis_off()
-    _save(figure, path)
+    figure.savefig(path, dpi=150)
 
 
 def speed(path, seconds: dict[str, dict], size: str, step: str) -> None:
     """Seconds of a step against the size of what it works on, both on logarithmic axes; `size` and `step` say what."""
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    figure = new_figure(6, 4.5)
     axes = figure.subplots()
     for name, found in seconds.items():
         axes.loglog(list(found), list(found.values()), marker="o", markersize=4, label=name)
@@ -122,7 +132,7 @@ def speed(path, seconds: dict[str, dict], size: str, step: str) -> None:
     axes.set_ylabel(step)
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    _save(figure, path)
+    figure.savefig(path, dpi=150)
 
 
 def comparison_curves(path, panels) -> None:
@@ -169,19 +179,19 @@ def _grid(path, panels, columns: int = 2):
     is saved at the end."""
     columns = min(columns, len(panels))
     rows, height = -(-len(panels) // columns), max(4.0, 1.0 + 0.18 * max(len(panel[-1]) for panel in panels))
-    figure = Figure(figsize=(6.5 * columns, height * rows), layout="constrained")
+    figure = new_figure(6.5 * columns, height * rows)
     grid = np.ravel(figure.subplots(rows, columns, squeeze=False))
     for axes, panel in zip(grid, panels, strict=False):
         axes.set_title(panel[0], fontsize=9)
         yield axes, panel
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    _save(figure, path)
+    figure.savefig(path, dpi=150)
 
 
 def several_curves(path, curves: dict[str, tuple[list, list]], label: str) -> None:
     """One metric of several runs against the epoch.   curves: {name: (epochs, values)}"""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = new_figure(7, 4.5)
     axes = figure.subplots()
     for name, (epochs, values) in curves.items():
         axes.plot(epochs, values, marker="o", markersize=3, label=name)
@@ -189,4 +199,4 @@ def several_curves(path, curves: dict[str, tuple[list, list]], label: str) -> No
     axes.set_ylabel(label.replace("_", " "))
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, path)
+    figure.savefig(path, dpi=150)

@@ -14,10 +14,10 @@ from experiments.start import before_numpy
 before_numpy()
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from experiments.errors import command, disk_errors
 from experiments.flags import Parser
+from experiments.pictures import new_figure
 from models import linear_time
 
 CHOICES = (2, 0, 3, 1, 1, 0)  # the merges of the example, seven tokens
@@ -39,7 +39,7 @@ def rows_of(choices):
 
 def draw(path) -> None:
     rows, used = rows_of(CHOICES)
-    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    figure = new_figure(9, 5.2)
     axes = figure.subplots()
     seen: set[int] = set()
     for k, (nodes, pairs, at) in enumerate(rows):
