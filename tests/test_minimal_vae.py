@@ -13,7 +13,7 @@ from experiments.run_folder import RunFolder
 SCRIPT = Path(__file__).parents[1] / "scripts" / "minimal_vae.py"
 
 
-NAMES = ["reinmax", "st-gs", "st-decoupled", "rloo", "reinforce-mean", "nvil", "gumbel-softmax", "st-slope:rate=0.05"]
+NAMES = ["reinmax", "st-decoupled", "rloo", "nvil", "gumbel-softmax", "st-slope:rate=0.05"]
 
 
 @pytest.mark.parametrize("name", [*NAMES, "vimco"])

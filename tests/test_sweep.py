@@ -103,7 +103,7 @@ def finished(tmp_path_factory):
     """(specification, folder) of a finished sweep, whose process was never disturbed. Its run is long enough to be
     interrupted, and then killed, before it ends."""
     base = tmp_path_factory.mktemp("finished")
-    spec = write(base, epochs=200, seeds=[0])
+    spec = write(base, epochs=100, seeds=[0])
     assert run(spec, base / "runs") == 0
     return spec, base / "runs"
 
@@ -116,7 +116,7 @@ def test_runs_are_the_script_s_own_and_are_not_repeated(tmp_path, capsys, monkey
     found = results(out)
     ((key, result),) = found.items()
     monkeypatch.setattr(train_vae.VAE, "draw", lambda *_: None)
-    flags = ["--hidden", 8, "--variables", 2, "--categories", 4, "--epochs", 200, "--seed", 0]
+    flags = ["--hidden", 8, "--variables", 2, "--categories", 4, "--epochs", 100, "--seed", 0]
     assert train_vae.main([*map(str, flags), "--quiet", "--out", str(tmp_path / "alone")]) == 0
     locked = json.loads((tmp_path / "alone" / "metrics.jsonl").read_text().splitlines()[-1])
     assert {k: v for k, v in locked.items() if k not in NOT_RESULTS} == result["metrics"]
