@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 from .antithetic import AR, ARM, ARMS, DisARM
 from .arsm import ARS, ARSM
@@ -112,8 +113,7 @@ def create(spec: str, tau: float | None = None, family: str | None = None, *, co
     name, _, text = spec.partition(":")
     if name not in ESTIMATORS:
         raise ValueError(f"unknown estimator {name!r}; the known ones are {', '.join(ESTIMATORS)}.")
-    fixed = getattr(ESTIMATORS[name], "keywords", {})
-    known = {k: p.default for k, p in inspect.signature(ESTIMATORS[name]).parameters.items() if k not in fixed}
+    known = _defaults(ESTIMATORS[name])
     options: dict[str, float | str] = {} if tau is None else {"tau": tau}
     for item in filter(None, text.split(",")):
         key, _, written = (part.strip() for part in item.partition("="))
@@ -132,6 +132,13 @@ def create(spec: str, tau: float | None = None, family: str | None = None, *, co
         return estimator if family is None else estimator.of(family)
     except TypeError as error:
         raise ValueError(f"the estimator {name} cannot take {text!r}: {error}.") from error
+
+
+@functools.cache
+def _defaults(make: Callable[..., Estimator]) -> dict[str, Any]:
+    """The options that are free, with their defaults."""
+    fixed = getattr(make, "keywords", {})
+    return {k: p.default for k, p in inspect.signature(make).parameters.items() if k not in fixed}
 
 
 def _number(text: str) -> float | str:
