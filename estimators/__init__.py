@@ -16,7 +16,7 @@ from typing import Any
 
 from .antithetic import AR, ARM, ARMS, DisARM
 from .arsm import ARS, ARSM
-from .base import Estimator, Sampler, attach_gradient
+from .base import Estimator, Sampler, SettingError, attach_gradient
 from .darn import Darn
 from .double_cv import DoubleCV
 from .exact import Exact, FiniteDifferences
@@ -106,32 +106,34 @@ def create(spec: str, tau: float | None = None, family: str | None = None, *, co
     """The estimator called `spec`: a registered name, or "name:option=value,option=value".
 
     tau: the temperature, for those that have one.  family: "categorical" or "bernoulli", the kind of its variables
-    (default: the first that it handles; `code` is the former name of this argument).  ValueError, in one sentence, for
-    an unknown name or option, a value out of range, a temperature given to an estimator without one, or a kind of
+    (default: the first that it handles; `code` is the former name of this argument).  SettingError, a ValueError of one
+    sentence, for an unknown name or option, a value out of range, a temperature given to an estimator without one, or
     variables that it does not handle.
     """
     name, _, text = spec.partition(":")
     if name not in ESTIMATORS:
-        raise ValueError(f"unknown estimator {name!r}; the known ones are {', '.join(ESTIMATORS)}.")
+        raise SettingError(f"unknown estimator {name!r}; the known ones are {', '.join(ESTIMATORS)}.")
     known = _defaults(ESTIMATORS[name])
     options: dict[str, float | str] = {} if tau is None else {"tau": tau}
     for item in filter(None, text.split(",")):
         key, _, written = (part.strip() for part in item.partition("="))
         if key in options:
-            raise ValueError(f"the option {key!r} of the estimator {name} is given twice.")
+            raise SettingError(f"the option {key!r} of the estimator {name} is given twice.")
         options[key] = _number(written)
     for key, value in options.items():
         if key not in known:
             has = f"its options are {', '.join(known)}" if known else "it has no options"
-            raise ValueError(f"the estimator {name} has no option {key!r}; {has}.")
+            raise SettingError(f"the estimator {name} has no option {key!r}; {has}.")
         if type(known[key]) is bool and value not in (0, 1):  # "False" would count as true
-            raise ValueError(f"the option {key!r} of the estimator {name} must be 0 or 1, got {value!r}.")
+            raise SettingError(f"the option {key!r} of the estimator {name} must be 0 or 1, got {value!r}.")
     try:
         estimator = ESTIMATORS[name](**options)
         family = code if family is None else family
         return estimator if family is None else estimator.of(family)
     except TypeError as error:
-        raise ValueError(f"the estimator {name} cannot take {text!r}: {error}.") from error
+        if not any(isinstance(value, str) for value in options.values()):
+            raise  # numbers are what the options want: this is an error of the estimator
+        raise SettingError(f"the estimator {name} cannot take {text!r}: {error}.") from error
 
 
 @functools.cache

@@ -36,7 +36,7 @@ from .enumeration import Noise
 Cost = Callable[[Tensor], Tensor]  # d -> (B,)
 Family = ModuleType  # `categorical` or `bernoulli`
 
-NO_BASELINE = "without a baseline the noise is that of the whole cost, and the code can collapse before it is organised"
+NO_BASELINE = "without a baseline the noise is that of the whole cost, and all samples can become equally likely"
 
 LEARNED = "learned."  # how the names of an estimator's own parameters begin in its state
 
@@ -44,6 +44,10 @@ CANNOT_CHOOSE = (
     "needs all choices and their costs in one call, and cannot choose step by step: take an estimator that is a sample "
     "with a rule (st, st-gs, gst-1.0, reinmax, …), or reinforce, reinforce-mean or rloo."
 )
+
+
+class SettingError(ValueError):
+    """What somebody asked of an estimator (a name, an option, a temperature, a size) cannot be. One sentence."""
 
 
 class Trainable(Protocol):
@@ -126,7 +130,7 @@ class Estimator:
         """This estimator for the variables called `family`, "categorical" or "bernoulli"; ValueError if it has none."""
         known = [module.name for module in self.families]
         if family not in known:
-            raise ValueError(f"{self.title} is for {' or '.join(known)} variables, not {family!r}.")
+            raise SettingError(f"{self.title} is for {' or '.join(known)} variables, not {family!r}.")
         self._family = family  # the name, since a module can be neither copied nor pickled
         return self
 
@@ -192,7 +196,7 @@ class Estimator:
         return logits
 
     def check_size(self, variables: int, categories: int) -> None:
-        """ValueError if the estimator cannot handle so many variables of so many categories."""
+        """SettingError if the estimator cannot handle so many variables of so many categories."""
 
     def count_evaluations(self, variables: int, categories: int, call: int = 0) -> int:
         """How often it evaluates the cost in a call, for so many variables of so many categories (2 for bits).
@@ -285,7 +289,7 @@ class TemperedSampler(Sampler):
     def __init__(self, tau: float = 1.0) -> None:
         self.tau = check_tau(tau)
         if self.tau < self.min_tau:
-            raise ValueError(f"{self.title} needs a temperature of at least {self.min_tau:g}, got {tau}.")
+            raise SettingError(f"{self.title} needs a temperature of at least {self.min_tau:g}, got {tau}.")
         if tau != 1.0 and self.support == "hard":
             self.exact_for = "none"  # a temperature trades what exactness there is for less variance
 
@@ -355,30 +359,30 @@ def exponential_mean(decay: float, old: Array, new: Array) -> Array:
 
 
 def check_tau(tau: float) -> float:
-    """A temperature as a float; ValueError unless it is positive and finite."""
+    """A temperature as a float; SettingError unless it is positive and finite."""
     if not (isinstance(tau, Real) and math.isfinite(tau) and tau > 0):
-        raise ValueError(f"the temperature tau must be positive and finite, got {tau}.")
+        raise SettingError(f"the temperature tau must be positive and finite, got {tau}.")
     return float(tau)
 
 
 def check_positive(name: str, value: float) -> float:
-    """The value as a float; ValueError, with its name, unless it is positive and finite."""
+    """The value as a float; SettingError, with its name, unless it is positive and finite."""
     if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive and finite, got {value!r}.")
+        raise SettingError(f"{name} must be positive and finite, got {value!r}.")
     return float(value)
 
 
 def check_decay(decay: float) -> float:
-    """The factor of an exponential mean; ValueError outside [0, 1)."""
+    """The factor of an exponential mean; SettingError outside [0, 1)."""
     if not (isinstance(decay, Real) and 0.0 <= decay < 1.0):
-        raise ValueError(f"decay must be at least 0 and below 1, got {decay}.")
+        raise SettingError(f"decay must be at least 0 and below 1, got {decay}.")
     return float(decay)
 
 
 def check_samples(samples: int, least: int, name: str = "samples") -> int:
-    """A count; ValueError unless it is an integer of at least `least`."""
+    """A count; SettingError unless it is an integer of at least `least`."""
     if not isinstance(samples, Integral) or samples < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {samples}.")
+        raise SettingError(f"{name} must be an integer of at least {least}, got {samples}.")
     return int(samples)
 
 

@@ -9,7 +9,7 @@ from minigrad.backend import Array, array_module
 from minigrad.ops import stable_sigmoid
 
 from . import bernoulli
-from .base import Cost, Sampler, attach_gradient, value_and_grad
+from .base import Cost, Sampler, SettingError, attach_gradient, value_and_grad
 from .enumeration import Noise
 
 
@@ -63,7 +63,7 @@ class Darn(Sampler):
 
     def __init__(self, expand_at: str = "sample") -> None:
         if expand_at not in ("sample", "half"):
-            raise ValueError(f"expand_at must be sample or half, got {expand_at!r}.")
+            raise SettingError(f"expand_at must be sample or half, got {expand_at!r}.")
         self.expand_at = expand_at
         if expand_at == "half":
             self.exact_for, self.evaluations, self.single_sample = "linear", "2", False

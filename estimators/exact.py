@@ -10,7 +10,7 @@ from minigrad.backend import Array, array_module, asarray_like
 from minigrad.ops import stack
 
 from . import categorical
-from .base import Cost, Estimator, Family, attach_gradient, check_positive, scale_per_example
+from .base import Cost, Estimator, Family, SettingError, attach_gradient, check_positive, scale_per_example
 from .enumeration import Noise
 
 LIMIT = 16384  # joint outcomes
@@ -33,9 +33,9 @@ def exact_gradient(p: Array, outcomes: Array, costs: Array, family: Family = cat
 
 
 def check_outcomes(variables: int, categories: int) -> None:
-    """ValueError when there are more joint outcomes than can be enumerated."""
+    """SettingError when there are more joint outcomes than can be enumerated."""
     if variables * math.log(max(categories, 1)) > math.log(LIMIT) + 1e-9:
-        raise ValueError(
+        raise SettingError(
             f"exact enumeration of {categories}**{variables} outcomes: at most {LIMIT} are allowed, "
             "use fewer variables."
         )

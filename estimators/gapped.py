@@ -10,7 +10,7 @@ from minigrad.fused import inner, softmax_array, softmax_vjp
 from minigrad.random import argmax_one_hot
 
 from . import categorical
-from .base import TemperedSampler
+from .base import SettingError, TemperedSampler
 from .enumeration import Noise
 
 
@@ -104,7 +104,7 @@ class GappedStraightThrough(TemperedSampler):
     ) -> None:
         super().__init__(tau)
         if gap != "p" and not (isinstance(gap, int | float) and math.isfinite(gap) and gap >= 0):
-            raise ValueError(f"gap must be a number of at least 0, or 'p', got {gap!r}.")
+            raise SettingError(f"gap must be a number of at least 0, or 'p', got {gap!r}.")
         self.gap = gap if gap == "p" else float(gap)
         self.consistent, self.detached = bool(consistent), bool(detached)
 

@@ -19,7 +19,17 @@ from minigrad.fused import MASKED
 from minigrad.nn import xavier_uniform
 
 from . import categorical
-from .base import Cost, Estimator, Family, attach_gradient, check_samples, check_tau, scale_per_example, value_and_grad
+from .base import (
+    Cost,
+    Estimator,
+    Family,
+    SettingError,
+    attach_gradient,
+    check_samples,
+    check_tau,
+    scale_per_example,
+    value_and_grad,
+)
 from .enumeration import Noise
 from .learned import Learned, dot, squared_norm_gradient
 
@@ -177,7 +187,7 @@ class Rebar(Estimator):
     ) -> None:
         self.tau, self.coupled = check_tau(tau), bool(coupled)
         if not (isinstance(eta, int | float) and 0.0 < eta < 2.0):
-            raise ValueError(f"eta must lie between 0 and 2, got {eta}.")
+            raise SettingError(f"eta must lie between 0 and 2, got {eta}.")
         self.eta, self.tau_every = float(eta), check_samples(tau_every, 0, "tau_every")
         self.learned, self.updates = Learned(lr), 0
         self.conditional_noise = not self.coupled

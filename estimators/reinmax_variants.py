@@ -12,7 +12,7 @@ from minigrad import Tensor, op
 from minigrad.fused import softmax_array, softmax_vjp
 
 from . import categorical
-from .base import AveragedSampler
+from .base import AveragedSampler, SettingError
 from .categorical import conditional_gumbel
 from .enumeration import Noise
 
@@ -120,9 +120,9 @@ class ReinMaxCV(ReinMaxRao):
     def __init__(self, tau: float = 1.0, samples: int = 10, scale: float = 1.0, gs_noise: str = "forward") -> None:
         super().__init__(tau, samples)
         if not (isinstance(scale, int | float) and math.isfinite(scale)):
-            raise ValueError(f"scale must be a finite number, got {scale!r}.")
+            raise SettingError(f"scale must be a finite number, got {scale!r}.")
         if gs_noise not in ("forward", "fresh"):
-            raise ValueError(f"gs_noise must be forward or fresh, got {gs_noise!r}.")
+            raise SettingError(f"gs_noise must be forward or fresh, got {gs_noise!r}.")
         self.scale, self.gs_noise = float(scale), gs_noise
 
     def draw(self, logits: Tensor, rng: Noise) -> Tensor:

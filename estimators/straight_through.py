@@ -12,7 +12,7 @@ from minigrad import Tensor, op
 from minigrad.backend import array_module
 
 from . import bernoulli, categorical
-from .base import DecoupledSampler, Sampler, TemperedSampler
+from .base import DecoupledSampler, Sampler, SettingError, TemperedSampler
 from .enumeration import Noise
 
 
@@ -125,9 +125,9 @@ class SlopeAnnealedStraightThrough(Sampler):
     def __init__(self, rate: float = 1e-4, most: float = 5.0, surrogate: str = "sigmoid") -> None:
         numbers = isinstance(rate, Real) and isinstance(most, Real)
         if not (numbers and 0.0 <= rate < math.inf and 1.0 <= most < math.inf):
-            raise ValueError(f"rate must be at least 0 and most at least 1, both finite, got {rate} and {most}.")
+            raise SettingError(f"rate must be at least 0 and most at least 1, both finite, got {rate} and {most}.")
         if surrogate not in ("sigmoid", "hard"):
-            raise ValueError(f"surrogate must be sigmoid or hard, got {surrogate!r}.")
+            raise SettingError(f"surrogate must be sigmoid or hard, got {surrogate!r}.")
         self.rate, self.most, self.surrogate, self.updates = float(rate), float(most), surrogate, 0
         if surrogate == "hard":
             self.exact_for = "none"

@@ -11,7 +11,7 @@ from minigrad.backend import Array, array_module
 from minigrad.ops import stable_sigmoid
 
 from . import bernoulli
-from .base import Sampler
+from .base import Sampler, SettingError
 from .enumeration import Noise
 
 NO_BIT = "its output is no bit, so that what it trains is another model than the one that is evaluated with bits"
@@ -93,7 +93,7 @@ class NoisyRectifier(Sampler):
 
     def __init__(self, noise: str = "logistic") -> None:
         if noise not in ("logistic", "normal"):
-            raise ValueError(f"noise must be logistic or normal, got {noise!r}.")
+            raise SettingError(f"noise must be logistic or normal, got {noise!r}.")
         self.noise = noise
 
     def draw(self, logits: Tensor, rng: Noise) -> Tensor:

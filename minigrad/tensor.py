@@ -332,17 +332,19 @@ class Op:
                 f"{self.name} has {len(inputs)} inputs, its rule gave {len(returned)} gradients: {place_of(backward)}."
             )
         wants = gradients.wants
-        for x, dx in zip(inputs, returned):  # noqa: B905 (lengths were compared just above)
-            if dx is None or type(x) is not Tensor or not x.requires_grad or (wants is not None and not wants(x)):
+        for x, given in zip(inputs, returned):  # noqa: B905 (lengths were compared just above)
+            if given is None or type(x) is not Tensor or not x.requires_grad or (wants is not None and not wants(x)):
                 continue
-            if callable(dx):
+            if callable(given):
                 buffer = gradients.buffer_of(x) if x.node is None else None
-                dx = dx() if buffer is None or dx.__code__.co_argcount == 0 else dx(out=buffer)
+                dx = given() if buffer is None or given.__code__.co_argcount == 0 else given(out=buffer)
+            else:
+                dx = given
             data = x.data
             if dx.shape != data.shape or (dx.dtype is not data.dtype and dx.dtype != data.dtype):
                 raise RuleError(
                     f"{self.name}: the gradient of an input of {_describe((data,))} came out as {_describe((dx,))}: "
-                    f"see the rule at {place_of(backward)}."
+                    f"see the rule at {place_of(given if callable(given) else backward)}."
                 )
             gradients.add(x, dx)
 

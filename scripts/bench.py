@@ -37,7 +37,7 @@ import numpy as np
 from estimators import create
 from experiments.errors import command, disk_errors, require, user_errors
 from experiments.flags import Parser, at_least
-from experiments.pictures import speed
+from experiments.pictures import check_picture, speed
 from experiments.start import KERNELS, keep_freed_memory
 from minigrad import Rng, Tensor
 from minigrad.optim import Adam, clip_grad_norm
@@ -232,12 +232,12 @@ DIM, DROPOUT, CLIP, BATCHES, SEQUENCES, LONGEST = 300, 0.5, 5.0, 10, 16, 95
 def listops_batches(data_dir):
     """Ten of the batches of 16 sequences of similar length, from the shortest to the longest."""
     tokenizer = listops.Tokenizer(split=True)
-    sequences = listops.load(data_dir, counts=(1, 1000, 1))["valid"]
+    sequences = listops.load(data_dir, counts=(1, 16_000, 1))["valid"]
     kept, _ = listops.within(sequences, tokenizer, LONGEST)
     batches = listops.batches(kept[: len(kept) // SEQUENCES * SEQUENCES], tokenizer, SEQUENCES)
     chosen = [batches[round(i * (len(batches) - 1) / (BATCHES - 1))] for i in range(BATCHES)]
     if len({batch.ids.shape[1] for batch in chosen}) < BATCHES:
-        raise DataError(f"the sequences have too few lengths for {BATCHES} batches: leave out --data-dir.")
+        raise DataError(f"the sequences have too few lengths for {BATCHES} batches: choose another --data-dir.")
     return tokenizer, chosen
 
 
@@ -501,6 +501,8 @@ def main(argv=None) -> int:
         with user_errors(DataError):
             listops_batches(flags.data_dir)
     require(not figure or flags.benchmark in AXES, f"--figure is for {' and '.join(AXES)}: leave it out.")
+    if figure:
+        check_picture(figure)
     medians = measure(flags.benchmark, flags.rounds, flags.seconds, *arguments)
     show(flags.benchmark, medians)
     if figure:

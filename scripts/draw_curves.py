@@ -15,7 +15,7 @@ before_numpy()
 
 from experiments.errors import command, disk_errors, require
 from experiments.flags import Parser
-from experiments.pictures import several_curves
+from experiments.pictures import check_picture, several_curves
 from experiments.run_folder import METRICS, RunFolder
 
 
@@ -26,6 +26,7 @@ def main(argv=None) -> int:
     parser.add_argument("--metric", default="valid_accuracy", help="a key of metrics.jsonl (default valid_accuracy)")
     parser.add_argument("--out", default="curves.png", help="where the picture goes (default curves.png)")
     flags, curves = parser.parse_args(argv), {}
+    check_picture(flags.out)
     for text in flags.runs:
         name, _, path = text.rpartition("=")
         lines = [m for m in RunFolder(Path(path)).metrics() if "epoch" in m and flags.metric in m]

@@ -37,14 +37,14 @@ before_numpy()
 import numpy as np
 
 from estimators import ESTIMATORS, Estimator, categorical, create
-from estimators.base import check_tau, value_and_grad
+from estimators.base import SettingError, check_tau, value_and_grad
 from estimators.exact import check_outcomes
 from estimators.measure import FAMILIES, GROUPS, EnumeratedCost
 from experiments import vae
 from experiments.errors import UserError, command, disk_errors, require, size_errors, user_errors
 from experiments.flags import DTYPES, flag, one_of, option, parse_flags
 from experiments.pictures import new_figure
-from experiments.run_folder import RunFolder, default_folder
+from experiments.run_folder import CHECKPOINT, RunFolder, check_new, default_folder
 from minigrad import Rng, Tensor, grad, no_grad
 from minigrad.backend import Backend
 from minigrad.fused import bce_with_logits
@@ -71,7 +71,7 @@ class Config:
     images: int = flag(100, "test images of the VAE, or points θ of the small problem")
     samples: int | None = flag(None, "estimates per image, where sampled; else 2000 (small) or 400 (vae)", type=int)
     seed: int = flag(0, "fixes the noise, the small problem, and the weights of a fresh VAE")
-    code: str = flag("", f"{' or '.join(FAMILIES)}: the kind of variables; else the first, or the checkpoint's")
+    code: str = flag("", f"{' or '.join(FAMILIES)}: the family of the variables; else the first, or the checkpoint's")
     variables: int | None = flag(None, "L of a fresh VAE; else 4 categorical ones or 12 bits", type=int)
     categories: int = flag(8, "K of a fresh VAE")
     dtype: str = flag("float64", f"one of {', '.join(DTYPES)}")
@@ -95,7 +95,7 @@ class Config:
             f"got {self.samples}.",
         )
         require(0 <= self.seed < 2**64, f"--seed must be an integer from 0 to 2**64 - 1, got {self.seed}.")
-        with user_errors(ValueError):
+        with user_errors(SettingError):
             for tau in self.taus:
                 check_tau(tau)
 
@@ -191,19 +191,19 @@ def make_problem(c: Config):
         arrays, info = folder.load()
         run = vae.VAEExperiment(dataclasses.replace(stored, backend="numpy", data_dir=c.data_dir or stored.data_dir))
         prefix = "model."
-        with user_errors(ValueError):
+        with user_errors(ValueError, file=folder.path / CHECKPOINT):
             run.model.load_state_dict({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
         facts["epoch"] = info.get("epoch")
     else:
         bits = c.code == "bernoulli"
         variables = c.variables if c.variables is not None else 12 if bits else 4
-        with user_errors(ValueError):
+        with user_errors(SettingError):
             check_outcomes(variables, 2 if bits else c.categories)
         sizes = {"variables": variables, "categories": c.categories, "code": c.code or "categorical"}
         run = vae.VAEExperiment(vae.Config(seed=c.seed, **sizes))
     family, shape = run.estimator.family, (1, *run.model.latent_shape)
     L, K = family.sizes(shape)
-    with user_errors(ValueError):
+    with user_errors(SettingError):
         check_outcomes(L, K)
     found = len(run.test)
     require(c.images <= found, f"--images {c.images}: there are only {found} test images.")
@@ -276,7 +276,7 @@ def rows(specs, taus, family: str, remark) -> list[Row]:
     found = []
     for spec in specs:
         plain = functools.partial(create, spec, None, family)
-        with user_errors(ValueError):
+        with user_errors(SettingError):
             estimator = plain()
         require(
             not estimator.multi_sample,
@@ -290,7 +290,7 @@ def rows(specs, taus, family: str, remark) -> list[Row]:
             make = functools.partial(create, spec, tau, family)
             try:
                 make()
-            except ValueError as error:
+            except SettingError as error:
                 remark(f"{spec} is left out at tau {tau:g}: {error}")
             else:
                 found.append(Row(spec, tau, make))
@@ -477,6 +477,7 @@ def main(argv=None) -> int:
     config.check(given)
     with disk_errors():
         path = Path(other.get("out") or default_folder("gradients", config.problem, f"s{config.seed}"))
+        check_new(path)  # before anything is made or said
     with size_errors():
         problem, facts = make_problem(config)
     family = problem.family.name
@@ -484,7 +485,7 @@ def main(argv=None) -> int:
         config = dataclasses.replace(config, estimators=tuple(n for n in config.estimators if handles(n, family)))
     config = dataclasses.replace(config, code=family, samples=config.samples or SAMPLES[config.problem])
     todo = rows(config.estimators, config.taus, family, remark)
-    with user_errors(ValueError):
+    with user_errors(SettingError):
         for row in todo:
             row.make().check_size(*problem.family.sizes(problem.logits.shape))
     begun = time.perf_counter()

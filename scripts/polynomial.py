@@ -47,6 +47,7 @@ import numpy as np
 from tqdm import tqdm
 
 from estimators import ESTIMATORS, create
+from estimators.base import SettingError
 from experiments.errors import UserError, command, disk_errors, require, size_errors, user_errors
 from experiments.flags import DTYPES, at_least, flag, one_of, parse_flags
 from experiments.pictures import new_figure
@@ -170,6 +171,7 @@ class Race:
         c.check()
         with user_errors(ValueError, BackendUnavailable):
             self.backend = get_backend(c.backend)
+        with user_errors(SettingError):
             estimator = create(c.estimator, c.tau)
         self.rng = Rng(c.seed)
         with size_errors():

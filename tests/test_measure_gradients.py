@@ -18,6 +18,7 @@ from matplotlib.text import Text
 import measure_gradients
 import train_vae
 from estimators import ESTIMATORS, create
+from estimators.base import SettingError
 from estimators.measure import EnumeratedCost
 from estimators.score_function import Reinforce
 from experiments import vae as vae_flags
@@ -317,6 +318,11 @@ def refused(capsys, message):
     ("spoil", "flags", "message"),
     [
         (lambda f: (f / "checkpoint.safetensors").unlink(), [], "there is no checkpoint"),
+        (
+            lambda f: without_bias(f),
+            [],
+            "safetensors cannot be used: the saved state lacks decoder.layers.1.bias",
+        ),
         (lambda f: (f / "checkpoint.safetensors").write_bytes(b"PK"), [], "damaged or not a checkpoint"),
         (lambda f: (f / "config.json").write_text("{"), [], "config.json is missing or damaged"),
         (lambda f: spoil_weights(f), [], "the exact gradient is not finite: the model's parameters are damaged"),
@@ -334,6 +340,12 @@ def test_a_checkpoint_that_cannot_be_measured(tmp_path, capsys, trained, spoil, 
     assert not (tmp_path / "run").exists()
 
 
+def without_bias(folder):
+    arrays, info = checkpoint.load(folder / "checkpoint.safetensors")
+    del arrays["model.decoder.layers.1.bias"]
+    checkpoint.save(folder / "checkpoint.safetensors", arrays, info)
+
+
 def spoil_weights(folder):
     arrays, info = checkpoint.load(folder / "checkpoint.safetensors")
     arrays["model.decoder.layers.0.weight"][...] = np.nan
@@ -342,7 +354,7 @@ def spoil_weights(folder):
 
 def test_an_estimator_that_refuses_the_size(tmp_path, capsys, monkeypatch):
     def refuse(self, variables, categories):
-        raise ValueError(f"{variables} variables of {categories} categories are too much.")
+        raise SettingError(f"{variables} variables of {categories} categories are too much.")
 
     monkeypatch.setattr(Reinforce, "check_size", refuse)
     assert run("--estimators", "reinforce", "--out", tmp_path / "run") == 2

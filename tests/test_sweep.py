@@ -18,6 +18,7 @@ import pytest
 
 import sweep
 import train_vae
+from estimators import reinmax
 from experiments import executors, sweep_run, sweeps
 from experiments.errors import UserError
 from experiments.specification import Specification, run_key
@@ -247,7 +248,7 @@ def test_two_processes_are_never_in_one_folder(tmp_path):
 def test_blas_threads_are_pinned_before_numpy_is_loaded(tmp_path):
     """The process stops where it would load NumPy, and says what it would find in the environment."""
     (tmp_path / "numpy.py").write_text("import os\nprint(os.environ['OPENBLAS_NUM_THREADS'])\nraise SystemExit(7)\n")
-    task = json.dumps({"stop": str(tmp_path / "stop")})
+    task = json.dumps(dict.fromkeys(("script", "folder", "lock", "stop", "config"), str(tmp_path / "stop")))
     command = [sys.executable, str(ROOT / "scripts" / "experiments" / "sweep_run.py"), task]
     env = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
     env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(ROOT)])
@@ -743,7 +744,19 @@ def test_dask_with_two_workers_one_of_which_is_killed(tmp_path):
             process.wait()
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), ([], 2), (["{"], 2), (["{}"], 2), (["5"], 2)])
+def test_an_error_in_the_constructor_of_an_estimator_is_not_said_of_the_specification(tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("shapes")
+
+    monkeypatch.setattr(reinmax.ReinMax, "__init__", broken)
+    with pytest.raises(ValueError, match="shapes"):
+        run(write(tmp_path), tmp_path / "runs")
+
+
+TASKS = ["{", "{}", '{"stop": "x"}', "5"]
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), ([], 2), *(([task], 2) for task in TASKS)])
 def test_a_run_started_by_hand_is_told_how_it_is_started(arguments, code):
     command = [sys.executable, str(ROOT / "scripts" / "experiments" / "sweep_run.py"), *arguments]
     result = subprocess.run(command, capture_output=True, text=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import bench
 import train_listops
 from estimators import ESTIMATORS
 from experiments import listops as shared
@@ -427,3 +428,12 @@ def test_long_sequences_are_evaluated_a_few_at_a_time(monkeypatch):
         for ids, n, label, i in zip(b.ids, b.lengths, b.labels, b.index, strict=True):
             np.testing.assert_array_equal(ids[:n], tokenizer(sequences[i][0]))
             assert label == sequences[i][1]
+
+
+# ---- the benchmark
+
+
+def test_without_a_file_the_benchmark_generates_sequences_of_ten_lengths(monkeypatch):
+    monkeypatch.delenv("MINIGRAD_DATA", raising=False)
+    _, batches = bench.listops_batches(None)
+    assert len({batch.ids.shape[1] for batch in batches}) == len(batches) == 10

@@ -26,7 +26,7 @@ import train_semi_supervised
 import train_structured
 import train_vae
 from devsim import DevsimBackend, forbid, stats
-from estimators import categorical, score_function
+from estimators import categorical, reinmax, score_function
 from experiments import loop
 from experiments.loop import Loop
 from experiments.run_folder import RunFolder
@@ -646,13 +646,15 @@ def test_a_wrong_product_in_linear_shows_its_line_the_op_and_the_line_of_the_mod
 def test_a_gradient_of_a_wrong_shape_shows_the_rule_the_op_and_the_line_of_the_model(tmp_path, monkeypatch):
     def wrong(x, w, g):
         dx, dw, db = right(x, w, g)
-        return dx, lambda: dw(None).T, db
+        return dx, lambda: dw(None).T, db  # planted
 
     right = fused._linear_backward
     error, _ = planted(tmp_path, monkeypatch, fused, "_linear_backward", wrong)
     assert isinstance(error, RuleError)
     assert re.search(r"linear(_relu)?: the gradient of an input of float32\(\d+, \d+\) came out as float32", str(error))
-    assert re.search(r"see the rule at fused.py:\d+\.", str(error))
+    lines, start = inspect.getsourcelines(wrong)  # the line that gave it, also when it was deferred
+    number = start + next(n for n, line in enumerate(lines) if "# planted" in line)
+    assert f"see the rule at test_training_scripts.py:{number}." in str(error)
     assert re.match(r"in the backward pass of linear(_relu)?, called at vae.py:\d+", error.__notes__[0])
 
 
@@ -677,6 +679,20 @@ def test_an_error_in_an_estimator_s_rule_shows_its_line(tmp_path, monkeypatch, e
         assert re.match(r"in the backward pass of reinmax, called at reinmax.py:\d+", caught.value.__notes__[0])
     else:
         assert any("_gradient(" in line for line in lines)
+
+
+@pytest.mark.parametrize("error", [ValueError("shapes"), TypeError("t"), OverflowError()])
+def test_an_error_in_the_constructor_of_an_estimator_is_no_sentence(tmp_path, monkeypatch, error):
+    """What a flag says about it is one (`SettingError`)."""
+
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr(reinmax.ReinMax, "__init__", broken)
+    for run, flags in ((VAE.run, []), (STRUCTURED.run, ["--estimator", "reinmax"])):
+        with pytest.raises(type(error)) as caught:
+            run(tmp_path / "run", *flags)
+        assert caught.value is error
 
 
 @pytest.mark.parametrize("error", [ValueError("shapes"), MemoryError(), OSError("no"), KeyError("k"), TypeError("t")])
@@ -769,13 +785,14 @@ def test_a_bad_flag_is_one_sentence_and_exit_code_2(tmp_path, capsys, script, ca
 
 
 @every_script
-def test_an_output_folder_that_exists_or_cannot_be_written(tmp_path, capsys, script):
+def test_an_output_folder_that_exists_or_cannot_be_written(tmp_path, capsys, monkeypatch, script):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "keep.txt").write_text("mine")
     assert script.run(tmp_path / "run") == 2
     assert "exists already" in one_sentence(capsys)
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["keep.txt"]
     (tmp_path / "file").write_text("")
+    monkeypatch.setattr(script.experiment, "build", None)  # it is said before any data is made or read
     assert script.run(tmp_path / "file" / "run") == 2
     assert "cannot be written" in one_sentence(capsys)
 
@@ -950,6 +967,9 @@ def test_the_temperature_falls_in_steps_to_its_least_value():
         ("bench.py", "vae --seconds nan", "--seconds must be positive and finite, got nan."),
         ("bench.py", "vae --data-dir DIR", "--data-dir is for listops: leave it out."),
         ("draw_curves.py", "", "the following arguments are required: runs; see --help."),
+        ("draw_curves.py", "DIR --out x.nope", "x.nope: no picture ends in .nope, choose one of "),
+        ("bench.py", "classes --figure x.nope", "x.nope: no picture ends in .nope, choose one of "),
+        ("tools/draw_merges.py", "--out x.nope", "x.nope: no picture ends in .nope, choose one of "),
         ("tools/draw_merges.py", "--width 3", "unrecognized arguments: --width 3; see --help."),
     ],
 )

@@ -29,12 +29,15 @@ def require(condition: object, sentence: str) -> None:
 
 
 @contextlib.contextmanager
-def user_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Exceptions of these kinds become UserErrors with the same message: around one call that checks what was given."""
+def user_errors(*kinds: type[Exception], file: Path | None = None) -> Iterator[None]:
+    """Exceptions of these kinds become UserErrors with the same message: around one call that checks what was given.
+
+    file: what it came from, which the message then names.
+    """
     try:
         yield
     except kinds as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"{file} cannot be used: {error}" if file else str(error)) from error
 
 
 @contextlib.contextmanager

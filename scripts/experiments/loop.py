@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import numpy as np
 from tqdm import tqdm
 
-from estimators.base import TemperedSampler
+from estimators.base import SettingError, TemperedSampler
 from minigrad import Rng
 from minigrad.backend import BACKENDS, BackendUnavailable, get_backend
 from minigrad.optim import OPTIMIZERS
@@ -36,7 +36,7 @@ from models.data import DATASETS, PIXELS, DataError, binarise, load_images
 
 from .errors import UserError, disk_errors, require, size_errors, user_errors
 from .flags import DTYPES, at_least, flag, one_of, option, parse_flags, unused
-from .run_folder import CHECKPOINT, Interrupt, RunFolder, default_folder
+from .run_folder import CHECKPOINT, Interrupt, RunFolder, check_new, default_folder
 from .start import keep_freed_memory
 
 log = logging.getLogger(__name__)
@@ -187,7 +187,7 @@ class Experiment:
         with user_errors(ValueError, BackendUnavailable):
             self.backend = get_backend(config.backend)
         self.rng, self.dtype = Rng(config.seed), np.dtype(config.dtype)
-        with user_errors(ValueError):  # what the flags say about the estimator
+        with user_errors(SettingError):  # what the flags say about the estimator
             self.estimator = config.create_estimator()
         self.first_tau = config.first_tau(self.estimator) if isinstance(config, Annealing) else None
         with size_errors():
@@ -246,7 +246,7 @@ class Experiment:
 
     def check_size(self, variables: int, categories: int) -> None:
         """UserError if the estimator cannot handle so many variables of so many categories."""
-        with user_errors(ValueError):
+        with user_errors(SettingError):
             self.estimator.check_size(variables, categories)
 
     def warn_of(self, estimator: Any) -> None:
@@ -426,10 +426,8 @@ class Loop:
         x, folder = self.experiment, self.folder
         arrays, info = folder.load()
         self.check_checkpoint(arrays, info)
-        try:
+        with user_errors(ValueError, file=folder.path / CHECKPOINT):  # other names or shapes than the parts have
             self.load_state(arrays, info)
-        except ValueError as error:  # a state that has other names or shapes than the part that it is for
-            raise UserError(f"{folder.path / CHECKPOINT} cannot be used: {error}") from error
         x.check_folder(folder)
         require(x.epoch <= x.config.epochs, f"{folder.path} is at epoch {x.epoch}: --epochs must not be less.")
         saved = {k: tuple(v) if isinstance(v, list) else v for k, v in info["config"].items()}
@@ -504,7 +502,7 @@ def begin(experiment_class: type[Experiment], config: Any, out: Any = None, quie
     """A new run in the folder `out`, or in one with a default name. -> the exit code"""
     with disk_errors():  # before any data is made or read
         out = Path(out or default_folder(*experiment_class.folder_parts(config)))
-        require(not out.exists(), f"the output folder {out} exists already: choose another --out.")
+        check_new(out)
     experiment = experiment_class(config)
     return _train(experiment, RunFolder.create(out, config, experiment.backend), quiet, resumed=False)
 

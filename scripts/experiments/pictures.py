@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from .errors import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # matplotlib is imported where the first figure is made: a wrong flag, `--help` and a run without pictures need not wait
 # for it. That it is there, `start.before_numpy` has checked.
+
+
+def check_picture(path) -> None:
+    """UserError if a picture cannot have this name. For names that somebody gives, before anything is measured."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kind = Path(path).suffix.lower().removeprefix(".")
+    known = sorted(FigureCanvasBase.filetypes)
+    require(not kind or kind in known, f"{path}: no picture ends in .{kind}, choose one of {', '.join(known)}.")
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -66,7 +66,7 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, config: Any, backend: Backend) -> Self:
         path = Path(path)
-        require(not path.exists(), f"the output folder {path} exists already: choose another --out.")
+        check_new(path)
         folder = cls(path)
         try:
             path.mkdir(parents=True)
@@ -160,6 +160,13 @@ class RunFolder:
             return [dict(json.loads(line)) for line in path.read_bytes()[:size].splitlines()] if path.exists() else []
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}): restore it, or start a new run.") from error
+
+
+def check_new(path: Path) -> None:
+    """UserError if it exists, or lies below a file."""
+    require(not path.exists(), f"the output folder {path} exists already: choose another --out.")
+    base = next(parent for parent in path.parents if parent.exists())
+    require(base.is_dir(), f"the output folder {path} cannot be written ({base} is no folder): choose another --out.")
 
 
 def default_folder(*parts: object) -> Path:

@@ -45,6 +45,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from estimators.base import SettingError
+
 from .errors import UserError, require, user_errors
 from .flags import read_values
 from .loop import Experiment
@@ -295,6 +297,6 @@ def configuration(experiment: type[Experiment], flags: dict) -> Any:
     """The complete configuration for these flags. UserError, one sentence, for what the command would refuse."""
     config = experiment.config_class(**read_values(experiment.config_class, flags, texts=True))
     config.check()
-    with user_errors(ValueError):
+    with user_errors(SettingError):
         config.create_estimator()
     return config

@@ -169,7 +169,7 @@ def what_was_raised(said: str) -> str:
     """The exception at the end of a traceback, with its notes, in one line."""
     lines = said.splitlines()
     frames = [n for n, line in enumerate(lines) if line.startswith("  ")]
-    return "; ".join(lines[frames[-1] + 1 :]) if frames else ""
+    return "; ".join(line.rstrip(".") for line in lines[frames[-1] + 1 :]) if frames else ""
 
 
 def latest(metrics: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.errors import command, disk_errors
 from experiments.flags import Parser
-from experiments.pictures import new_figure
+from experiments.pictures import check_picture, new_figure
 from models import linear_time
 
 CHOICES = (2, 0, 3, 1, 1, 0)  # the merges of the example, seven tokens
@@ -71,8 +71,10 @@ def draw(path) -> None:
 def main(argv=None) -> int:
     parser = Parser(description=__doc__ and __doc__.split("\n\n")[0])
     parser.add_argument("--out", default="merges.png", help="where the picture goes (default merges.png)")
+    out = parser.parse_args(argv).out
+    check_picture(out)
     with disk_errors():
-        draw(parser.parse_args(argv).out)
+        draw(out)
     return 0
 
 

@@ -33,7 +33,7 @@ def markdown(lines) -> str:
 
 
 def variables(estimator) -> str:
-    return " or ".join({"categorical": "one-hots", "bernoulli": "bits"}[code.name] for code in estimator.families)
+    return " or ".join({"categorical": "one-hots", "bernoulli": "bits"}[family.name] for family in estimator.families)
 
 
 def overview() -> str:
