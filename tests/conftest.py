@@ -24,6 +24,11 @@ def floating_point_errors_raise():
         yield
 
 
+@pytest.fixture(autouse=True)
+def files_need_not_survive_a_power_cut(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # thousands of them; the tests of durability watch their own
+
+
 @pytest.fixture(params=["numpy", "devsim", pytest.param("cupy", marks=pytest.mark.gpu)])
 def backend(request):
     if request.param == "cupy":

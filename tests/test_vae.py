@@ -250,7 +250,7 @@ def patterns():
 
 
 def trained(name, kind, x, steps, enough=lambda model, estimator: False):
-    """(model, estimator, the objective at every step); every 50 steps it may be `enough`."""
+    """(model, estimator, the objective at every step); every 25 steps it may be `enough`."""
     model, curve = network(kind, 12, 2, 4, (16,), Rng(0)), []
     optimizer, estimator = Adam(model.parameters(), 1e-2), create(name, family=kind)
     for step in range(steps):
@@ -260,7 +260,7 @@ def trained(name, kind, x, steps, enough=lambda model, estimator: False):
         optimizer.step()
         estimator.update()
         curve.append((reconstruction + kl).data.mean())
-        if step % 50 == 49 and enough(model, estimator):
+        if step % 25 == 24 and enough(model, estimator):
             break
     return model, estimator, curve
 

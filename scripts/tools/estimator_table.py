@@ -8,11 +8,14 @@ A test keeps both files current.
 
 from __future__ import annotations
 
-import argparse
 import inspect
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from estimators import ESTIMATORS, facts
+from experiments.errors import command, disk_errors
+from experiments.flags import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
 EXACT_FOR = {"all": "every f", "quadratic": "quadratic f", "linear": "linear f", "none": "—"}
@@ -81,16 +84,19 @@ def with_table(file: str, text: str) -> str:
     return f"{before}{begin}\n{table()}\n{end}{after}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__ and __doc__.split("\n\n")[0])
+@command
+def main(argv=None) -> int:
+    parser = Parser(description=__doc__ and __doc__.split("\n\n")[0])
     parser.add_argument("--write", action="store_true", help="put them into README.md and estimators/README.md")
-    write = parser.parse_args().write
+    write = parser.parse_args(argv).write
     for file, (_, _, table) in TABLES.items():
         if write:
-            (ROOT / file).write_text(with_table(file, (ROOT / file).read_text()))
+            with disk_errors():
+                (ROOT / file).write_text(with_table(file, (ROOT / file).read_text()))
         else:
             print(table())
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

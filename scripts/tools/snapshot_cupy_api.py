@@ -8,11 +8,14 @@ against this file (`tests/test_cupy_api.py`) and drive the stand-in device array
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import json
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from experiments.errors import UserError, command, disk_errors
+from experiments.flags import Parser
 
 TARGET = Path(__file__).resolve().parents[2] / "tests" / "cupy_api.json"
 
@@ -48,12 +51,15 @@ def parameters(function):
     return [name for name in signature.parameters if name != "self"]
 
 
-def main() -> None:
-    argparse.ArgumentParser(description=__doc__ and __doc__.split("\n\n")[0]).parse_args()
+@command
+def main(argv=None) -> int:
+    Parser(description=__doc__ and __doc__.split("\n\n")[0]).parse_args(argv)
     try:
         import cupy
     except ImportError as error:
-        sys.exit(f"CuPy cannot be imported ({error}): pip install cupy-cuda13x first, no GPU is needed.")
+        raise UserError(
+            f"CuPy cannot be imported ({error}): pip install cupy-cuda13x first, no GPU is needed."
+        ) from error
 
     functions, ufuncs = {}, []
     for name in sorted(dir(cupy)):
@@ -78,11 +84,13 @@ def main() -> None:
         "constants": [n for n in ("e", "inf", "nan", "newaxis", "pi") if hasattr(cupy, n)],
         "ndarray": methods,
     }
-    TARGET.write_text(json.dumps(snapshot, indent=0, sort_keys=True) + "\n")
+    with disk_errors():
+        TARGET.write_text(json.dumps(snapshot, indent=0, sort_keys=True) + "\n")
     print(
         f"{TARGET}: {len(functions)} functions, {len(ufuncs)} ufuncs, {len(methods)} methods of CuPy {cupy.__version__}"
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
