@@ -14,6 +14,12 @@ def pairs(fact):
     return [p for p in PAIRS if fact(facts(p.values[0]).of(p.values[1]))]
 
 
+def quick(quickly, parameters):
+    """The parameters; those whose first value is not in `quickly` are marked slow: one of a kind is enough daily."""
+    values = [getattr(p, "values", (p,)) for p in parameters]
+    return [pytest.param(*v, marks=() if v[0] in quickly else pytest.mark.slow) for v in values]
+
+
 def with_options(name, **options):
     """The name, and those of the options that this estimator has: "rebar:lr=0.05"."""
     fixed = getattr(ESTIMATORS[name], "keywords", {})

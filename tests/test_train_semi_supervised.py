@@ -50,6 +50,7 @@ def test_a_run_leaves_its_results_and_ends_with_the_promised_line(tmp_path, caps
     assert json.loads((out / "config.json").read_text())["config"]["labels"] == 20
 
 
+@pytest.mark.slow
 def test_images_without_labels_raise_the_accuracy(tmp_path, no_picture):
     """Fewer labels than by default, so that few epochs show it."""
     flags = ["--epochs", 25, "--hidden", 32, "--images", 1437, "--labels", 30, "--lr", "5e-3"]

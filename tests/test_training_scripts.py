@@ -924,8 +924,7 @@ def test_final_numbers_that_are_not_finite_are_not_written(tmp_path, capsys):
     assert len(metrics(tmp_path / "run")) == 1
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("flags", ["--epochs 1000", "--epochs 1 --quiet"])
+@pytest.mark.parametrize(("flags", "unbuffered"), [("--epochs 1000", ""), ("--epochs 1 --quiet", "1")])
 def test_an_output_that_nobody_reads_is_one_sentence(tmp_path, flags, unbuffered):
     command = [sys.executable, str(SCRIPTS / "train_vae.py"), "--hidden", "4", "--variables", "2", *flags.split()]
     settings = {"env": os.environ | {"PYTHONUNBUFFERED": unbuffered}, "cwd": tmp_path, "text": True}
