@@ -42,7 +42,7 @@ from estimators.exact import check_outcomes
 from estimators.measure import FAMILIES, GROUPS, EnumeratedCost
 from experiments import vae
 from experiments.errors import UserError, command, disk_errors, require, size_errors, user_errors
-from experiments.flags import DTYPES, flag, one_of, option, parse_flags
+from experiments.flags import DTYPES, check_seed, flag, one_of, option, parse_flags
 from experiments.pictures import new_figure
 from experiments.run_folder import CHECKPOINT, RunFolder, check_new, default_folder
 from minigrad import Rng, Tensor, grad, no_grad
@@ -94,7 +94,7 @@ class Config:
             f"--samples must be at least {least}, two for each of the {GROUPS} groups of the jackknife, "
             f"got {self.samples}.",
         )
-        require(0 <= self.seed < 2**64, f"--seed must be an integer from 0 to 2**64 - 1, got {self.seed}.")
+        check_seed(self)
         with user_errors(SettingError):
             for tau in self.taus:
                 check_tau(tau)

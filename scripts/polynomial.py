@@ -49,7 +49,7 @@ from tqdm import tqdm
 from estimators import ESTIMATORS, create
 from estimators.base import SettingError
 from experiments.errors import UserError, command, disk_errors, require, size_errors, user_errors
-from experiments.flags import DTYPES, at_least, flag, one_of, parse_flags
+from experiments.flags import DTYPES, at_least, check_lr, check_seed, flag, one_of, parse_flags
 from experiments.pictures import new_figure
 from experiments.run_folder import RunFolder, default_folder
 from minigrad import Rng, Tensor
@@ -127,8 +127,8 @@ class Config:
         """UserError, one sentence, for the first value out of range."""
         at_least(1, self, "variables", "batch", "epochs", "steps", "power")
         one_of(self, backend=sorted(BACKENDS), dtype=DTYPES)
-        require(0.0 < self.lr < math.inf, f"--lr, the learning rate, must be positive and finite, got {self.lr}.")
-        require(0 <= self.seed < 2**64, f"--seed must be an integer from 0 to 2**64 - 1, got {self.seed}.")
+        check_lr(self)
+        check_seed(self)
         require(self.batch * self.variables <= MOST, f"--batch times --variables must be at most {MOST:,}.")
         require(0.0 < self.target < 1.0, f"--target must lie between 0 and 1, got {self.target}.")
 

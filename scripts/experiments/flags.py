@@ -119,6 +119,14 @@ def at_least(least: int, config: Any, *names: str) -> None:
         require(value is None or least <= value < math.inf, f"{option(name)} must be {range_}, got {value}.")
 
 
+def check_lr(config: Any) -> None:
+    require(0.0 < config.lr < math.inf, f"--lr, the learning rate, must be positive and finite, got {config.lr}.")
+
+
+def check_seed(config: Any) -> None:
+    require(0 <= config.seed < 2**64, f"--seed must be an integer from 0 to 2**64 - 1, got {config.seed}.")
+
+
 def one_of(config: Any, **names: Iterable[str]) -> None:
     """UserError for a flag that is none of the known names.   names: {flag: those that it may be}"""
     for name, known in names.items():

@@ -35,7 +35,7 @@ from minigrad.optim import OPTIMIZERS
 from models.data import DATASETS, PIXELS, DataError, binarise, load_images
 
 from .errors import UserError, disk_errors, require, size_errors, user_errors
-from .flags import DTYPES, at_least, flag, one_of, option, parse_flags, unused
+from .flags import DTYPES, at_least, check_lr, check_seed, flag, one_of, option, parse_flags, unused
 from .run_folder import CHECKPOINT, Interrupt, RunFolder, check_new, default_folder
 from .start import keep_freed_memory
 
@@ -63,8 +63,8 @@ class Config:
     def check(self) -> None:
         """UserError, one sentence, for the first value out of range; a command adds its own."""
         at_least(1, self, "epochs", "batch")
-        require(0.0 < self.lr < math.inf, f"--lr, the learning rate, must be positive and finite, got {self.lr}.")
-        require(0 <= self.seed < 2**64, f"--seed must be an integer from 0 to 2**64 - 1, got {self.seed}.")
+        check_lr(self)
+        check_seed(self)
         one_of(self, backend=sorted(BACKENDS), dtype=DTYPES)
 
     def create_estimator(self) -> Any:
