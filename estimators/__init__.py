@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 from .antithetic import AR, ARM, ARMS, DisARM
 from .arsm import ARS, ARSM
@@ -113,7 +112,7 @@ def create(spec: str, tau: float | None = None, family: str | None = None, *, co
     name, _, text = spec.partition(":")
     if name not in ESTIMATORS:
         raise SettingError(f"unknown estimator {name!r}; the known ones are {', '.join(ESTIMATORS)}.")
-    known = _defaults(ESTIMATORS[name])
+    known = _options(ESTIMATORS[name])
     options: dict[str, float | str] = {} if tau is None else {"tau": tau}
     for item in filter(None, text.split(",")):
         key, _, written = (part.strip() for part in item.partition("="))
@@ -124,23 +123,23 @@ def create(spec: str, tau: float | None = None, family: str | None = None, *, co
         if key not in known:
             has = f"its options are {', '.join(known)}" if known else "it has no options"
             raise SettingError(f"the estimator {name} has no option {key!r}; {has}.")
-        if type(known[key]) is bool and value not in (0, 1):  # "False" would count as true
+        if type(known[key].default) is bool and value not in (0, 1):  # "False" would count as true
             raise SettingError(f"the option {key!r} of the estimator {name} must be 0 or 1, got {value!r}.")
     try:
         estimator = ESTIMATORS[name](**options)
         family = code if family is None else family
         return estimator if family is None else estimator.of(family)
     except TypeError as error:
-        if not any(isinstance(value, str) for value in options.values()):
-            raise  # numbers are what the options want: this is an error of the estimator
+        if not any(isinstance(value, str) and "str" not in known[key].annotation for key, value in options.items()):
+            raise  # every option has the kind that it wants: this is an error of the estimator
         raise SettingError(f"the estimator {name} cannot take {text!r}: {error}.") from error
 
 
 @functools.cache
-def _defaults(make: Callable[..., Estimator]) -> dict[str, Any]:
-    """The options that are free, with their defaults."""
+def _options(make: Callable[..., Estimator]) -> dict[str, inspect.Parameter]:
+    """The options that are free, with their defaults and annotations."""
     fixed = getattr(make, "keywords", {})
-    return {k: p.default for k, p in inspect.signature(make).parameters.items() if k not in fixed}
+    return {k: p for k, p in inspect.signature(make).parameters.items() if k not in fixed}
 
 
 def _number(text: str) -> float | str:
