@@ -38,12 +38,12 @@ class BackendUnavailable(RuntimeError):
 
 
 # NumPy's reductions return scalars (np.float32), which behave as 0-d arrays everywhere in this project.
-_MODULES: dict[type, object] = {np.ndarray: np, np.float32: np, np.float64: np, np.bool_: np, np.int64: np}
+ARRAY_MODULES: dict[type, object] = {np.ndarray: np, np.float32: np, np.float64: np, np.bool_: np, np.int64: np}
 
 
 def register_array_type(array_type: type, module: object) -> None:
     """Make `array_module` answer `module` for arrays of exactly this type (CuPy and the tests' stand-in use it)."""
-    _MODULES[array_type] = module
+    ARRAY_MODULES[array_type] = module
 
 
 def array_module(x: Array) -> Any:
@@ -52,13 +52,13 @@ def array_module(x: Array) -> Any:
     A look-up by type is cheap enough for every op and, unlike `cupy.get_array_module`, refuses lists and None.
     """
     try:
-        return _MODULES[type(x)]
+        return ARRAY_MODULES[type(x)]
     except KeyError:
         if isinstance(x, np.generic):
             return np
         raise TypeError(
             f"expected an array of a known backend, got {type(x).__module__}.{type(x).__qualname__}; "
-            "convert it with Backend.to_device or numpy.asarray first"
+            "convert it with Backend.to_device or numpy.asarray first."
         ) from None
 
 
@@ -148,11 +148,30 @@ def _first_line(error: Exception) -> str:
     return next(filter(None, lines), type(error).__name__)
 
 
+def check_integers(index: Array | int) -> None:
+    """TypeError unless it is an integer or an array of them. Booleans are none: they pick as 0 and 1 in one function of
+    NumPy and as a mask in another."""
+    kind = index.dtype.kind if hasattr(index, "dtype") else type(index).__name__
+    if kind not in ("i", "u", "int"):
+        got = f"an array of {index.dtype}" if hasattr(index, "dtype") else kind
+        raise TypeError(f"an index or label must be an integer or an array of integers, got {got}: convert it first.")
+
+
 def check_index(index: Array, size: int) -> None:
-    """IndexError if an integer array on the host leaves [0, size). A device is not asked: it would have to be waited
-    for."""
-    if array_module(index) is np and index.size and not (index.min() >= 0 and index.max() < size):
-        raise IndexError(f"an index or label lies outside 0 to {size - 1}")
+    """TypeError unless it is an array of integers; IndexError if one on the host leaves [0, size). A device is not
+    asked: it would have to be waited for."""
+    xp = array_module(index)
+    check_integers(index)
+    if xp is np and index.size and not (index.min() >= 0 and index.max() < size):
+        raise IndexError(f"an index or label lies outside 0 to {size - 1}.")
+
+
+def check_unit_interval(x: Array) -> None:
+    """ValueError if an array on the host leaves [0, 1]. A device is not asked."""
+    if type(x) is np.ndarray and x.size and (x.min() < 0 or x.max() > 1):
+        raise ValueError(
+            f"probabilities and images must lie in [0, 1], got {x.min():g} to {x.max():g}: scale them first."
+        )
 
 
 @functools.cache

@@ -215,7 +215,7 @@ def audit(loss: Tensor, tolerance: float = 1e-5, seed: int = 0) -> Audit:
     RuntimeError if there is no graph, or it was already differentiated.
     """
     if loss.node is None:
-        raise RuntimeError("audit: this Tensor was not computed from anything that requires a gradient.")
+        raise RuntimeError("audit: this Tensor was not computed from anything that requires a gradient: give a loss.")
     nodes = nodes_of(loss)
     if any(node.freed for node in nodes):
         raise RuntimeError("audit: this graph was already differentiated and freed; call audit before backward.")

@@ -36,15 +36,19 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
 
 
 def save(path: str | os.PathLike, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
-    """Save named arrays (any shape; NumPy) and `info` (anything JSON can hold; floats survive to the last bit).
+    """Save named arrays and `info` (a dictionary that JSON can hold; floats survive to the last bit).
 
-    ValueError for the one name that the format keeps for itself: the file could not be read again.
+    arrays: NumPy, of any shape, strides and byte order: booleans, integers or floats of up to 64 bits.
+    What could not be read again is refused: ValueError for arrays of other kinds and for the one name that the format
+    keeps for itself, TypeError for an `info` that is no dictionary.
     """
     from safetensors.numpy import save as to_bytes
 
     if "__metadata__" in arrays:
         raise ValueError("an array in a checkpoint cannot be called '__metadata__': choose another name.")
-    contiguous = {name: np.asarray(a, order="C") for name, a in arrays.items()}
+    if not isinstance(info, dict):
+        raise TypeError(f"the info of a checkpoint is a dictionary, got {type(info).__name__}.")
+    contiguous = {name: _storable(name, a) for name, a in arrays.items()}
     text = json.dumps(info)
     # one entry: safetensors writes several in any order, and equal checkpoints would not be equal files
     write_atomically(path, to_bytes(contiguous, metadata={"info": f"{_crc32(contiguous, text)} {text}"}))
@@ -63,11 +67,22 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             if _crc32(arrays, text) != checksum:
                 raise ValueError("its checksum is wrong")
-            return arrays, json.loads(text)
-    except (SafetensorError, KeyError, ValueError, OSError, TypeError, AttributeError) as error:
+            info = json.loads(text)
+            if not isinstance(info, dict):
+                raise ValueError("its info is no dictionary")
+            return arrays, info
+    except (SafetensorError, KeyError, ValueError, OSError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is damaged or not a checkpoint of this project ({error}): give another one, or begin anew."
         ) from error
+
+
+def _storable(name: str, array: np.ndarray) -> np.ndarray:
+    """The array in C order and in the byte order of this machine, which is what safetensors writes and names."""
+    array = np.asarray(array)
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise ValueError(f"the array {name!r} is {array.dtype}: a checkpoint holds booleans, integers and floats.")
+    return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
 
 
 def _crc32(arrays: dict[str, np.ndarray], text: str) -> str:

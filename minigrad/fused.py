@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
-from .backend import Array, array_module, check_index
-from .ops import gather, stable_sigmoid
-from .random import one_hot
+from .backend import Array, array_module, check_index, check_unit_interval
+from .ops import check_mask, gather, stable_sigmoid
+from .random import unchecked_one_hot
 from .tensor import op, unbroadcast
 
 # Stands for −∞ where a class is masked: e^(MASKED/τ − m) is exactly 0 in float32 and float64 for every τ from 1e-3 to
@@ -66,8 +66,12 @@ def log_softmax(x):
 
 @op
 def mask_logits(logits, mask):
-    """The logits with every class outside the boolean mask at probability exactly 0 and gradient exactly 0."""
+    """The logits with every class outside the boolean mask at probability exactly 0 and gradient exactly 0.
+
+    mask: booleans that broadcast with the logits (TypeError for others)
+    """
     xp = array_module(logits)
+    check_mask(mask)
     return xp.where(mask, logits, MASKED), lambda g: (unbroadcast(g * mask, logits.shape), None)
 
 
@@ -90,33 +94,45 @@ def kl_to_fair_coin(logits):
     """KL(Bernoulli(p) ‖ Bernoulli(½)) = log 2 + p log p + (1 − p) log(1 − p),  p = σ(a).     a (...) -> (...), nats
 
     forward:   log p = −softplus(−a), log(1 − p) = −softplus(a), so that no logarithm of 0 appears
-    backward:  ∂/∂p is log p − log(1 − p) = a, and ∂p/∂a = p(1 − p):      da = g p(1 − p) a
+               with q = σ(−|a|), the smaller of p and 1 − p:      KL = log 2 − q|a| − log(1 + e^−|a|)
+    backward:  ∂/∂p is log p − log(1 − p) = a, and ∂p/∂a = p(1 − p) = q(1 − q):      da = g q(1 − q) a
+
+    An infinite logit is the bit that it stands for: KL = log 2, and the gradient is 0.
     """
     xp = array_module(logits)
-    p, tail = stable_sigmoid(logits), xp.log1p(xp.exp(-abs(logits)))
-    positive = xp.maximum(logits, 0.0)
-    kl = math.log(2.0) - p * (tail + positive - logits) - (1.0 - p) * (tail + positive)
-    return kl, lambda g: g * p * (1.0 - p) * logits
+    size = abs(logits)
+    q = stable_sigmoid(-size)
+    size = xp.where(q > 0, size, 0.0)  # q|a| is 0 where q is, also for an infinite a
+
+    def backward(g):
+        return g * (q * (1.0 - q) * xp.copysign(size, logits))
+
+    return math.log(2.0) - q * size - xp.log1p(xp.exp(-abs(logits))), backward
 
 
 @op
 def kl_to_standard_normal(mean, log_variance):
     """KL(N(μ, diag σ²) ‖ N(0, I)) = ½ Σᵢ (μᵢ² + σᵢ² − 1 − log σᵢ²) over the last axis, in nats.
 
-    μ, v = log σ² (..., M) -> (...)
+    μ, v = log σ² (..., M) -> (...);  they broadcast
 
     The expectation of log N(z; μ, σ²) − log N(z; 0, 1) under z ~ N(μ, σ²) is, for one component, with E (z − μ)² = σ²
     and E z² = μ² + σ²:     −½ log σ² − ½ + ½ (μ² + σ²).
     dμ = g μ       dv = ½ g (σ² − 1)
     """
-    variance = array_module(mean).exp(log_variance)
-    kl = 0.5 * (mean * mean + variance - 1.0 - log_variance).sum(axis=-1)
+    variance = array_module(log_variance).exp(log_variance)
+    terms = 0.5 * (mean * mean + variance - 1.0 - log_variance)
+    if not terms.ndim:
+        raise ValueError("kl_to_standard_normal needs an axis to sum over: reshape the mean to (1,).")
 
     def backward(g):
         g = g[..., None]
-        return lambda: g * mean, lambda: 0.5 * g * (variance - 1.0)
+        # each term of the sum has this shape, of which a mean or a variance may have been repeated
+        g = array_module(g).broadcast_to(g, terms.shape)
+        dmean = lambda: unbroadcast(g * mean, mean.shape)
+        return dmean, lambda: unbroadcast(0.5 * g * (variance - 1.0), variance.shape)
 
-    return kl, backward
+    return terms.sum(axis=-1), backward
 
 
 @op
@@ -125,19 +141,22 @@ def cross_entropy(logits, labels):
 
     ∂ℓ/∂xⱼ = pⱼ − [j = label]
 
-    ValueError unless there is one label for each row of logits; IndexError, on the host, for one that is out of range.
+    ValueError unless there is one label for each row of logits; TypeError for labels that are no integers; IndexError,
+    on the host, for one that is out of range.
     """
     xp = array_module(logits)
+    if not logits.ndim or labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"there must be one label for each row of logits: they have the shapes {labels.shape} and {logits.shape}."
+        )
     check_index(labels, logits.shape[-1])
-    if labels.shape != logits.shape[:-1]:
-        raise ValueError("there must be one label for each row of logits")
     z = logits - logits.max(axis=-1, keepdims=True)
     e = xp.exp(z)
     total = e.sum(axis=-1, keepdims=True)
     chosen, _ = gather.rule(z, labels[..., None])  # not ⟨z, onehot⟩: a class may have the logit −∞
 
     def backward(g):
-        return g[..., None] * (e / total - one_hot(labels, logits.shape[-1], logits)), None
+        return g[..., None] * (e / total - unchecked_one_hot(labels, logits.shape[-1], logits)), None
 
     return (xp.log(total) - chosen)[..., 0], backward
 
@@ -151,8 +170,13 @@ def bce_with_logits(logits, x):
     With t = tanh ½y,  σ(y) = ½ + ½t  and  log(1 + e^y) = max(y, 0) − log σ(|y|) = ½|y| + ½y − log(½ + ½|t|),  so the
     terms are  ½|y| − log(½ + ½|t|) + (½ − x) y,  which never overflow; their small absolute error is all that counts.
     dy = g (σ(y) − x)       dx = −g y
+
+    ValueError, on the host, for an x outside [0, 1]: no distribution has this density.
     """
     y, xp = logits, array_module(logits)
+    check_unit_interval(x)
+    if not y.ndim:
+        raise ValueError("bce_with_logits needs an axis to sum over: reshape the logits to (1,).")
     nats = 0.5 * y
     t = xp.tanh(nats)
     xp.abs(nats, out=nats)
@@ -198,8 +222,8 @@ def linear_relu(x, w, b):
 
 
 def _linear_forward(x, w, b):
-    if b.shape != w.shape[1:]:
-        raise ValueError("there must be one bias for each column of w")
+    if w.ndim != 2 or x.shape[-1:] != w.shape[:1] or b.shape != w.shape[1:]:
+        raise ValueError(f"x (..., I), w (I, O) and b (O,) must fit: they are {x.shape}, {w.shape} and {b.shape}.")
     y = x.reshape(-1, w.shape[0]) @ w
     y += b
     return y.reshape(*x.shape[:-1], w.shape[1])
@@ -221,15 +245,18 @@ def embedding(table, ids):
 
     Row v of the table is used wherever ids = v, so its gradient is the sum of those g: dtable = onehot(ids)ᵀ g. For
     a small vocabulary that product is both faster than scattered additions and, on a GPU, always the same to the bit.
-    IndexError, on the host, for an id out of range.
+    ValueError unless the table has two axes; TypeError for ids that are no integers; IndexError, on the host, for one
+    that is out of range.
     """
+    if table.ndim != 2:
+        raise ValueError(f"the table must have two axes, (V, D): it has the shape {table.shape}.")
     V, D = table.shape
     check_index(ids, V)
 
     def backward(g):
         g, xp = g.reshape(ids.size, D), array_module(table)
         if V <= 1024:
-            return one_hot(ids.reshape(-1), V, table).T @ g, None
+            return unchecked_one_hot(ids.reshape(-1), V, table).T @ g, None
         dtable = xp.zeros_like(table)
         xp.add.at(dtable, ids.reshape(-1), g)
         return dtable, None
@@ -248,7 +275,13 @@ def cell_forward(a: Array, cells: tuple[Array, ...]) -> tuple[Array, Array, Arra
         i, f, o = σ(·)      u = tanh(·)      c = i⊙u + Σ f⊙cell      h = o⊙tanh c
 
     Returns gates (..., 3+n, H), h, c and t = tanh c.  σ(x) = ½ + ½ tanh ½x, so that one tanh serves all gates.
+    ValueError unless the shapes are these.
     """
+    for cell in cells:
+        if not cell.ndim or a.shape != (*cell.shape[:-1], (3 + len(cells)) * cell.shape[-1]):
+            raise ValueError(
+                f"pre-activations (..., {3 + len(cells)}H) and cells (..., H) must fit: {a.shape}, {cell.shape}."
+            )
     xp, H = array_module(a), cells[0].shape[-1]
     gates = 0.5 * a.reshape(*a.shape[:-1], 3 + len(cells), H)
     gates[..., -2, :] *= 2.0
@@ -338,8 +371,17 @@ def lstm(x, w_x, w_h, b):
                g_h,t ← g_h,t + daₜ₊₁ W_hᵀ      g_c,t ← g_c,t + ḡₜ₊₁⊙fₜ₊₁
                and then, each one product for the whole sequence,
                dx = da W_xᵀ      dW_x = Σₜ xₜᵀ daₜ      dW_h = Σₜ hₜ₋₁ᵀ daₜ      db = Σₜ daₜ
+
+    ValueError unless the shapes are these.
     """
+    if x.ndim != 3 or w_h.ndim != 2:
+        raise ValueError(f"x (T, B, I) and w_h (H, 4H) must have these axes: they are {x.shape} and {w_h.shape}.")
     xp, (T, B, inputs), H = array_module(x), x.shape, w_h.shape[0]
+    if w_x.shape != (inputs, 4 * H) or w_h.shape != (H, 4 * H) or b.shape != (4 * H,):
+        raise ValueError(
+            "w_x (I, 4H), w_h (H, 4H) and b (4H,) must fit x (T, B, I): "
+            f"they are {w_x.shape}, {w_h.shape}, {b.shape} and {x.shape}."
+        )
     a = (x.reshape(T * B, inputs) @ w_x).reshape(T, B, 4 * H)
     a += b
     zeros = lambda *shape: xp.zeros((*shape, B, H), dtype=x.dtype)

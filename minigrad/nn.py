@@ -76,31 +76,44 @@ class Module:
     """Base class. Set parameters and submodules as attributes; define `__call__`."""
 
     def named_parameters(self) -> dict[str, Tensor]:
-        """{"decoder.0.weight": Tensor, ...}, in the order the attributes were set. A shared parameter counts once."""
-        found: dict[int, tuple[str, Tensor]] = {}
+        """{"decoder.0.weight": Tensor, ...}, in the order the attributes were set. What is shared counts once, under
+        its first name, and a child may refer to its parent. ValueError for two parameters of one name."""
+        found: dict[str, Tensor] = {}
+        seen: set[int] = set()
 
         def collect(name, value):
+            if not isinstance(value, Tensor | Module | dict | list | tuple) or id(value) in seen:
+                return
+            seen.add(id(value))
             if isinstance(value, Tensor):
                 if value.requires_grad and value.node is None:  # not a result that is kept for later
-                    found.setdefault(id(value), (name, value))
-            else:
-                parts = vars(value) if isinstance(value, Module) else value
-                parts = dict(enumerate(parts)) if isinstance(parts, list | tuple) else parts
-                if isinstance(parts, dict):
-                    for key, part in parts.items():
-                        collect(f"{name}.{key}" if name else str(key), part)
+                    if name in found:
+                        raise ValueError(f"two parameters are called {name}: use other keys, without dots.")
+                    found[name] = value
+                return
+            parts = vars(value) if isinstance(value, Module) else value
+            for key, part in parts.items() if isinstance(parts, dict) else enumerate(parts):
+                collect(f"{name}.{key}" if name else str(key), part)
 
         collect("", self)
-        return dict(found.values())
+        return found
 
     def parameters(self) -> list[Tensor]:
         """The Tensors of `named_parameters`."""
         return list(self.named_parameters().values())
 
     def to(self, backend: Backend, dtype: Any = None) -> Self:
-        """Move every parameter to a `minigrad.backend.Backend`, as `dtype` if given; make the optimizer afterwards."""
-        for p in self.parameters():
+        """Move every parameter to a `minigrad.backend.Backend`, as `dtype` if given; make the optimizer afterwards.
+
+        TypeError for a dtype that is neither float32 nor float64. Graphs that were built before cannot be
+        differentiated then.
+        """
+        if dtype is not None and np.dtype(dtype) not in (np.float32, np.float64):
+            raise TypeError(f"parameters are float32 or float64, not {np.dtype(dtype)}: choose one of these.")
+        parameters = self.parameters()
+        for p in parameters:
             p.data, p.grad, p.grad_buffer = backend.to_device(p.numpy(), dtype), None, None
+        mark_updated(parameters)
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -132,12 +145,20 @@ def parameter(array: Any) -> Tensor:
     return Tensor(array, requires_grad=True)
 
 
+def _check_widths(**widths: int) -> None:
+    """ValueError, with the name of the one that is no integer from 1 on."""
+    for name, width in widths.items():
+        if not isinstance(width, int | np.integer) or width < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {width!r}.")
+
+
 class Linear(Module):
     """y = x W + b, or max(x W + b, 0) with relu=True.     weight (inputs, outputs), bias (outputs,)
 
     A slope > 0 makes that ReLU a leaky one, max(y, slope·y).
 
     The bias is drawn as PyTorch does, U(±1/√inputs), unless `bias` gives a constant for it.
+    ValueError unless both sizes are integers of at least 1.
     """
 
     def __init__(
@@ -152,6 +173,7 @@ class Linear(Module):
         bias: float | None = None,
         dtype: DTypeLike = np.float32,
     ) -> None:
+        _check_widths(inputs=inputs, outputs=outputs)
         self.weight = parameter(init(rng.site("weight"), (inputs, outputs), dtype))
         start = _uniform(rng.site("bias"), (outputs,), 1.0 / math.sqrt(inputs), dtype)
         self.bias = parameter(start if bias is None else np.full(outputs, bias, dtype))
@@ -164,7 +186,10 @@ class Linear(Module):
 
 
 class MLP(Module):
-    """Linear layers of the given sizes with ReLUs between them, leaky ones with a slope; the last layer has none."""
+    """Linear layers of the given sizes with ReLUs between them, leaky ones with a slope; the last layer has none.
+
+    ValueError unless there are at least two sizes.
+    """
 
     def __init__(
         self,
@@ -175,6 +200,8 @@ class MLP(Module):
         init: Initializer = uniform_fan_in,
         dtype: DTypeLike = np.float32,
     ) -> None:
+        if len(sizes) < 2:
+            raise ValueError(f"an MLP needs the sizes of its input and its output at least, got {list(sizes)}.")
         last = len(sizes) - 2
         self.layers = [
             Linear(i, o, rng.site(n), relu=n < last, slope=slope, init=init, dtype=dtype)
@@ -193,6 +220,7 @@ class Embedding(Module):
     def __init__(
         self, vocabulary: int, width: int, rng: Rng, *, init: Initializer = normal, dtype: DTypeLike = np.float32
     ) -> None:
+        _check_widths(vocabulary=vocabulary, width=width)
         self.weight = parameter(init(rng.site("weight"), (vocabulary, width), dtype))
 
     def __call__(self, ids: Array) -> Tensor:
@@ -215,6 +243,7 @@ class LSTM(Module):
         init_hidden: Initializer = orthogonal,
         dtype: DTypeLike = np.float32,
     ) -> None:
+        _check_widths(inputs=inputs, hidden=hidden)
         self.hidden = hidden
         self.w_input = parameter(init_input(rng.site("input"), (inputs, 4 * hidden), dtype))
         self.w_hidden = parameter(init_hidden(rng.site("hidden"), (hidden, 4 * hidden), dtype))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 
-from .backend import Array, array_module
+import numpy as np
+
+from .backend import Array, array_module, check_integers
 from .tensor import Tensor, op, unbroadcast
 
 # ---- arithmetic, with broadcasting: dx is summed over the axes along which x was repeated
@@ -138,7 +140,7 @@ def relu(x):
 @op
 def leaky_relu(x, *, slope: float = 0.01):
     """y = x where x > 0, else slope·x.  The derivative at 0 is taken as the slope."""
-    xp = array_module(x)
+    xp, slope = array_module(x), _number("slope", slope)
     return xp.where(x > 0, x, slope * x), lambda g: xp.where(x > 0, g, slope * g)
 
 
@@ -176,14 +178,18 @@ def minimum(a, b):
 
 @op
 def clip(x, *, low: float, high: float):
-    """y = min(max(x, low), high)     dy/dx = [low ≤ x ≤ high]"""
+    """y = min(max(x, low), high)     dy/dx = [low ≤ x ≤ high]        ValueError unless low ≤ high; ±∞ is no bound."""
+    low, high = _number("low", low), _number("high", high)
+    if low > high:
+        raise ValueError(f"low must not be above high, got {low} and {high}.")
     return array_module(x).clip(x, low, high), lambda g: g * ((x >= low) & (x <= high))
 
 
 @op
 def where(condition, a, b):
-    """y = a where the boolean array `condition` holds, else b; all three broadcast."""
+    """y = a where the boolean array `condition` holds, else b; all three broadcast. TypeError if it is not boolean."""
     xp = array_module(condition)
+    check_mask(condition)
 
     def backward(g):
         da = lambda: unbroadcast(xp.where(condition, g, 0.0), a.shape)
@@ -195,24 +201,27 @@ def where(condition, a, b):
 
 @op
 def dropout(x, mask, *, rate: float):
-    """y = x·m/(1−rate).   mask: booleans of x's shape, True with probability 1−rate, drawn by the caller.
+    """y = x·m/(1−rate).   mask: booleans that broadcast with x, True with probability 1−rate, drawn by the caller.
 
-    (Srivastava et al. 2014, in the form that needs no rescaling at test time.)  0 ≤ rate < 1 (ValueError).
+    (Srivastava et al. 2014, in the form that needs no rescaling at test time.)  0 ≤ rate < 1 (ValueError); TypeError
+    for a mask that is not boolean.
     """
-    if not 0.0 <= rate < 1.0:
-        raise ValueError(f"rate must be at least 0 and below 1, got {rate}")
+    check_mask(mask)
+    if not 0.0 <= _number("rate", rate) < 1.0:
+        raise ValueError(f"rate must be at least 0 and below 1, got {rate}.")
     scale = 1.0 / (1.0 - rate)
-    return x * mask * scale, lambda g: (g * mask * scale, None)
+    return x * mask * scale, lambda g: (unbroadcast(g * mask * scale, x.shape), None)
 
 
 # ---- reductions: the output has fewer axes, so g is stretched back over the ones that were summed away
 
 
 def _axis(axis, ndim):
-    """The axis counted from the front; ValueError if there is none such."""
+    """The axis counted from the front; ValueError if there is none such, TypeError if it is no integer."""
+    check_integers(axis)
     if not -ndim <= axis < ndim:
-        raise ValueError(f"axis {axis} is out of bounds for an array with {ndim} axes")
-    return axis % ndim
+        raise ValueError(f"axis {axis} is out of bounds for an array with {ndim} axes: count from 0, or back from -1.")
+    return int(axis) % ndim
 
 
 def _axes(axis, ndim):
@@ -264,26 +273,27 @@ def max(x, *, axis=None, keepdims: bool = False):
 
 @op
 def logsumexp(x, *, axis=None, keepdims: bool = False):
-    """y = log Σ eˣ, computed as m + log Σ e^(x−m) with m = max x.       ∂y/∂xᵢ = e^(xᵢ−y) = softmax(x)ᵢ"""
+    """y = log Σ eˣ, computed as m + log Σ e^(x−m) with m = max x.       ∂y/∂xᵢ = e^(xᵢ−y) = softmax(x)ᵢ
+
+    Where the largest is ±∞, so is y, and those that are as large share the gradient.
+    """
     xp = array_module(x)
     m = x.max(axis=axis, keepdims=True)
-    y = m + xp.log(xp.exp(x - m).sum(axis=axis, keepdims=True))
+    largest = x == m  # where x − m is 0, and ∞ − ∞ would be no number
+    e = xp.exp(xp.where(largest, 0.0, x) - xp.where(largest, 0.0, m))
+    total = e.sum(axis=axis, keepdims=True)
+    y = m + xp.log(total)
 
     def backward(g):
-        return _stretchable(g, axis, x.ndim, keepdims) * xp.exp(x - y)
+        return _stretchable(g, axis, x.ndim, keepdims) * (e / total)
 
     return y if keepdims else y.reshape([n for i, n in enumerate(x.shape) if i not in _axes(axis, x.ndim)]), backward
 
 
 @op
 def cumsum(x, *, axis: int = -1):
-    """yᵢ = Σ_{j≤i} xⱼ, so xⱼ reaches every yᵢ with i ≥ j:  dxⱼ = Σ_{i≥j} gᵢ, a cumulative sum from the other end.
-
-    ValueError for an x without axes.
-    """
-    if x.ndim == 0:
-        raise ValueError("there is no axis to sum along")
-    xp = array_module(x)
+    """yᵢ = Σ_{j≤i} xⱼ, so xⱼ reaches every yᵢ with i ≥ j:  dxⱼ = Σ_{i≥j} gᵢ, a cumulative sum from the other end."""
+    xp, axis = array_module(x), _axis(axis, x.ndim)
     return xp.cumsum(x, axis=axis), lambda g: xp.flip(xp.cumsum(xp.flip(g, axis), axis=axis), axis)
 
 
@@ -295,8 +305,10 @@ def matmul(a, b):
     """y = a b        da = g bᵀ        db = aᵀ g
 
     a (..., M, K)  b (..., K, N)  ->  y (..., M, N); leading axes broadcast. A vector a counts as one row, a vector b
-    as one column, and the axis added for it is dropped from y.
+    as one column, and the axis added for it is dropped from y. ValueError for a number.
     """
+    if not (getattr(a, "ndim", 0) and getattr(b, "ndim", 0)):
+        raise ValueError("a matrix product needs arrays with axes: multiply by a number with *.")
     rows = a.reshape(1, -1) if a.ndim == 1 else a
     columns = b.reshape(-1, 1) if b.ndim == 1 else b
     y = a @ b
@@ -335,7 +347,10 @@ def transpose(x, *, axes=None):
 
 @op
 def concat(*xs, axis: int = 0):
-    """Join along an existing axis; the rule cuts g at the seams."""
+    """Join along an existing axis; the rule cuts g at the seams. ValueError for no inputs."""
+    if not xs:
+        raise ValueError("there must be at least one array to join.")
+    xp, axis = array_module(xs[0]), _axis(axis, xs[0].ndim)
 
     def backward(g):
         pieces, start = [], 0
@@ -346,16 +361,19 @@ def concat(*xs, axis: int = 0):
             pieces.append(g[tuple(at)])
         return tuple(pieces)
 
-    return array_module(xs[0]).concatenate(xs, axis=axis), backward
+    return xp.concatenate(xs, axis=axis), backward
 
 
 @op
 def stack(*xs, axis: int = 0):
-    """Join along a new axis; the rule takes the slices of g apart."""
+    """Join along a new axis; the rule takes the slices of g apart. ValueError for no inputs."""
+    if not xs:
+        raise ValueError("there must be at least one array to join.")
+    axis = _axis(axis, xs[0].ndim + 1)
     y = array_module(xs[0]).stack(xs, axis=axis)
+    before = (slice(None),) * axis
 
     def backward(g):
-        before = (slice(None),) * (axis % y.ndim)
         return tuple(g[(*before, i)] for i in range(len(xs)))
 
     return y, backward
@@ -363,20 +381,29 @@ def stack(*xs, axis: int = 0):
 
 @op
 def split(x, *, sections: int, axis: int = 0):
-    """Cut into equal parts, returned as a tuple; the rule joins their gradients."""
-    xp = array_module(x)
+    """Cut into equal parts, returned as a tuple; the rule joins their gradients. ValueError if they are not equal."""
+    xp, axis = array_module(x), _axis(axis, x.ndim)
+    check_integers(sections)
+    if sections < 1 or x.shape[axis] % sections:
+        raise ValueError(f"an axis of length {x.shape[axis]} cannot be cut into {sections} equal parts.")
     return tuple(xp.split(x, sections, axis=axis)), lambda *gs: xp.concatenate(gs, axis=axis)
 
 
 @op
 def getitem(x, *, key):
-    """y = x[key] for integers, slices, None, Ellipsis, and integer arrays on x's device (duplicates add up).
+    """y = x[key] for integers, slices, None, `...`, and arrays of integers (duplicates add up) or of booleans, which
+    are on x's device.
 
-    TypeError for a list.
+    TypeError for anything else, which NumPy might read as integers: a list, a tuple within the key, a range, True.
     """
-    keys = key if isinstance(key, tuple) else (key,)
-    if any(isinstance(k, list) for k in keys):
-        raise TypeError("getitem: a list as a key; make it an integer array first.")
+    keys = key if type(key) is tuple else (key,)
+    for k in keys:
+        plain = k is None or k is Ellipsis or type(k) in (int, slice)
+        if not plain and getattr(getattr(k, "dtype", None), "kind", "") not in ("i", "u", "b"):
+            raise TypeError(
+                "an index is an integer, a slice, None, ... or an array of integers or booleans, "
+                f"got {type(k).__name__}: make a sequence an array first."
+            )
     has_arrays = any(hasattr(k, "dtype") for k in keys)
 
     def backward(g):
@@ -399,9 +426,10 @@ def gather(x, index, *, axis: int = -1):
     """
     xp = array_module(x)
     axis = _axis(axis, x.ndim)
+    check_integers(index)
     others = lambda shape: shape[:axis] + shape[axis + 1 :]
-    if others(index.shape) != others(x.shape):
-        raise ValueError("the index must have the shape of x but for the axis")
+    if index.ndim != x.ndim or others(index.shape) != others(x.shape):
+        raise ValueError(f"the index must have the shape of x, {x.shape}, but for axis {axis}: it has {index.shape}.")
 
     def backward(g):
         dx = xp.zeros_like(x)
@@ -415,19 +443,37 @@ def gather(x, index, *, axis: int = -1):
 
 @op
 def take(x, index, *, axis: int = 0):
-    """y = the slices of x at the integers `index` (any shape) along `axis`; duplicates add up on the way back."""
+    """y = the slices of x at the integers `index` (any shape) along `axis`; duplicates add up on the way back.
+
+    TypeError unless the index is an integer or an array of them.
+    """
     xp = array_module(x)
     axis = _axis(axis, x.ndim)
+    check_integers(index)
+    key = (slice(None),) * axis + (index,)
 
     def backward(g):
         dx = xp.zeros_like(x)
-        xp.add.at(dx, (slice(None),) * axis + (index,), g)
+        xp.add.at(dx, key, g)
         return dx, None
 
-    return xp.take(x, index, axis=axis), backward
+    return x[key], backward
 
 
-# ---- plain functions on arrays that several rules share
+# ---- plain functions that several rules share
+
+
+def check_mask(mask: Array) -> None:
+    """TypeError unless it is an array of booleans: other numbers choose by their truth and weigh by their value."""
+    if not hasattr(mask, "dtype") or mask.dtype.kind != "b":
+        raise TypeError("a mask or condition must be an array of booleans: compare its numbers first.")
+
+
+def _number(name: str, value: float) -> float:
+    """A setting that every element shares; TypeError unless it is one real number that compares with others."""
+    if not isinstance(value, int | float | np.integer | np.floating) or value != value:
+        raise TypeError(f"{name} must be one real number, got {value!r}.")
+    return float(value)
 
 
 def stable_sigmoid(x: Array) -> Array:

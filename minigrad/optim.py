@@ -26,9 +26,9 @@ class FlatBuffer:
 
     def __init__(self, parameters: list[Tensor]) -> None:
         if not parameters:
-            raise ValueError("an optimizer needs at least one parameter.")
+            raise ValueError("an optimizer needs at least one parameter: pass model.parameters().")
         if not all(isinstance(p, Tensor) and p.requires_grad and p.node is None for p in parameters):
-            raise ValueError("an optimizer trains leaf Tensors that require a gradient, and got something else.")
+            raise ValueError("an optimizer trains leaf Tensors that require a gradient: make them with nn.parameter.")
         if len({(p.data.dtype.str, type(p.data)) for p in parameters}) > 1:
             raise ValueError("the parameters have different dtypes or devices: convert them to one first.")
         first = parameters[0].data
@@ -41,6 +41,14 @@ class FlatBuffer:
             p.data, p.grad_buffer, p.grad = self.data[part].reshape(p.shape), self.grad[part].reshape(p.shape), None
             start = part.stop
         self._views: list[tuple[Any, Any]] = [(p.data, p.grad_buffer) for p in parameters]
+
+    def __reduce__(self) -> tuple:
+        """For `copy.deepcopy` and `pickle`: made anew from the copies of the parameters, whose arrays become views."""
+        return FlatBuffer, (self.parameters,), [p.grad for p in self.parameters]
+
+    def __setstate__(self, grads: list[Array | None]) -> None:
+        for p, g in zip(self.parameters, grads, strict=True):
+            p.grad = g
 
     def zero_grad(self) -> None:
         """Forget the gradients. Nothing is cleared: the next backward pass overwrites."""
@@ -113,12 +121,14 @@ class Optimizer:
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """ValueError if the state belongs to another optimizer or model."""
         if state.keys() != self.state.keys() | {"steps"}:
-            raise ValueError("the saved optimizer state belongs to another optimizer.")
+            raise ValueError("the saved optimizer state belongs to another optimizer: make the one that it was saved from.")
         for name, array in self.state.items():
             if state[name].shape != array.shape or state[name].dtype != array.dtype:
-                raise ValueError("the saved optimizer state belongs to another model.")
+                raise ValueError("the saved optimizer state belongs to another model: build the one that it was saved from.")
         if state["steps"].shape != (1,):
-            raise ValueError("the saved optimizer state is damaged: it has no count of steps.")
+            raise ValueError(
+                "the saved optimizer state has no count of steps: load one that was saved by state_dict()."
+            )
         for name, array in self.state.items():
             array[...] = asarray_like(state[name], array)
         self.steps = int(state["steps"][0])
@@ -168,8 +178,8 @@ class Adam(Optimizer):
         eps: float = 1e-8,
     ) -> None:
         super().__init__(parameters, lr)
-        if not all(0.0 <= beta < 1.0 for beta in betas):
-            raise ValueError(f"betas must be at least 0 and below 1, got {betas}.")
+        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ValueError(f"betas must be two numbers from 0 to below 1, got {betas}.")
         if not eps > 0:
             raise ValueError(f"eps must be positive, got {eps}.")
         self.betas, self.eps = betas, eps
@@ -259,6 +269,8 @@ class Plateau:
     """
 
     def __init__(self, optimizer: Optimizer, factor: float = 0.5, patience: int = 4) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"Plateau changes the learning rate of an optimizer, got {type(optimizer).__name__}.")
         if not 0.0 < factor < 1.0 or patience < 0:
             raise ValueError(f"factor must be in (0, 1) and patience at least 0, got {factor} and {patience}.")
         self.optimizer, self.factor, self.patience = optimizer, factor, patience
@@ -282,6 +294,8 @@ class Plateau:
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """ValueError if the state is not that of a plateau schedule."""
         if state.keys() != {"plateau"} or state["plateau"].shape != (3,):
-            raise ValueError("the saved schedule is not a plateau schedule.")
+            raise ValueError(
+                "the saved schedule is not a plateau schedule: load one that was saved by its state_dict()."
+            )
         self.best, waited, self.optimizer.lr = map(float, state["plateau"])
         self.waited = int(waited)

@@ -17,7 +17,7 @@ import threading
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .backend import Array, array_module, asarray_like
+from .backend import Array, array_module, asarray_like, check_index
 
 __all__ = ["Rng", "argmax_one_hot", "gumbel_from_uniform", "one_hot", "uniform_from_bits"]
 
@@ -84,7 +84,7 @@ class Rng:
     def _uniform(self, shape, like):
         dtype = np.dtype(np.float32 if like is None else like.dtype)
         if dtype not in _FLOATS:
-            raise TypeError(f"noise is float32 or float64, not {dtype}.")
+            raise TypeError(f"noise is float32 or float64, not {dtype}: give a `like` of one of these.")
         n = int(np.prod(shape, dtype=np.int64))
         _check_size(n)
         words = self.bits(-(-n * dtype.itemsize // 8))
@@ -154,17 +154,26 @@ def gumbel_from_uniform(u: np.ndarray) -> np.ndarray:
 
 
 def one_hot(index: Array, classes: int, like: Array) -> Array:
-    """index (...,) of integers in [0, classes) -> (..., classes) with the dtype of `like`, on its device."""
+    """index (...,) of integers in [0, classes) -> (..., classes) with the dtype of `like`, on its device.
+
+    TypeError for an index that is no array of integers; IndexError, on the host, for one that is out of range.
+    """
+    check_index(index, classes)
+    return unchecked_one_hot(index, classes, like)
+
+
+def unchecked_one_hot(index: Array, classes: int, like: Array) -> Array:
+    """… for whoever knows that every index is in range: one outside would be written into another row."""
     xp = array_module(like)
     d = xp.zeros((index.size, classes), dtype=like.dtype)
-    rows = xp.arange(0, index.size * classes, classes)
+    rows = classes * xp.arange(index.size)
     d.reshape(-1)[rows + index.reshape(-1).astype(rows.dtype, copy=False)] = 1.0  # int64 + uint64 would be floats
     return d.reshape(*index.shape, classes)
 
 
 def argmax_one_hot(z: Array) -> Array:
     """The one-hot of argmax over the last axis, (..., K) -> (..., K). A tie goes to the first: never two ones."""
-    return one_hot(z.argmax(axis=-1), z.shape[-1], z)
+    return unchecked_one_hot(z.argmax(axis=-1), z.shape[-1], z)
 
 
 def _check_size(n: int) -> None:

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, overload
 
 import numpy as np
 
-from .backend import Array, array_module, to_host
+from .backend import ARRAY_MODULES, Array, array_module, to_host
 
 __all__ = [
     "Gradients",
@@ -56,6 +56,7 @@ __all__ = [
 ]
 
 Operand = Any  # what an op takes beside a Tensor: an array or a Python number, which are constants
+_NUMBERS = frozenset({float, int, bool})
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
 _clock = itertools.count(1)  # what is made later has a larger number, and so has an update
@@ -66,8 +67,8 @@ _new = object.__new__
 class Tensor:
     """An array, and how it was made.
 
-    data: an array of NumPy or CuPy, float32 or float64 (else TypeError). Lists and Python numbers become float64 NumPy
-    arrays.
+    data: an array of NumPy or CuPy, float32 or float64 (else TypeError). Lists of numbers and Python numbers become
+    float64 NumPy arrays.
     requires_grad: for a leaf, whether `backward()` shall leave a gradient in `.grad` (an array like `data`, or None).
     node, index: what an op made is output `index` of a `Node`, or its only one (None); a leaf has no node.
     grad_buffer: for a parameter, the array that `backward()` writes its gradient into; it belongs to the optimizer.
@@ -103,7 +104,10 @@ class Tensor:
         if isinstance(data, Tensor):
             raise TypeError("Tensor of a Tensor: use it as it is, or its .detach().")
         if not hasattr(data, "dtype"):
-            data = np.asarray(data, dtype=np.float64)
+            data = np.asarray(data)
+            if data.dtype.kind not in "biuf" and data.size:  # None would become NaN, and "1" the number 1
+                raise TypeError(f"a Tensor holds numbers, got {data.dtype}: use an array or a list of numbers.")
+            data = data.astype(np.float64)
         elif isinstance(data, np.generic):  # a NumPy scalar cannot be written into, as a parameter must be
             data = np.asarray(data)
         if data.dtype != np.float32 and data.dtype != np.float64:
@@ -323,7 +327,9 @@ class Op:
         dtype.
         """
         if backward is None:
-            raise RuntimeError(f"{self.name} has no derivative.")
+            raise RuntimeError(
+                f"{self.name} has no derivative: call it on .detach(), or take the gradient of what came before."
+            )
         returned = backward(*gs)
         if type(returned) is not tuple:
             returned = (returned,)
@@ -386,6 +392,8 @@ def op(rule: Callable | None = None, *, surrogate: Callable | None = None, enume
                 if x.requires_grad:
                     tracked = True
                 x = data
+            elif type(x) not in ARRAY_MODULES and type(x) not in _NUMBERS:
+                _check_operand(x, this.name)
             arrays.append(x)
 
         try:
@@ -443,6 +451,12 @@ class Node:
     def called_at(self) -> str:
         """`file.py:12`, the line that called the op: the first one outside of minigrad."""
         return _line_of(self.code, self.instruction)
+
+
+def _check_operand(x, name):
+    """TypeError unless it is a NumPy scalar: NumPy would make arrays of a list, of None and of much else."""
+    if not isinstance(x, np.generic):
+        raise TypeError(f"{name}: an input is a {type(x).__name__}: make it an array or a Tensor first.")
 
 
 def _constant(data):
@@ -626,7 +640,10 @@ def _walk(nodes: list[Node], gradients: Gradients, keep: bool) -> None:
 def _start(y: Tensor, g: Array | None) -> Array:
     """The gradient that the walk begins with, checked."""
     if not y.requires_grad:
-        raise RuntimeError("this Tensor does not depend on anything that requires a gradient.")
+        raise RuntimeError(
+            "this Tensor does not depend on anything that requires a gradient: make a leaf with requires_grad=True, "
+            "and use it outside of no_grad()."
+        )
     if g is None:
         if y.data.size != 1:
             raise RuntimeError(f"a Tensor of shape {y.shape} needs the gradient of the objective: backward(g).")

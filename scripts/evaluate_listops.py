@@ -56,7 +56,7 @@ def restore(path: Path, backend):
     """(model, its configuration, its tokenizer) of a checkpoint. UserError if it is not one of train_listops.py."""
     with user_errors(CheckpointError), disk_errors():
         arrays, info = checkpoint.load(path)
-    stored = info.get("config") if isinstance(info, dict) else None
+    stored = info.get("config")
     require(isinstance(stored, dict), f"{path} is a checkpoint of another program: it has no configuration.")
     differ = sorted(stored.keys() ^ {f.name for f in dataclasses.fields(Config)})
     require(

@@ -1,5 +1,6 @@
 """Checkpoints: exact, whole, or refused."""
 
+import json
 import os
 import subprocess
 import sys
@@ -30,6 +31,41 @@ def test_arrays_and_info_come_back_to_the_bit(tmp_path):
         assert loaded[name].shape == a.shape
         np.testing.assert_array_equal(loaded[name], a)
     assert os.listdir(tmp_path) == ["c"]
+
+
+KINDS = ["?", "<i1", "<u1", ">i2", "<u2", ">u4", "<i8", ">i8", "<f2", ">f4", "<f4", ">f8", "<f8"]
+LAYOUTS = [np.array, np.asfortranarray, lambda a: a[::-1, ::2], lambda a: a[:0], lambda a: a[0, 0, ...]]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_number_comes_back(kind, layout, tmp_path):
+    a = layout((np.arange(12).reshape(3, 4) % 3).astype(kind))
+    checkpoint.save(tmp_path / "c", {"a": a}, {})
+    loaded = checkpoint.load(tmp_path / "c")[0]["a"]
+    assert (loaded.shape, loaded.dtype) == (a.shape, a.dtype.newbyteorder("="))
+    np.testing.assert_array_equal(loaded, a)
+
+
+@pytest.mark.parametrize("kind", ["complex64", "longdouble", "U3", "O", "M8[s]", "V4"])
+def test_a_kind_that_could_not_be_read_again_is_refused(kind, tmp_path):
+    with pytest.raises(ValueError, match=r"the array 'a' is .*: a checkpoint holds booleans, integers and floats"):
+        checkpoint.save(tmp_path / "c", {"a": np.zeros(2, kind)}, {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("info", [None, [], "{}", 3])
+def test_info_is_a_dictionary(info, tmp_path):
+    with pytest.raises(TypeError, match="the info of a checkpoint is a dictionary"):
+        checkpoint.save(tmp_path / "c", {}, info)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", "[" * 100_000 + "]" * 100_000, "{", ""])
+def test_what_is_no_dictionary_is_a_damaged_checkpoint(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(json, "dumps", lambda info: text)
+    checkpoint.save(tmp_path / "c", {"a": np.ones(1)}, {})
+    with pytest.raises(checkpoint.CheckpointError, match="is damaged"):
+        checkpoint.load(tmp_path / "c")
 
 
 def test_the_whole_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):

@@ -161,7 +161,6 @@ def replace(path, name, value):
         (lambda p: p.write_bytes(b"PK"), "{path} is damaged or not a checkpoint of this project"),
         (lambda p: p.write_bytes(b""), "{path} is damaged or not a checkpoint of this project"),
         (lambda p: checkpoint.save(p, {"w": np.ones(2)}, {}), "{path} is a checkpoint of another program: it has no"),
-        (lambda p: checkpoint.save(p, {}, [1]), "{path} is a checkpoint of another program: it has no configuration."),
         (lambda p: checkpoint.save(p, {}, {"config": 1}), "{path} is a checkpoint of another program: it has no"),
         (lambda p: change(p, warmth=3), "its configuration differs from that of train_listops.py in warmth."),
         (lambda p: without(p, "leaves"), "its configuration differs from that of train_listops.py in leaves."),

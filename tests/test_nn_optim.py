@@ -1,13 +1,15 @@
 """Modules, initialisers and optimizers."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
 
 from minigrad import Rng, Tensor, nn
+from minigrad.backend import Backend
 from minigrad.fused import cross_entropy
-from minigrad.optim import OPTIMIZERS, SGD, Adam, RAdam, clip_grad_norm
+from minigrad.optim import OPTIMIZERS, SGD, Adam, Plateau, RAdam, clip_grad_norm
 
 
 class Net(nn.Module):
@@ -258,6 +260,68 @@ def test_parameters_without_elements_are_trained(name):
     assert optimizer.steps == 1
 
 
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_model_and_its_optimizer_can_be_copied_together(name, again):
+    def train(model, optimizer, zero=True):
+        if zero:
+            optimizer.zero_grad()
+        model(x).sum().backward()
+        optimizer.step()
+
+    x, model = Tensor(np.ones((2, 3))), Net(Rng(0))
+    optimizer = OPTIMIZERS[name](model.parameters(), lr=0.1)
+    train(model, optimizer)
+    copied, its_optimizer = again((model, optimizer))
+    before = model.state_dict()
+    for zero in (False, True):  # the gradients are copied, too
+        train(copied, its_optimizer, zero)
+    np.testing.assert_equal(model.state_dict(), before)
+    for zero in (False, True):
+        train(model, optimizer, zero)
+    np.testing.assert_equal(model.state_dict(), copied.state_dict())
+
+
+def test_what_is_shared_or_refers_back_counts_once():
+    parent, child = nn.Module(), nn.Module()
+    parent.child, child.parent, child.weight = child, parent, nn.parameter(np.ones(1))
+    parent.again, parent.itself = child, [child]
+    parent.itself.append(parent.itself)
+    assert list(parent.named_parameters()) == ["child.weight"]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        lambda p, q: {0: p, "0": q},
+        lambda p, q: {"a.b": p, "a": {"b": q}},
+        lambda p, q: {"a": [p], "a.0": q},
+        lambda p, q: [{True: p, "True": q}],
+    ],
+)
+def test_two_parameters_of_one_name_are_refused(parts):
+    model = nn.Module()
+    model.parts = parts(nn.parameter(np.ones(2)), nn.parameter(np.zeros(2)))
+    with pytest.raises(ValueError, match="two parameters are called parts"):
+        model.parameters()
+
+
+def test_a_model_that_has_moved_forgets_the_graphs_of_before():
+    model, x = Net(Rng(0)), Tensor(np.ones((2, 3)))
+    loss = model(x).sum()
+    model.to(Backend(), np.float64)
+    with pytest.raises(RuntimeError, match="was updated after this graph"):
+        loss.backward()
+    with pytest.raises(TypeError, match="parameters are float32 or float64, not int64"):
+        model.to(Backend(), int)
+
+
+@pytest.mark.parametrize("wrong", [None, [], nn.Linear(1, 1, Rng(0))])
+def test_a_schedule_wants_an_optimizer(wrong):
+    with pytest.raises(TypeError, match="of an optimizer, got"):
+        Plateau(wrong)
+
+
 def test_a_copied_module_is_trained_by_itself():
     a = Net(Rng(0))
     b, x = copy.deepcopy(a), Tensor(np.ones((2, 3)))
@@ -295,6 +359,14 @@ def test_optimizer_state_round_trip(make):
         (lambda p: Adam([], lr=0.1), "at least one parameter"),
         (lambda p: SGD(p, 0.1, momentum=1.0), "momentum"),
         (lambda p: Adam(p, betas=(0.9, 1.0)), "betas"),
+        (lambda p: Adam(p, betas=(0.9,)), "betas must be two numbers"),
+        (lambda p: RAdam(p, betas=()), "betas must be two numbers"),
+        (lambda p: nn.Linear(0, 3, Rng(0)), "inputs must be an integer of at least 1, got 0"),
+        (lambda p: nn.Linear(3, 2.5, Rng(0)), "outputs must be an integer of at least 1, got 2.5"),
+        (lambda p: nn.MLP([3, -1, 2], Rng(0)), "outputs must be an integer of at least 1, got -1"),
+        (lambda p: nn.MLP([3], Rng(0)), "its input and its output"),
+        (lambda p: nn.Embedding(3, 0, Rng(0)), "width must be"),
+        (lambda p: nn.LSTM(3, 0, Rng(0)), "hidden must be"),
         (lambda p: Adam(p, eps=0.0), "eps must be positive"),
         (lambda p: Adam([*p, Tensor(np.ones(2))]), "leaf Tensors that require a gradient"),
         (lambda p: Adam([p[0] * 2.0]), "leaf Tensors that require a gradient"),

@@ -2,15 +2,19 @@
 
 import inspect
 import pkgutil
+from decimal import Decimal
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
+from scipy.special import expit, xlogy
 
 import cases
 import estimators
 from devsim import forbid
 from minigrad import Tensor, fused, ops
 from minigrad.check import audit, check_rule
+from minigrad.random import one_hot
 
 
 @pytest.mark.parametrize("case", cases.CASES, ids=cases.name)
@@ -66,7 +70,7 @@ def test_rule_is_the_same_on_every_backend_and_never_leaves_it(backend, case):
         if backend.name == "cupy":
             np.testing.assert_allclose(backend.to_host(b), a, rtol=2e-5, atol=2e-5)
         else:
-            np.testing.assert_array_equal(backend.to_host(b), a)
+            assert_array_equal(backend.to_host(b), a)
 
 
 @pytest.mark.parametrize("case", cases.ESTIMATOR_CASES, ids=cases.name)
@@ -219,7 +223,7 @@ def test_a_layer_without_outputs_or_examples_has_gradients(op, shapes):
     tensors = [Tensor(np.ones(shape), requires_grad=True) for shape in shapes]
     op(*tensors).sum().backward()
     for t in tensors:
-        np.testing.assert_array_equal(t.grad, np.zeros(t.shape))
+        assert_array_equal(t.grad, np.zeros(t.shape))
 
 
 def test_an_embedding_without_width_has_a_gradient():
@@ -232,6 +236,8 @@ def test_an_embedding_without_width_has_a_gradient():
 def test_labels_and_ids_out_of_range_are_refused(bad):
     index = np.array([0, bad])
     with pytest.raises(IndexError, match="outside 0 to 2"):
+        one_hot(index, 3, np.zeros(1))
+    with pytest.raises(IndexError, match="outside 0 to 2"):
         fused.cross_entropy(np.zeros((2, 3)), index)
     with pytest.raises(IndexError, match="outside 0 to 2"):
         fused.embedding(np.zeros((3, 4)), index)
@@ -243,7 +249,7 @@ def test_reductions_have_the_values_and_the_shapes_of_numpy(axis, keepdims):
     x = np.random.default_rng(0).standard_normal((2, 3, 4))
     settings = {"axis": axis, "keepdims": keepdims}
     for op, numpy_s in ((ops.sum, np.sum), (ops.mean, np.mean), (ops.max, np.max)):
-        np.testing.assert_array_equal(op(x, **settings).data, numpy_s(x, **settings), strict=True)
+        assert_array_equal(op(x, **settings).data, numpy_s(x, **settings), strict=True)
     expected = np.log(np.exp(x).sum(**settings))
     np.testing.assert_allclose(ops.logsumexp(x, **settings).data, expected, rtol=1e-14, strict=True)
 
@@ -255,7 +261,7 @@ def test_a_single_number_is_its_own_reduction(op, axis):
     x = Tensor(2.0, requires_grad=True)
     y = op(x, axis=axis)
     y.backward()
-    np.testing.assert_array_equal([y.data, x.grad], [2.0, 1.0])
+    assert_array_equal([y.data, x.grad], [2.0, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -275,14 +281,66 @@ def test_a_single_number_is_its_own_reduction(op, axis):
 def test_the_slope_at_a_kink_is_the_stated_one(op, inputs, settings, slopes):
     xs = [Tensor(x, requires_grad=True) for x in inputs]
     op(*xs, **settings).backward()
-    np.testing.assert_array_equal([x.grad for x in xs], slopes)
+    assert_array_equal([x.grad for x in xs], slopes)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_divergence_from_a_fair_coin_at_every_size_of_a_logit(dtype):
+    """An infinite logit is a bit: log 2 nats from a coin, and no longer changed by the logit."""
+    a = np.array([np.inf, -np.inf, 1e30, -1e30, 800.0, -100.0, 30.0, 0.0], dtype)
+    x = Tensor(a, requires_grad=True)
+    kl = fused.kl_to_fair_coin(x)
+    kl.sum().backward()
+    p, rest = expit(a.astype(float)), expit(-a.astype(float))
+    np.testing.assert_allclose(kl.data, np.log(2) + xlogy(p, p) + xlogy(rest, rest), atol=1e-7)
+    np.testing.assert_allclose(x.grad, [0.0] * 5 + list(p[5:] * rest[5:] * a[5:]), rtol=1e-5, atol=1e-40)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "gradient"),
+    [
+        ([-np.inf, -np.inf], -np.inf, [0.5, 0.5]),  # as of two equal logits
+        ([-np.inf, 0.0], 0.0, [0.0, 1.0]),
+        ([np.inf, 0.0, -np.inf], np.inf, [1.0, 0.0, 0.0]),
+        ([np.inf, 3.0, np.inf], np.inf, [0.5, 0.0, 0.5]),
+        ([np.nan, 0.0], np.nan, [np.nan, np.nan]),
+        ([1e30, -1e30], 1e30, [1.0, 0.0]),
+    ],
+)
+def test_the_logarithm_of_a_sum_of_exponentials_with_infinite_terms(x, y, gradient):
+    x = Tensor([x, [1.0] * len(x)], requires_grad=True)
+    with np.errstate(divide="raise", over="raise"):
+        lse = x.logsumexp(axis=1)
+    lse.backward(np.array([1.0, 0.0]))
+    assert_array_equal(lse.data[0], y)
+    assert_array_equal(x.grad, [gradient, [0.0] * len(gradient)])
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.5, 255.0])
+def test_targets_that_are_no_probabilities_are_refused(bad):
+    with pytest.raises(ValueError, match="images must lie in"):
+        fused.bce_with_logits(np.zeros((2, 2)), np.array([[0.0, 1.0], [0.5, bad]]))
+
+
+NO_OPERANDS = [[1.0, 2.0], (1.0, 2.0), None, "1", {1.0}, range(2), Decimal(1), np.ma.ones(2), object()]
+
+
+@pytest.mark.parametrize("wrong", NO_OPERANDS, ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize("use", [
+    lambda x, wrong: x + wrong, lambda x, wrong: wrong * x, lambda x, wrong: x @ wrong, lambda x, wrong: x / wrong,
+    lambda x, wrong: x**wrong, ops.maximum, lambda x, wrong: ops.where(x.data > 0, x, wrong),
+    lambda x, wrong: ops.concat(x, wrong), fused.bce_with_logits, lambda x, wrong: fused.linear(x, wrong, x),
+])  # fmt: skip
+def test_an_operand_is_a_tensor_an_array_or_a_number(use, wrong):
+    with pytest.raises(TypeError, match=rf": an input is a {type(wrong).__name__}: make it an array or a Tensor first"):
+        use(Tensor([1.0, 2.0], requires_grad=True), wrong)
 
 
 def test_dropout_at_rate_zero_drops_nothing():
     y, backward = ops.dropout.rule(np.array([1.0, 2.0]), np.array([True, True]), rate=0.0)
-    np.testing.assert_array_equal([y, backward(np.ones(2))[0]], [[1.0, 2.0], [1.0, 1.0]])
+    assert_array_equal([y, backward(np.ones(2))[0]], [[1.0, 2.0], [1.0, 1.0]])
 
 
 def test_ties_of_max_share_the_gradient():
     _, backward = ops.max.rule(np.array([2.0, 2.0, 1.0]))
-    np.testing.assert_array_equal(backward(np.float64(1.0)), [0.5, 0.5, 0.0])
+    assert_array_equal(backward(np.float64(1.0)), [0.5, 0.5, 0.0])

@@ -4,6 +4,7 @@ import copy
 import gc
 import operator
 import pickle
+import re
 import sys
 import threading
 import traceback
@@ -285,7 +286,9 @@ def test_an_op_without_a_rule_refuses_a_gradient():
         return np.round(x), None
 
     y = rounded(leaf(1.2)).sum()
-    with pytest.raises(RuntimeError, match=r"rounded has no derivative\.\nin the backward pass of rounded, called at"):
+    with pytest.raises(
+        RuntimeError, match=r"rounded has no derivative: (.|\n)*\nin the backward pass of rounded, called at"
+    ):
         y.backward()
 
 
@@ -389,9 +392,9 @@ def test_errors_name_the_op_and_its_inputs():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda x: x.transpose(3, 0), r"transpose: .*out of bounds"),
-        (lambda x: x.transpose(1, 1), r"transpose: repeated axis"),
-        (lambda x: x.sum().cumsum(), "cumsum: there is no axis"),
+        (lambda x: x.transpose(3, 0), "transpose: axis 3 is out of bounds"),
+        (lambda x: x.transpose(1, 1), "transpose: repeated axis"),
+        (lambda x: x.sum().cumsum(), "cumsum: axis -1 is out of bounds"),
         (lambda x: ops.dropout(x, x.data > 0.0, rate=1.0), "dropout: rate must be at least 0 and below 1, got 1.0"),
         (lambda x: ops.dropout(x, x.data > 0.0, rate=-0.1), "dropout: rate must be at least 0 and below 1, got -0.1"),
         (lambda x: ops.gather(x, np.array([[0]])), "gather: the index must have the shape of x"),
@@ -399,13 +402,16 @@ def test_errors_name_the_op_and_its_inputs():
         (lambda x: ops.take(x, np.array([0]), axis=2), "take: axis 2 is out of bounds"),
         (lambda x: ops.take(x.sum(), np.array([0])), "take: axis 0 is out of bounds"),
         (lambda x: fused.cross_entropy(x, np.zeros((2, 1), int)), "cross_entropy: there must be one label"),
-        (lambda x: fused.linear(x, np.ones((3, 4)), np.ones(1)), "linear: there must be one bias for each column"),
-        (lambda x: fused.linear_relu(x, np.ones((3, 4)), np.ones((2, 4))), "linear_relu: there must be one bias"),
+        (lambda x: fused.linear(x, np.ones((3, 4)), np.ones(1)), "linear: x (..., I), w (I, O) and b (O,) must fit"),
+        (
+            lambda x: fused.linear_relu(x, np.ones((3, 4)), np.ones((2, 4))),
+            "linear_relu: x (..., I), w (I, O) and b (O,) must fit",
+        ),
     ],
 )
 def test_what_would_be_wrong_silently_or_only_on_the_way_back_is_refused(wrong, message):
     name, _, what = message.partition(": ")
-    with pytest.raises(ValueError, match=f"{what}(.|\n)*\nin {name}, called at test_tensor.py:"), no_grad():
+    with pytest.raises(ValueError, match=f"{re.escape(what)}(.|\n)*\nin {name}, called at test_tensor.py:"), no_grad():
         wrong(Tensor(np.ones((2, 3)), requires_grad=True))
 
 
@@ -521,6 +527,20 @@ def test_a_tensor_is_what_a_node_has_put_out():
     assert y.node.inputs == ()
 
 
+@pytest.mark.parametrize("wrong", [None, "1", [None, 1.0], ["1"], [[1.0], ["x"]], 1j, [1j], {1.0}, object(), b"1"])
+def test_what_is_no_number_is_no_tensor(wrong):
+    """NumPy would make NaN of None, and the number 1 of its name."""
+    with pytest.raises(TypeError, match="a Tensor holds numbers, got"):
+        Tensor(wrong)
+
+
+@pytest.mark.parametrize("numbers", [[], 2, True, [1, 2], [[0.5], [np.float32(2)]], [np.ones(2), np.zeros(2)], 2**40])
+def test_lists_and_numbers_become_float64(numbers):
+    x = Tensor(numbers)
+    assert x.dtype == np.float64
+    np.testing.assert_array_equal(x.data, numbers)
+
+
 @pytest.mark.parametrize("f", [lambda x: x * x, lambda x: (x * np.ones(3)).sum(), lambda x: x + x, lambda x: x * 1.0])
 def test_the_gradient_of_a_number_is_an_array(f):
     x = Tensor(np.array(2.0), requires_grad=True)
@@ -544,7 +564,7 @@ def test_an_axis_may_be_a_numpy_integer():
 
 def test_a_list_as_a_key_is_refused_because_duplicates_must_add_up():
     x = leaf(1.0, 2.0, 3.0)
-    with pytest.raises(TypeError, match="integer array"):
+    with pytest.raises(TypeError, match="an index is an integer"):
         x[[0, 0, 1]]
     x[np.array([0, 0, 1])].sum().backward()
     np.testing.assert_array_equal(x.grad, [2.0, 1.0, 0.0])
