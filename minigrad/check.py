@@ -214,6 +214,8 @@ def audit(loss: Tensor, tolerance: float = 1e-5, seed: int = 0) -> Audit:
     A stochastic estimator is verified against the surrogate that it declares.
     RuntimeError if there is no graph, or it was already differentiated.
     """
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"audit looks at the graph of a Tensor, got {type(loss).__name__}.")
     if loss.node is None:
         raise RuntimeError("audit: this Tensor was not computed from anything that requires a gradient: give a loss.")
     nodes = nodes_of(loss)

@@ -20,6 +20,10 @@ class CheckpointError(ValueError):
     """The checkpoint is missing, damaged or not one; the message is one sentence with the file's name."""
 
 
+class StateError(ValueError):
+    """A saved state does not fit what it is loaded into; the message says how they differ."""
+
+
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the old content or the new, never a part."""
     path = Path(path)
@@ -40,14 +44,16 @@ def save(path: str | os.PathLike, arrays: dict[str, np.ndarray], info: dict[str,
 
     arrays: NumPy, of any shape, strides and byte order: booleans, integers or floats of up to 64 bits.
     What could not be read again is refused: ValueError for arrays of other kinds and for the one name that the format
-    keeps for itself, TypeError for an `info` that is no dictionary.
+    keeps for itself, TypeError for names that are no strings and for an `info` that is no dictionary.
     """
     from safetensors.numpy import save as to_bytes
 
     if "__metadata__" in arrays:
         raise ValueError("an array in a checkpoint cannot be called '__metadata__': choose another name.")
-    if not isinstance(info, dict):
-        raise TypeError(f"the info of a checkpoint is a dictionary, got {type(info).__name__}.")
+    if not isinstance(info, dict) or not isinstance(arrays, dict):
+        raise TypeError("the arrays and the info of a checkpoint are dictionaries: give their names.")
+    if not all(isinstance(name, str) for name in arrays):
+        raise TypeError(f"the arrays of a checkpoint have strings as names, got {list(arrays)}.")
     contiguous = {name: _storable(name, a) for name, a in arrays.items()}
     text = json.dumps(info)
     # one entry: safetensors writes several in any order, and equal checkpoints would not be equal files

@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike
 
 from . import fused
 from .backend import Array, Backend, asarray_like
+from .checkpoint import StateError
 from .ops import leaky_relu
 from .random import Rng, Shape
 from .tensor import Tensor, mark_updated
@@ -121,17 +122,17 @@ class Module:
         return {name: np.array(p.numpy()) for name, p in self.named_parameters().items()}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Write the arrays into the parameters, in place. ValueError if names, shapes or dtypes differ."""
+        """Write the arrays into the parameters, in place. StateError if names, shapes or dtypes differ."""
         parameters = self.named_parameters()
         for names, what in (
             (parameters.keys() - state.keys(), "lacks"),
             (state.keys() - parameters.keys(), "has also"),
         ):
             if names:
-                raise ValueError(f"the saved state {what} {', '.join(sorted(names))}: it belongs to another model.")
+                raise StateError(f"the saved state {what} {', '.join(sorted(names))}: it belongs to another model.")
         for name, p in parameters.items():
             if state[name].shape != p.shape or state[name].dtype != p.dtype:
-                raise ValueError(
+                raise StateError(
                     f"{name} is {p.dtype}{p.shape} here and {state[name].dtype}{state[name].shape} in the saved "
                     "state: it belongs to another model."
                 )
@@ -176,7 +177,7 @@ class Linear(Module):
         _check_widths(inputs=inputs, outputs=outputs)
         self.weight = parameter(init(rng.site("weight"), (inputs, outputs), dtype))
         start = _uniform(rng.site("bias"), (outputs,), 1.0 / math.sqrt(inputs), dtype)
-        self.bias = parameter(start if bias is None else np.full(outputs, bias, dtype))
+        self.bias = parameter(start if bias is None else np.full(outputs, float(bias), dtype))
         self.relu, self.slope = relu, slope
 
     def __call__(self, x: Tensor | Array) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, array_module, asarray_like, to_host
+from .checkpoint import StateError
 from .tensor import Tensor, mark_updated
 
 _BLOCK = 65536  # elements: the two or three arrays of a pass stay in a second-level cache, and the calls are few
@@ -119,12 +120,16 @@ class Optimizer:
         return {"steps": np.array([self.steps])} | {k: np.array(to_host(v)) for k, v in self.state.items()}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """ValueError if the state belongs to another optimizer or model."""
+        """StateError if the state belongs to another optimizer or model."""
         if state.keys() != self.state.keys() | {"steps"}:
-            raise ValueError("the saved optimizer state belongs to another optimizer: make the one that it was saved from.")
+            raise StateError(
+                "the saved optimizer state belongs to another optimizer: make the one that it was saved from."
+            )
         for name, array in self.state.items():
             if state[name].shape != array.shape or state[name].dtype != array.dtype:
-                raise ValueError("the saved optimizer state belongs to another model: build the one that it was saved from.")
+                raise StateError(
+                    "the saved optimizer state belongs to another model: build the one that it was saved from."
+                )
         if state["steps"].shape != (1,):
             raise ValueError(
                 "the saved optimizer state has no count of steps: load one that was saved by state_dict()."
@@ -167,7 +172,7 @@ class Adam(Optimizer):
     The state holds M = m/(1−β₁) and V = v/(1−β₂), whose updates M ← β₁M + g, V ← β₂V + g² need fewer passes. With
     s² = (1−β₂)/(1−β₂ᵗ), so that √v̂ = s√V, the step is  ρ M / (√V + ε/s),  ρ = α (1−β₁)/((1−β₁ᵗ) s):  ten passes.
 
-    0 ≤ β < 1, ε > 0 (ValueError).
+    0 ≤ β < 1, ε > 0 and finite (ValueError).
     """
 
     def __init__(
@@ -180,8 +185,8 @@ class Adam(Optimizer):
         super().__init__(parameters, lr)
         if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
             raise ValueError(f"betas must be two numbers from 0 to below 1, got {betas}.")
-        if not eps > 0:
-            raise ValueError(f"eps must be positive, got {eps}.")
+        if not (math.isfinite(eps) and eps > 0):
+            raise ValueError(f"eps must be positive and finite, got {eps}.")
         self.betas, self.eps = betas, eps
         self._add_state("M")
         self._add_state("V")
@@ -251,6 +256,8 @@ def clip_grad_norm(optimizer: Optimizer, max_norm: float) -> Array:
     Call it between backward() and step(). The norm is a 0-d array: nothing is sent to the host (Pascanu et al. 2013).
     ValueError unless `max_norm` is positive.
     """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"clip_grad_norm takes the optimizer, got {type(optimizer).__name__}.")
     if not max_norm > 0:
         raise ValueError(f"max_norm must be positive, got {max_norm}.")
     flat = optimizer.flat
@@ -271,15 +278,15 @@ class Plateau:
     def __init__(self, optimizer: Optimizer, factor: float = 0.5, patience: int = 4) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"Plateau changes the learning rate of an optimizer, got {type(optimizer).__name__}.")
-        if not 0.0 < factor < 1.0 or patience < 0:
+        if not (0.0 < factor < 1.0 and patience >= 0):
             raise ValueError(f"factor must be in (0, 1) and patience at least 0, got {factor} and {patience}.")
         self.optimizer, self.factor, self.patience = optimizer, factor, patience
         self.best, self.waited = -math.inf, 0
 
     def step(self, metric: float) -> bool:
-        """Whether the metric is the best so far."""
-        better = metric > self.best + 1e-4 * abs(self.best) if math.isfinite(self.best) else True
-        if better:
+        """Whether the metric is the best so far; NaN never is."""
+        metric = float(metric)
+        if metric > self.best + (1e-4 * abs(self.best) if math.isfinite(self.best) else 0.0):
             self.best, self.waited = metric, 0
             return True
         self.waited += 1
@@ -292,7 +299,7 @@ class Plateau:
         return {"plateau": np.array([self.best, self.waited, self.optimizer.lr])}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """ValueError if the state is not that of a plateau schedule."""
+        """StateError if the state is not that of a plateau schedule."""
         if state.keys() != {"plateau"} or state["plateau"].shape != (3,):
             raise ValueError(
                 "the saved schedule is not a plateau schedule: load one that was saved by its state_dict()."

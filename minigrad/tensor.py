@@ -639,6 +639,8 @@ def _walk(nodes: list[Node], gradients: Gradients, keep: bool) -> None:
 
 def _start(y: Tensor, g: Array | None) -> Array:
     """The gradient that the walk begins with, checked."""
+    if not isinstance(y, Tensor):
+        raise TypeError(f"only a Tensor has a gradient, got {type(y).__name__}.")
     if not y.requires_grad:
         raise RuntimeError(
             "this Tensor does not depend on anything that requires a gradient: make a leaf with requires_grad=True, "

@@ -56,8 +56,10 @@ def test_a_kind_that_could_not_be_read_again_is_refused(kind, tmp_path):
 
 @pytest.mark.parametrize("info", [None, [], "{}", 3])
 def test_info_is_a_dictionary(info, tmp_path):
-    with pytest.raises(TypeError, match="the info of a checkpoint is a dictionary"):
+    with pytest.raises(TypeError, match="the info of a checkpoint are dictionaries"):
         checkpoint.save(tmp_path / "c", {}, info)
+    with pytest.raises(TypeError, match="have strings as names"):
+        checkpoint.save(tmp_path / "c", {1: np.ones(2)}, {})
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "3", "[" * 100_000 + "]" * 100_000, "{", ""])

@@ -1,6 +1,7 @@
 """Modules, initialisers and optimizers."""
 
 import copy
+import math
 import pickle
 
 import numpy as np
@@ -320,6 +321,13 @@ def test_a_model_that_has_moved_forgets_the_graphs_of_before():
 def test_a_schedule_wants_an_optimizer(wrong):
     with pytest.raises(TypeError, match="of an optimizer, got"):
         Plateau(wrong)
+
+
+def test_nan_is_no_improvement_not_even_at_first():
+    schedule = Plateau(SGD([Tensor(np.ones(3), requires_grad=True)], lr=0.8), patience=1)
+    found = [schedule.step(metric) for metric in (math.nan, 1.0, math.nan, math.inf, math.inf, math.nan)]
+    assert found == [False, True, False, True, False, False]
+    assert schedule.optimizer.lr == 0.4
 
 
 def test_a_copied_module_is_trained_by_itself():
