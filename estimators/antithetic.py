@@ -13,7 +13,7 @@ from minigrad.fused import TINY
 from minigrad.ops import stable_sigmoid, stack
 
 from . import bernoulli
-from .base import NO_BASELINE, Cost, Estimator, attach_gradient, check_samples, scale_per_example
+from .base import NO_BASELINE, Cost, Estimator, attach_gradient, check_count, scale_per_example
 from .enumeration import Noise
 
 
@@ -159,7 +159,7 @@ class ARMS(_Antithetic):
     randomness = "noise"
 
     def __init__(self, samples: int = 4) -> None:
-        self.samples = self.sample_count = check_samples(samples, least=2)
+        self.samples = self.sample_count = check_count("samples", samples, 2)
 
     def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         xp, p = array_module(logits.data), self.family.probability(logits.data)

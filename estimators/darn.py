@@ -74,7 +74,7 @@ class Darn(Sampler):
     def sample(self, logits: Tensor, rng: Noise, mask: np.ndarray | None = None) -> Tensor:
         if self.expand_at == "half":
             raise ValueError(
-                "DARN expanded at ½ evaluates the cost there: call it with the cost, it cannot be sampled."
+                "DARN expanded at ½ evaluates the cost there and cannot be sampled: call it with the cost."
             )
         return super().sample(logits, rng, mask)
 

@@ -11,7 +11,7 @@ from .base import (
     Cost,
     Estimator,
     attach_gradient,
-    check_samples,
+    check_count,
     cost_and_gradient,
     leave_one_out_mean,
     scale_per_example,
@@ -52,7 +52,7 @@ class DoubleCV(Estimator):
     learned: Learned
 
     def __init__(self, samples: int = 2, lr: float = 1e-2) -> None:
-        self.samples = self.sample_count = check_samples(samples, least=2)
+        self.samples = self.sample_count = check_count("samples", samples, 2)
         self.learned = Learned(lr)
 
     def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:

@@ -15,19 +15,19 @@ from minigrad import Tensor
 from minigrad.backend import Array, array_module, asarray_like
 from minigrad.optim import Adam
 
-from .base import LEARNED, check_positive
+from .base import LARGEST, LEARNED, check_number
 
 
 class Learned:
     """Named arrays with an Adam of their own. They are made at the first use, when sizes, dtype and device are known.
 
-    lr: the learning rate, positive and finite (ValueError).
+    lr: the learning rate, from 1e-12 to 1e6 (ValueError).
     """
 
     _optimizer: Adam  # made together with the parameters
 
     def __init__(self, lr: float) -> None:
-        self.lr = check_positive("the estimator's own learning rate", lr)
+        self.lr = check_number("the estimator's own learning rate lr", lr, 1e-12, LARGEST)
         self.parameters: dict[str, Tensor] = {}
         self._gradients: dict[str, Array] | None = None
         self._loaded: dict[str, np.ndarray] | None = None
@@ -87,7 +87,7 @@ class Learned:
         if {name: value.shape for name, value in state.items() if "optimizer." not in name} != {
             name: p.shape for name, p in self.parameters.items()
         }:
-            raise ValueError("the saved estimator state belongs to another estimator.")
+            raise ValueError("the saved state belongs to another estimator: load it into one made as that was.")
         for name, p in self.parameters.items():
             p.data[...] = asarray_like(state[name], p.data)
         self._optimizer.load_state_dict(

@@ -6,13 +6,11 @@ what Gumbel-Rao makes of the logits θ_D = log q, ReinMax-CV adds a multiple of 
 
 from __future__ import annotations
 
-import math
-
 from minigrad import Tensor, op
 from minigrad.fused import softmax_array, softmax_vjp
 
 from . import categorical
-from .base import AveragedSampler, SettingError
+from .base import LARGEST, AveragedSampler, SettingError, check_number
 from .categorical import conditional_gumbel
 from .enumeration import Noise
 
@@ -112,18 +110,16 @@ class ReinMaxRao(AveragedSampler):
 
 
 class ReinMaxCV(ReinMaxRao):
-    """scale: η, finite.  gs_noise: "forward" (the G that drew D) or "fresh".  ValueError otherwise."""
+    """scale: η, at most 1e6 in size.  gs_noise: "forward" (the G that drew D) or "fresh".  ValueError otherwise."""
 
     title = "ReinMax-CV"
     sample_first = False
 
     def __init__(self, tau: float = 1.0, samples: int = 10, scale: float = 1.0, gs_noise: str = "forward") -> None:
         super().__init__(tau, samples)
-        if not (isinstance(scale, int | float) and math.isfinite(scale)):
-            raise SettingError(f"scale must be a finite number, got {scale!r}.")
         if gs_noise not in ("forward", "fresh"):
             raise SettingError(f"gs_noise must be forward or fresh, got {gs_noise!r}.")
-        self.scale, self.gs_noise = float(scale), gs_noise
+        self.scale, self.gs_noise = check_number("scale", scale, -LARGEST, LARGEST), gs_noise
 
     def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         gumbel = rng.gumbel(logits.shape, like=logits.data)

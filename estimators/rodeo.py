@@ -18,7 +18,7 @@ from .base import (
     Cost,
     Estimator,
     attach_gradient,
-    check_samples,
+    check_count,
     cost_and_gradient,
     leave_one_out_mean,
     scale_per_example,
@@ -91,8 +91,8 @@ class Rodeo(Estimator):
     learned: Learned
 
     def __init__(self, samples: int = 2, hidden: int = 10, lr: float = 1e-2) -> None:
-        self.samples = self.sample_count = check_samples(samples, least=2)
-        self.hidden, self.learned = check_samples(hidden, 1, "hidden"), Learned(lr)
+        self.samples = self.sample_count = check_count("samples", samples, 2)
+        self.hidden, self.learned = check_count("hidden", hidden, 1), Learned(lr)
 
     def initial(self, rng: Noise) -> dict[str, Any]:
         net = {"W1": xavier_uniform(rng, (2, self.hidden)), "b1": np.zeros(self.hidden)}

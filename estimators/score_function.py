@@ -20,8 +20,8 @@ from .base import (
     Estimator,
     Play,
     attach_gradient,
+    check_count,
     check_decay,
-    check_samples,
     exponential_mean,
     leave_one_out_mean,
     on_device,
@@ -181,7 +181,7 @@ class Rloo(Estimator):
     episodes = True
 
     def __init__(self, samples: int = 2) -> None:
-        self.samples = self.sample_count = check_samples(samples, least=2)
+        self.samples = self.sample_count = check_count("samples", samples, 2)
 
     def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         xp = array_module(logits.data)

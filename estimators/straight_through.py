@@ -5,14 +5,11 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Real
-
 from minigrad import Tensor, op
 from minigrad.backend import array_module
 
 from . import bernoulli, categorical
-from .base import DecoupledSampler, Sampler, SettingError, TemperedSampler
+from .base import LARGEST, DecoupledSampler, Sampler, SettingError, TemperedSampler, check_number
 from .enumeration import Noise
 
 
@@ -112,7 +109,7 @@ class SlopeAnnealedStraightThrough(Sampler):
         surrogate="sigmoid":  da = s p(1 − p) f'(b),  p = σ(s a)        surrogate="hard": with the hard sigmoid
 
     s = min(most, 1 + rate · updates). Chung et al. add 0.04 an epoch up to 5; the default rate is that for epochs of
-    400 updates.  rate ≥ 0, most ≥ 1 (ValueError).
+    400 updates.  rate from 0, most from 1, both to 1e6 (ValueError).
     """
 
     title = "Straight-through, slope-annealed"
@@ -123,12 +120,10 @@ class SlopeAnnealedStraightThrough(Sampler):
     state = ("updates",)
 
     def __init__(self, rate: float = 1e-4, most: float = 5.0, surrogate: str = "sigmoid") -> None:
-        numbers = isinstance(rate, Real) and isinstance(most, Real)
-        if not (numbers and 0.0 <= rate < math.inf and 1.0 <= most < math.inf):
-            raise SettingError(f"rate must be at least 0 and most at least 1, both finite, got {rate} and {most}.")
         if surrogate not in ("sigmoid", "hard"):
             raise SettingError(f"surrogate must be sigmoid or hard, got {surrogate!r}.")
-        self.rate, self.most, self.surrogate, self.updates = float(rate), float(most), surrogate, 0
+        self.rate, self.most = check_number("rate", rate, 0.0, LARGEST), check_number("most", most, 1.0, LARGEST)
+        self.surrogate, self.updates = surrogate, 0
         if surrogate == "hard":
             self.exact_for = "none"
 

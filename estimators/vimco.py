@@ -8,7 +8,7 @@ from minigrad import Tensor
 from minigrad.backend import Array, array_module
 from minigrad.ops import logsumexp, stack
 
-from .base import Cost, Estimator, attach_gradient, check_samples, leave_one_out_mean, scale_per_example
+from .base import Cost, Estimator, attach_gradient, check_count, leave_one_out_mean, scale_per_example
 from .enumeration import Noise
 
 
@@ -55,7 +55,7 @@ class Vimco(Estimator):
     randomness = "samples"
 
     def __init__(self, samples: int = 5) -> None:
-        self.samples = self.sample_count = check_samples(samples, least=2)
+        self.samples = self.sample_count = check_count("samples", samples, 2)
 
     def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         xp = array_module(logits.data)
