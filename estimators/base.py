@@ -307,10 +307,10 @@ def with_nan_of(logits: Tensor, x: Tensor) -> Tensor:
 
     A sample drawn from such logits, or half of the rules, would hide it: 0 > NaN is false, and so is 1 > NaN.
     """
-    theta = logits.data
-    if not theta.size:
+    theta, xp = logits.data, array_module(logits.data)
+    if not theta.size or (xp is np and not np.isnan(theta.min())):  # a device would have to be waited for
         return x
-    xp, largest = array_module(theta), theta.reshape(len(theta), -1).max(axis=1)
+    largest = theta.reshape(len(theta), -1).max(axis=1)
     factor = xp.where(xp.isnan(largest), largest, xp.ones_like(largest))
     return x * factor.reshape(len(theta), *(1,) * (x.ndim - 1))
 
@@ -406,7 +406,7 @@ def check_tau(tau: float, name: str = "tau") -> float:
     return check_number(f"the temperature {name}", tau, SMALLEST, LARGEST)
 
 
-def check_number(name: str, value: float, least: float, most: float) -> float:
+def check_number(name: str, value: float | str, least: float, most: float) -> float:
     """The value as a float; SettingError, with its name, unless it is a number from `least` to `most`."""
     if not (isinstance(value, Real) and least <= value <= most):  # not so for NaN
         raise SettingError(f"{name} must be a number from {least:g} to {most:g}, got {value!r}.")
