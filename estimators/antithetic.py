@@ -75,8 +75,9 @@ def arms_gradient(p: Array, bs: Array, costs: Array) -> Array:
     """ARMS, antithetic REINFORCE with multiple samples (Dimitriev & Zhou 2021, theorem 1 and eq. 9).
 
     Estimates    ∇ₐ E f(b)  from S ≥ 2 dependent samples
-    Derivation   RLOO's sum (1/(S−1)) Σₛ (fₛ − f̄)(bₛ − p) has for independent samples the right mean. Two samples with
-                 correlation ρ = (P(both 1) − p²)/(p(1 − p)) shrink it by 1 − ρ, one and the same factor for every pair:
+    Derivation   RLOO's sum (1/(S−1)) Σₛ (fₛ − f̄)(bₛ − p), f̄ the mean of fₛ = f(bₛ), has the right mean if the samples
+                 are independent. Two with the correlation ρ = (P(both 1) − p²)/(p(1 − p)) shrink it by 1 − ρ, one and
+                 the same factor for every pair:
                  da = (1/(S−1)) Σₛ (fₛ − f̄)(bₛ − p) / (1 − ρ)
                  The Dirichlet copula has P(uᵢ < x, uⱼ < x) = max(2x^(1/(S−1)) − 1, 0)^(S−1). It is used for the rarer
                  value, q = min(p, 1 − p), and 1 − ρ = (q − P(both))/(p(1 − p)) = (1 − P(both)/q)/(1 − q), where

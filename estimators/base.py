@@ -15,6 +15,9 @@ whatever the cost depends on (a decoder's weights, say).
 
 NaN stays NaN: an example with such a logit gets the value NaN, and all gradients of its value are NaN.
 
+Symbols of the rules: p = softmax(θ) or σ(θ), g = ∇f(D), J(q) v = q ⊙ (v − ⟨q, v⟩), S samples with the costs fₛ = f(Dₛ).
+J and ⟨·,·⟩ act within each variable by itself, unless a rule says that they run over all.
+
 A score function weighs every variable's D − p by the one cost of its example.
 """
 

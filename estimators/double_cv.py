@@ -21,11 +21,12 @@ from .learned import Learned, squared_norm_gradient
 
 
 def double_cv_gradient(p: Array, bs: Array, costs: Array, gs: Array, alpha: Array) -> tuple[Array, Array]:
-    """Double control variates (Titsias & Shi 2022, eq. 9).   b₁ … b_S independent, gₛ = ∇f(bₛ).
+    """Double control variates (Titsias & Shi 2022, eq. 9).   b₁ … b_S independent, fₛ = f(bₛ), gₛ = ∇f(bₛ).
 
     Estimates    ∇ₐ E f(b)
-    Derivation   g₋ₛ, the mean gradient at the other samples, does not depend on bₛ, so cₛ = α⟨g₋ₛ, bₛ − p⟩ has mean 0
-                 and E[cₛ (bₛ − p)] = α p(1 − p) g₋ₛ exactly. With v = f + c in RLOO, and that mean given back:
+    Derivation   g₋ₛ, the mean gradient at the other samples, does not depend on bₛ, so cₛ = α⟨g₋ₛ, bₛ − p⟩, the inner
+                 product running over all bits, has mean 0 and E[cₛ (bₛ − p)] = α p(1 − p) g₋ₛ exactly. With
+                 vₛ = fₛ + cₛ in RLOO, and that mean given back (ḡ is the mean of all gₛ):
                  da = (1/S) Σₛ (vₛ − (1/(S−1)) Σ_{t≠s} vₜ)(bₛ − p) − α p(1 − p) ḡ
     Exact when   always; α = 0 is RLOO. For a linear f and α = −1 it has no variance.
     Costs        S evaluations of f and their gradients.

@@ -75,8 +75,9 @@ def reinmax_cv(logits, onehot, exponential, gumbel, *, tau=1.0, scale=1.0):
                  dθ = 2 J(½(p + D)) g − ½ J(p) g + η ( (1/S) Σₛ (1/τ) J(yₛ) g − (1/τ) J(softmax((θ_D + G)/τ)) g )
     Exact when   never for η ≠ 0.  The published name says control variate, but ReinMax is a function of D alone, so
                  adding anything with conditional mean 0 given D can only raise its variance (law of total variance).
-                 What it changes is the bias: given D, the mean of the bracket is not 0, whether G is the noise that
-                 drew D (its law is conditioned on argmax(θ + G) = D, not on θ_D) or fresh.
+                 Given D, the mean of the bracket is not 0, whether G is the noise that drew D (its law is conditioned
+                 on argmax(θ + G) = D, not on θ_D) or fresh. That changes the bias; and since this mean varies with D,
+                 it moves the variance, too, up or down.
     Costs        one evaluation of f and its gradient; S + 1 cheap softmaxes.
     Differs      from the authors' early code, which hands the soft sample softmax(θ + G) on in the place of G, without
                  the division by τ inside.

@@ -65,7 +65,8 @@ def rloo_gradient(p: Array, ds: Array, costs: Array) -> Array:
     """REINFORCE with a leave-one-out baseline (Salimans & Knowles 2014; Kool, van Hoof & Welling 2019).
 
     Estimates    ∇θ E f(D) from S ≥ 2 independent samples, each with the mean cost of the others as its baseline
-    Derivation   (1/S) Σₛ (fₛ − (1/(S−1)) Σ_{t≠s} fₜ)(Dₛ − p),  and  fₛ − (S f̄ − fₛ)/(S−1) = S/(S−1) (fₛ − f̄):
+    Derivation   (1/S) Σₛ (fₛ − (1/(S−1)) Σ_{t≠s} fₜ)(Dₛ − p),  fₛ = f(Dₛ) with the mean f̄, and
+                 fₛ − (S f̄ − fₛ)/(S−1) = S/(S−1) (fₛ − f̄):
                  dθ = (1/(S−1)) Σₛ (fₛ − f̄)(Dₛ − p)
     Exact when   always: the baseline of a sample is independent of it.
     Costs        S evaluations of f.

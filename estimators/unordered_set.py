@@ -58,7 +58,7 @@ def set_weights(log_p: Array) -> tuple[Array, Array]:
     log_p (S, B), the log-probabilities of the members   ->   first (S, B), second (S, S, B)
 
     Derivation   An ordered draw has the probability Π pₜ/(1 − Σ of those before). Let W(U) be the sum of these products
-                 over all orders in which the rest of the set can follow the members U:
+                 over all orders in which the rest of the set can follow the members U, and p(U) their probability:
                  W(set) = 1,     W(U) = Σ_{t∉U} pₜ/(1 − p(U)) W(U ∪ t)
                  so P(set) = W(∅), and the first one was s with probability
                  firstₛ = pₛ W({s}) / W(∅)  = pₛ R(set, s) in the paper, with its leave-one-out ratio R.

@@ -54,7 +54,7 @@ IN_WORDS = {  # for L variables of K categories
     "S": lambda e, L, K: e.samples,
     "K": lambda e, L, K: K,
     "Kᴸ": lambda e, L, K: K**L,
-    "L·K + 1": lambda e, L, K: L * K + 1,
+    "L·(K − 1) + 1": lambda e, L, K: L * (K - 1) + 1,
     "L·(C + 1) + 1": lambda e, L, K: L * (e.summed + 1) + 1,
     "K(K−1)/2 + 1": lambda e, L, K: K * (K - 1) / 2 + 1,
 }
