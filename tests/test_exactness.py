@@ -106,7 +106,7 @@ def test_exactness_ladder_of_relaxed_objectives(name, family, L, K, cost):
     assert np.abs(g - ladder.exact(problem, estimator)).max() > 2e-2 * np.abs(g).max()
 
 
-@pytest.mark.parametrize("cost", (*ladder.COSTS, *ladder.COUPLED, "separable"))
+@pytest.mark.parametrize("cost", [*ladder.COSTS, *ladder.COUPLED, "separable"])
 @pytest.mark.parametrize(
     ("spec", "family", "exact_for"),
     [
