@@ -21,13 +21,13 @@ from .base import LARGEST, LEARNED, check_number
 class Learned:
     """Named arrays with an Adam of their own. They are made at the first use, when sizes, dtype and device are known.
 
-    lr: the learning rate, from 1e-12 to 1e6 (ValueError).
+    lr: the learning rate, from 1e-12 to 1 (ValueError).
     """
 
     _optimizer: Adam  # made together with the parameters
 
     def __init__(self, lr: float) -> None:
-        self.lr = check_number("the estimator's own learning rate lr", lr, 1e-12, LARGEST)
+        self.lr = check_number("the estimator's own learning rate lr", lr, 1e-12, 1.0)
         self.parameters: dict[str, Tensor] = {}
         self._gradients: dict[str, Array] | None = None
         self._loaded: dict[str, np.ndarray] | None = None
@@ -62,6 +62,20 @@ class Learned:
             p.grad = self._gradients[name].reshape(p.shape)
         self._optimizer.step()
         self._gradients = None
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        """For `copy` and `pickle`: the arrays, from which the optimizer is made anew, since it owns what it updates."""
+        like = next((p.data for p in self.parameters.values()), None)
+        return self.lr, like, self.state_dict(), self._gradients
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        lr, like, saved, gradients = state
+        Learned.__init__(self, lr)
+        self._loaded = saved or None
+        if like is not None:
+            names = [name.removeprefix(LEARNED) for name in saved if not name.startswith(LEARNED + "optimizer.")]
+            self.start(lambda: {name: saved[LEARNED + name] for name in names}, like)
+        self._gradients = gradients
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """The parameters and their optimizer's state, on the host; empty before the first use."""

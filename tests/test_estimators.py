@@ -1,6 +1,8 @@
 """What all estimators share: the one call, what its facts say, masks, edges, devices, state, and the registry."""
 
+import copy
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from scipy import stats
 import ladder
 from devsim import DevsimBackend, forbid
 from estimators import ESTIMATORS, bernoulli, categorical, create, facts
-from minigrad import Rng, Tensor, no_grad
+from estimators.base import LARGEST, SMALLEST, Sampler
+from minigrad import Rng, Tensor, no_grad, op
 from minigrad.backend import Backend
 from minigrad.fused import softmax_array, softmax_vjp
 from registry import PAIRS, pairs, with_options
@@ -266,7 +269,7 @@ def test_masking_a_class_leaves_the_problem_without_it(name):
 def edges():
     """25 settings in which each value of one meets each value of every other: the columns b and a + kb modulo 5 of an
     orthogonal array, with two values more in some of them."""
-    tau, scale = (1e-3, 0.1, 1.0, 10.0, 1e3), (0.0, 1.0, 30.0, 1e4, 1.0)
+    tau, scale = (SMALLEST, 0.1, 1.0, 10.0, LARGEST), (0.0, 1.0, 30.0, 1e4, 1.0)
     for a, b in itertools.product(range(5), repeat=2):
         column = [(a + k * b) % 5 for k in range(5)]
         yield {
@@ -309,6 +312,50 @@ def results_are_finite_at_the_edge(name, family, tau, scale, classes, batch, dty
             assert (logits.grad[~mask] == 0).all()
         if shape[-1] == 1 and (estimator.sums_to_zero or estimator.noise_differences):
             assert np.abs(logits.grad).max() < 1e-4  # one class only: nothing to choose
+
+
+@pytest.mark.parametrize("option", ["step", "width", "most", "rate", "gap", "scale", "eta", "lr"])
+@pytest.mark.parametrize("end", ["smallest", "largest"])
+def test_results_are_finite_at_the_ends_of_the_range_of_every_other_option(option, end):
+    """… in float32: whatever number is accepted can be divided by and multiplied with."""
+    names = [n for n in ESTIMATORS if f"{option}=" in with_options(n, **{option: 0})]
+    assert names
+    for name in names:
+        value = {"smallest": SMALLEST, "largest": LARGEST}[end]
+        if option in ("most", "eta"):
+            value = {"most": max(value, 1.0), "eta": min(value, 2.0 - SMALLEST)}[option]
+        estimator, steps = create(f"{name}:{option}={value!r}"), 1 if option == "lr" else 2
+        logits = logits_of(estimator.family.name, 3, np.float32)
+        for step in range(steps):
+            logits.grad = None
+            axes = tuple(range(1, logits.ndim))
+            found = estimator(logits, lambda d, axes=axes: (d * d + d).sum(axis=axes), Rng(0).at(step))
+            found.sum().backward()
+            estimator.update()
+            assert np.isfinite(found.data).all()
+            assert np.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("make", [Backend, DevsimBackend])
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_logits_that_are_nan_stay_nan(name, family, make):
+    """The value and all gradients of the example that has one; no other example notices."""
+    estimator, backend = create(name, family=family), make()
+    start = logits_of(family, 3).data.copy()
+    start[1].reshape(-1)[-1] = np.nan
+    weight = Tensor(backend.to_device(WEIGHT[: start.shape[-1]].copy()), requires_grad=True)
+    logits = Tensor(backend.to_device(start), requires_grad=True)
+    value = estimator(logits, lambda d: ((d * weight).sum(axis=tuple(range(1, d.ndim))) + 0.5) ** 3.0, Rng(0))
+    value.backward(backend.to_device(np.ones(3)))
+    bad = np.array([False, True, False])
+    np.testing.assert_array_equal(np.isnan(backend.to_host(value.data)), bad)
+    assert np.isnan(backend.to_host(logits.grad)[bad]).all()
+    assert np.isfinite(backend.to_host(logits.grad)[~bad]).all()
+    assert np.isnan(backend.to_host(weight.grad)).all()
+    if isinstance(estimator, Sampler) and estimator.sample_count == 1:
+        d = backend.to_host(estimator.sample(logits, Rng(0)).data)
+        assert np.isnan(d[bad]).all()
+        assert np.isfinite(d[~bad]).all()
 
 
 @pytest.mark.parametrize(("name", "family"), PAIRS)
@@ -396,6 +443,68 @@ def test_a_cost_that_is_not_per_example_is_refused(name, family):
 
 
 @pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_a_cost_that_does_not_depend_on_the_sample_has_no_gradient(name, family):
+    """A constant, and parameters of its own, which do get theirs. Only a single sample with a rule has then no way to
+    the logits at all."""
+    bias = Tensor(np.array([1.0, 2.0, 3.0]), requires_grad=True)
+    for cost in (lambda d: Tensor(np.array([1.0, 2.0, 3.0])), lambda d: bias * 1.0):
+        estimator, logits = create(name, family=family), logits_of(family, 3)
+        value = estimator(logits, cost, Rng(0))
+        np.testing.assert_allclose(value.data, [1.0, 2.0, 3.0])
+        assert value.requires_grad or estimator.single_sample
+        if value.requires_grad:
+            value.sum().backward()
+        if logits.grad is not None and estimator.cancels_constants:
+            np.testing.assert_allclose(logits.grad, 0.0, atol=1e-12)
+    np.testing.assert_allclose(bias.grad, 1.0)
+
+
+@op
+def rounded(x):
+    """A rule without a derivative."""
+    return np.rint(x), None
+
+
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_a_cost_without_a_derivative_is_enough_where_none_is_asked_for(name, family):
+    """… and where one is, the error names the op."""
+    estimator, logits = create(name, family=family), logits_of(family, 3)
+    if estimator.cost_gradient:
+        with pytest.raises(RuntimeError, match="rounded has no derivative"):
+            estimator(logits, lambda d: one_cost(rounded(d)), Rng(0)).sum().backward()
+    else:
+        estimator(logits, lambda d: one_cost(rounded(d.detach())), Rng(0)).sum().backward()
+        assert np.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_a_cost_of_another_dtype_is_refused(name, family):
+    message = "the cost must give float32, as the logits are, but it gave float64: convert what is in it"
+    with pytest.raises(TypeError, match=message):
+        create(name, family=family)(logits_of(family, 3, np.float32), lambda d: Tensor(np.ones(3)), Rng(0))
+
+
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_noise_that_is_no_rng_is_refused(name, family):
+    estimator = create(name, family=family)
+    for noise in (0, None, np.random.default_rng(0)):
+        with pytest.raises(TypeError, match=rf"the noise must come from a minigrad.Rng, got {type(noise).__name__}: "):
+            estimator(logits_of(family, 3), one_cost, noise)
+
+
+@pytest.mark.parametrize("logits", [np.zeros((2, 3), int), np.zeros((2, 3), np.float16), np.zeros((2, 3), bool)])
+def test_logits_of_another_dtype_are_no_tensor(logits):
+    with pytest.raises(TypeError, match="a Tensor holds float32 or float64, got"):
+        Tensor(logits)
+
+
+def test_logits_without_an_axis_for_the_examples_are_refused():
+    for name in CATEGORICAL:
+        with pytest.raises(ValueError, match=r"logits need a first axis, for the examples: \(B, ..., K\), got the"):
+            create(name)(Tensor(np.zeros(4), requires_grad=True), lambda d: d * 1.0, Rng(0))
+
+
+@pytest.mark.parametrize(("name", "family"), PAIRS)
 def test_a_cost_that_is_no_tensor_and_logits_without_examples_are_refused(name, family):
     estimator = create(name, family=family)
     for cost, kind in ((lambda d: np.ones(len(d)), "ndarray"), (lambda d: 1.0, "float"), (lambda d: None, "NoneType")):
@@ -406,6 +515,39 @@ def test_a_cost_that_is_no_tensor_and_logits_without_examples_are_refused(name, 
 
 
 # ---- state
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda e: pickle.loads(pickle.dumps(e)), "copy": copy.copy}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_a_copy_goes_on_as_the_estimator_does(name, family, how):
+    """… before the first call, between a call and its update, and after it. The copy goes first: but for a shallow one,
+    which shares what is learned, it leaves the estimator as it was."""
+
+    def step(estimator, n):
+        logits = logits_of(family, 5)
+        value = estimator(logits, one_cost, Rng(4).at(n))
+        value.sum().backward()
+        return value.data, logits.grad
+
+    for calls, updates in ((0, 0), (2, 1), (2, 2)):
+        estimator = create(name, family=family)
+        for n in range(calls):
+            step(estimator, n)
+            if n < updates:
+                estimator.update()
+        found = []
+        for e in (COPIES[how](estimator), estimator):
+            if how != "copy" and updates < calls:
+                e.update()
+            found += step(e, calls)
+            if how != "copy":
+                e.update()
+                found += step(e, calls + 1)
+        for a, b in zip(found[: len(found) // 2], found[len(found) // 2 :], strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_learning_waits_for_update_and_is_forgotten_by_a_loaded_state():
@@ -462,6 +604,22 @@ def test_options_in_the_name_reach_the_estimator():
     assert create("rebar:coupled=1").coupled
     assert create("st-slope:rate=0,most=1").most == 1.0
     assert not create("gst:consistent=0").consistent
+
+
+def test_only_a_name_makes_an_estimator():
+    for spec in (None, 3, create("st")):
+        with pytest.raises(TypeError, match="an estimator is created by its name, like 'reinmax' or"):
+            create(spec)
+
+
+def test_a_temperature_that_is_set_later_is_checked_too():
+    estimator = create("st-gs")
+    estimator.tau = np.float32(0.5)
+    assert type(estimator.tau) is float
+    for tau in (0.0, 1e-39, float("nan")):
+        with pytest.raises(ValueError, match="the temperature tau must be a number from 1e-06 to"):
+            estimator.tau = tau
+    assert estimator.tau == 0.5
 
 
 def test_options_may_be_numpy_numbers():
