@@ -13,7 +13,8 @@ whatever the cost depends on (a decoder's weights, say).
                             and gradient exactly 0. ValueError if a row has no class left. Categorical only.
     inputs    (B, ...)      optional, an array: what the logits were computed from, for a learned baseline to look at
 
-NaN stays NaN: an example with such a logit gets the value NaN, and all gradients of its value are NaN.
+NaN stays NaN: an example with such a logit gets the value NaN, and all gradients of its value are NaN. So does one with
+a variable that has a logit of +∞, or none above −∞. Single classes at −∞ have probability 0; a mask says so better.
 
 Symbols of the rules: p = softmax(θ) or σ(θ), g = ∇f(D), J(q) v = q ⊙ (v − ⟨q, v⟩), S samples with the costs fₛ = f(Dₛ).
 J and ⟨·,·⟩ act within each variable by itself, unless a rule says that they run over all.
@@ -165,10 +166,6 @@ class Estimator:
             return checked_cost(cost(d), logits.shape[:1], logits.dtype)
 
         logits = self._masked(logits, mask, rng)
-        axes = 2 if self.family is categorical else 1
-        if logits.ndim < axes:
-            known = "(B, ..., K)" if axes == 2 else "(B, ...)"
-            raise ValueError(f"logits need a first axis, for the examples: {known}, got the shape {logits.shape}.")
         if not logits.size:  # no examples, or none with a variable: nothing to draw, and nothing to learn from
             return attach_gradient(per_example(Tensor(logits.data)), logits, logits.data)
         self.inputs, seen = inputs, self._latest
@@ -176,7 +173,7 @@ class Estimator:
         self.inputs = None
         if seen is not None:
             self._latest = seen
-        return with_nan_of(logits, value)
+        return self._undefined(logits, value)
 
     def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         """What a subclass defines: as `__call__`, (B,) with the gradient attached, after the checks and the mask."""
@@ -198,10 +195,24 @@ class Estimator:
         if not hasattr(rng, "site"):
             raise TypeError(f"the noise must come from a minigrad.Rng, got {type(rng).__name__}: pass Rng(seed).")
         if self.family is categorical:
-            return masked(logits, mask)
-        if mask is not None:
+            logits = masked(logits, mask)
+        elif mask is not None:
             raise ValueError("a mask takes classes away; a bit has none to spare: leave the mask out.")
+        if logits.ndim < (2 if self.family is categorical else 1):
+            raise ValueError(f"logits need a first axis, for the examples, got the shape {logits.shape}.")
         return logits
+
+    def _undefined(self, logits: Tensor, x: Tensor) -> Tensor:
+        """x (B, ...), times NaN for each example of which a variable has no distribution: its gradients are NaN, too.
+
+        The sample, and half of the rules, would hide it: 0 > NaN is false, and so is 1 > NaN.
+        """
+        theta, xp = logits.data, array_module(logits.data)
+        if not theta.size or (xp is np and np.isfinite(theta.min()) and np.isfinite(theta.max())):
+            return x  # a device would have to be waited for
+        defined = self.family.defined(theta).reshape(len(theta), -1).all(axis=1)
+        factor = xp.where(defined, 1.0, np.nan).astype(x.dtype)
+        return x * factor.reshape(len(theta), *(1,) * (x.ndim - 1))
 
     def check_size(self, variables: int, categories: int) -> None:
         """SettingError if the estimator cannot handle so many variables of so many categories."""
@@ -256,7 +267,7 @@ class Sampler(Estimator):
     def sample(self, logits: Tensor, rng: Noise, mask: np.ndarray | None = None) -> Tensor:
         """A sample shaped like the logits; gradients that arrive at it continue to the logits by the rule."""
         logits = self._masked(logits, mask, rng)
-        return with_nan_of(logits, self.draw(logits, rng))
+        return self._undefined(logits, self.draw(logits, rng))
 
     def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         """What a subclass defines: as `sample`, shaped like the logits, after the mask."""
@@ -303,19 +314,6 @@ def checked_cost(f: object, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
     if f.dtype != dtype:
         raise TypeError(f"the cost must give {dtype}, as the logits are, but it gave {f.dtype}: convert what is in it.")
     return f
-
-
-def with_nan_of(logits: Tensor, x: Tensor) -> Tensor:
-    """x (B, ...), times NaN for each example with a logit that is NaN, so that its gradients are NaN, too.
-
-    A sample drawn from such logits, or half of the rules, would hide it: 0 > NaN is false, and so is 1 > NaN.
-    """
-    theta, xp = logits.data, array_module(logits.data)
-    if not theta.size or (xp is np and not np.isnan(theta.min())):  # a device would have to be waited for
-        return x
-    largest = theta.reshape(len(theta), -1).max(axis=1)
-    factor = xp.where(xp.isnan(largest), largest, xp.ones_like(largest))
-    return x * factor.reshape(len(theta), *(1,) * (x.ndim - 1))
 
 
 class TemperedSampler(Sampler):

@@ -43,6 +43,11 @@ def sample(rng: Noise, logits: Array) -> Array:
     return rng.bernoulli(logits)
 
 
+def defined(logits: Array) -> Array:
+    """Which bits have a distribution, booleans: a logit may be infinite, but not NaN."""
+    return ~array_module(logits).isnan(logits)
+
+
 def square(a: Array) -> Array:
     """‖a‖² of each variable."""
     return a * a

@@ -22,6 +22,7 @@ __all__ = [
     "conditional_gumbel",
     "conditional_jvp",
     "conditional_vjp",
+    "defined",
     "harden",
     "inner",
     "local_outcomes",
@@ -52,6 +53,11 @@ def sizes(shape: Shape) -> tuple[int, int]:
 def sample(rng: Noise, logits: Array) -> Array:
     """D ~ Cat(p), shaped like the logits."""
     return rng.one_hot(logits)
+
+
+def defined(logits: Array) -> Array:
+    """Which variables have a distribution, booleans: their largest logit is a finite number.   (..., K) -> (...)"""
+    return array_module(logits).isfinite(logits.max(axis=-1))
 
 
 def square(a: Array) -> Array:

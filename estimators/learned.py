@@ -15,7 +15,7 @@ from minigrad import Tensor
 from minigrad.backend import Array, array_module, asarray_like
 from minigrad.optim import Adam
 
-from .base import LARGEST, LEARNED, check_number
+from .base import LEARNED, check_number
 
 
 class Learned:

@@ -322,11 +322,11 @@ def test_results_are_finite_at_the_ends_of_the_range_of_every_other_option(optio
     assert names
     for name in names:
         value = {"smallest": SMALLEST, "largest": LARGEST}[end]
-        if option in ("most", "eta"):
-            value = {"most": max(value, 1.0), "eta": min(value, 2.0 - SMALLEST)}[option]
-        estimator, steps = create(f"{name}:{option}={value!r}"), 1 if option == "lr" else 2
+        if option in ("most", "eta", "lr"):
+            value = {"most": max(value, 1.0), "eta": min(value, 2.0 - SMALLEST), "lr": min(value, 1.0)}[option]
+        estimator = create(f"{name}:{option}={value!r}")
         logits = logits_of(estimator.family.name, 3, np.float32)
-        for step in range(steps):
+        for step in range(2):
             logits.grad = None
             axes = tuple(range(1, logits.ndim))
             found = estimator(logits, lambda d, axes=axes: (d * d + d).sum(axis=axes), Rng(0).at(step))
@@ -337,25 +337,28 @@ def test_results_are_finite_at_the_ends_of_the_range_of_every_other_option(optio
 
 
 @pytest.mark.parametrize("make", [Backend, DevsimBackend])
-@pytest.mark.parametrize(("name", "family"), PAIRS)
-def test_logits_that_are_nan_stay_nan(name, family, make):
+@pytest.mark.parametrize(
+    ("name", "family", "bad_logit"),
+    [(*p.values, x) for p in PAIRS for x in (np.nan, np.inf) if x != np.inf or p.values[1] == "categorical"],
+)
+def test_logits_without_a_distribution_give_nan(name, family, bad_logit, make):
     """The value and all gradients of the example that has one; no other example notices."""
     estimator, backend = create(name, family=family), make()
     start = logits_of(family, 3).data.copy()
-    start[1].reshape(-1)[-1] = np.nan
+    start[1].reshape(-1)[-1] = bad_logit
     weight = Tensor(backend.to_device(WEIGHT[: start.shape[-1]].copy()), requires_grad=True)
     logits = Tensor(backend.to_device(start), requires_grad=True)
-    value = estimator(logits, lambda d: ((d * weight).sum(axis=tuple(range(1, d.ndim))) + 0.5) ** 3.0, Rng(0))
-    value.backward(backend.to_device(np.ones(3)))
+    with np.errstate(invalid="raise" if np.isnan(bad_logit) else "ignore"):  # inf − inf has a warning of its own
+        value = estimator(logits, lambda d: ((d * weight).sum(axis=tuple(range(1, d.ndim))) + 0.5) ** 3.0, Rng(0))
+        value.backward(backend.to_device(np.ones(3)))
+        d = estimator.sample(logits, Rng(0)).data if isinstance(estimator, Sampler) else value.data
     bad = np.array([False, True, False])
     np.testing.assert_array_equal(np.isnan(backend.to_host(value.data)), bad)
     assert np.isnan(backend.to_host(logits.grad)[bad]).all()
     assert np.isfinite(backend.to_host(logits.grad)[~bad]).all()
     assert np.isnan(backend.to_host(weight.grad)).all()
-    if isinstance(estimator, Sampler) and estimator.sample_count == 1:
-        d = backend.to_host(estimator.sample(logits, Rng(0)).data)
-        assert np.isnan(d[bad]).all()
-        assert np.isfinite(d[~bad]).all()
+    assert np.isnan(backend.to_host(d)[bad]).all()
+    assert np.isfinite(backend.to_host(d)[~bad]).all()
 
 
 @pytest.mark.parametrize(("name", "family"), PAIRS)
@@ -500,7 +503,7 @@ def test_logits_of_another_dtype_are_no_tensor(logits):
 
 def test_logits_without_an_axis_for_the_examples_are_refused():
     for name in CATEGORICAL:
-        with pytest.raises(ValueError, match=r"logits need a first axis, for the examples: \(B, ..., K\), got the"):
+        with pytest.raises(ValueError, match=r"logits need a first axis, for the examples, got the shape \(4,\)"):
             create(name)(Tensor(np.zeros(4), requires_grad=True), lambda d: d * 1.0, Rng(0))
 
 
@@ -690,7 +693,7 @@ def test_options_may_be_numpy_numbers():
         ("rloo:samples=999999999", None, "samples must be an integer of at least 2 and at most 10000, got 999999999"),
         ("gumbel-rao:samples=10001", None, "samples .* at most 10000"),
         ("relax:hidden=999999999", None, "hidden .* at most 10000"),
-        ("rebar:lr=1e300", None, "learning rate lr must be a number from 1e-12 to 1e.06, got 1e.300"),
+        ("rebar:lr=1e300", None, "learning rate lr must be a number from 1e-12 to 1, got 1e.300"),
         ("spsa:width=1e-40", None, "width must be a number from"),
         ("gst:gap=1e39", None, "gap, unless it is 'p', must be a number from 0 to"),
         ("st", 10**400, "tau must be a number from"),
