@@ -14,7 +14,7 @@ whatever the cost depends on (a decoder's weights, say).
     inputs    (B, ...)      optional, an array: what the logits were computed from, for a learned baseline to look at
 
 NaN stays NaN: an example with such a logit gets the value NaN, and all gradients of its value are NaN. So does one with
-a variable that has a logit of +∞, or none above −∞. Single classes at −∞ have probability 0; a mask says so better.
+a variable that has a logit of +∞, or none above −∞. Single classes at −∞ are masked; a mask says so better.
 
 Symbols of the rules: p = softmax(θ) or σ(θ), g = ∇f(D), J(q) v = q ⊙ (v − ⟨q, v⟩), S samples with the costs fₛ = f(Dₛ).
 J and ⟨·,·⟩ act within each variable by itself, unless a rule says that they run over all.
@@ -33,7 +33,7 @@ import numpy as np
 
 from minigrad import Tensor, enable_grad, grad, op
 from minigrad.backend import Array, array_module, asarray_like, to_host
-from minigrad.fused import mask_logits
+from minigrad.fused import MASKED, mask_logits
 
 from . import bernoulli, categorical
 from .enumeration import Noise
@@ -208,7 +208,7 @@ class Estimator:
         The sample, and half of the rules, would hide it: 0 > NaN is false, and so is 1 > NaN.
         """
         theta, xp = logits.data, array_module(logits.data)
-        if not theta.size or (xp is np and np.isfinite(theta.min()) and np.isfinite(theta.max())):
+        if not theta.size or (xp is np and theta.min() > 0.5 * MASKED and theta.max() < np.inf):
             return x  # a device would have to be waited for
         defined = self.family.defined(theta).reshape(len(theta), -1).all(axis=1)
         factor = xp.where(defined, 1.0, np.nan).astype(x.dtype)
@@ -338,12 +338,16 @@ class TemperedSampler(Sampler):
 
 
 def masked(logits: Tensor, mask: np.ndarray | None) -> Tensor:
-    """The logits with the classes outside the mask at probability 0; the mask is checked where it is, on the host.
+    """The logits with the classes outside the mask, and those at −∞, at probability 0, with a finite number for −∞.
 
+    The mask is checked where it is, on the host.
     TypeError for a mask that is not of booleans, ValueError for one that does not fit, or leaves a row without a class.
     """
     if logits.ndim < 1 or logits.shape[-1] < 1:
         raise ValueError(f"logits need a last axis with at least one class: (B, ..., K), got the shape {logits.shape}.")
+    theta, xp = logits.data, array_module(logits.data)
+    if theta.size and not (xp is np and theta.min() > -np.inf):  # a device would have to be waited for
+        logits = mask_logits(logits, theta != -np.inf)
     if mask is None:
         return logits
     mask = np.asarray(mask)

@@ -56,8 +56,9 @@ def sample(rng: Noise, logits: Array) -> Array:
 
 
 def defined(logits: Array) -> Array:
-    """Which variables have a distribution, booleans: their largest logit is a finite number.   (..., K) -> (...)"""
-    return array_module(logits).isfinite(logits.max(axis=-1))
+    """Which variables have a distribution, booleans: not all classes are masked, no logit is +∞.   (..., K) -> (...)"""
+    largest = logits.max(axis=-1)
+    return (largest > 0.5 * MASKED) & (largest < np.inf)  # not so for NaN
 
 
 def square(a: Array) -> Array:
