@@ -14,7 +14,8 @@ whatever the cost depends on (a decoder's weights, say).
     inputs    (B, ...)      optional, an array: what the logits were computed from, for a learned baseline to look at
 
 NaN stays NaN: an example with such a logit gets the value NaN, and all gradients of its value are NaN. So does one with
-a variable that has a logit of +∞, or none above −∞. Single classes at −∞ are masked; a mask says so better.
+a variable that has a logit of +∞, or none above −∞. Single classes at −∞ are masked, but on a device, which would have
+to be waited for: say by a mask what cannot be.
 
 Symbols of the rules: p = softmax(θ) or σ(θ), g = ∇f(D), J(q) v = q ⊙ (v − ⟨q, v⟩), S samples with the costs fₛ = f(Dₛ).
 J and ⟨·,·⟩ act within each variable by itself, unless a rule says that they run over all.
@@ -170,7 +171,6 @@ class Estimator:
             return attach_gradient(per_example(Tensor(logits.data)), logits, logits.data)
         self.inputs, seen = inputs, self._latest
         value = self.estimate(logits, per_example, rng)
-        self.inputs = None
         if seen is not None:
             self._latest = seen
         return self._undefined(logits, value)
@@ -338,15 +338,15 @@ class TemperedSampler(Sampler):
 
 
 def masked(logits: Tensor, mask: np.ndarray | None) -> Tensor:
-    """The logits with the classes outside the mask, and those at −∞, at probability 0, with a finite number for −∞.
+    """The logits with the classes outside the mask at probability 0; the mask is checked where it is, on the host.
 
-    The mask is checked where it is, on the host.
+    So are classes at −∞, on the host: 0 · ∞ is NaN in some of the rules.
     TypeError for a mask that is not of booleans, ValueError for one that does not fit, or leaves a row without a class.
     """
     if logits.ndim < 1 or logits.shape[-1] < 1:
         raise ValueError(f"logits need a last axis with at least one class: (B, ..., K), got the shape {logits.shape}.")
     theta, xp = logits.data, array_module(logits.data)
-    if theta.size and not (xp is np and theta.min() > -np.inf):  # a device would have to be waited for
+    if xp is np and theta.size and not theta.min() > -np.inf:  # a device would have to be waited for
         logits = mask_logits(logits, theta != -np.inf)
     if mask is None:
         return logits
