@@ -76,7 +76,7 @@ class Nvil(Estimator):
         if self.learned.parameters and self.learned["W1"].shape[0] != x.shape[1]:
             width = self.learned["W1"].shape[0]
             raise ValueError(
-                f"NVIL's baseline has seen inputs of width {width}, not {x.shape[1]}: create another NVIL for these."
+                f"NVIL's baseline saw inputs of width {width}, not {x.shape[1]}: create another NVIL for these."
             )
         self.learned.start(lambda: self.initial(rng.site("baseline"), x.shape[1]), like=p)
         mean, variance = on_device(self.mean, p), on_device(self.variance, p)

@@ -479,7 +479,7 @@ def test_a_learned_baseline_looks_at_the_inputs():
     found = measure(estimator, logits, cost, inputs=images)
     assert found == t.measure(estimator)
     assert found != measure(estimator, logits, cost, inputs=1.0 - images)
-    with pytest.raises(ValueError, match="NVIL's baseline has seen inputs of width 6, not"):
+    with pytest.raises(ValueError, match="NVIL's baseline saw inputs of width 6, not"):
         measure(estimator, logits[:, :, :2], lambda d, i: d.sum(axis=(1, 2)) * d[:, 0, 0] * (1.0 + i))
 
 
