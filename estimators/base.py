@@ -141,7 +141,7 @@ class Estimator:
         known = [module.name for module in self.families]
         if family not in known:
             own = f"{self.title} is for {' or '.join(known)} variables"
-            raise SettingError(f"{own}, not {family!r}: choose another estimator.")
+            raise SettingError(f"{own}, not {family!r}: choose another family or estimator.")
         self._family = family  # the name, since a module can be neither copied nor pickled
         return self
 
@@ -160,13 +160,18 @@ class Estimator:
         """cost's value for each example, (B,), with the estimator's gradient attached.
 
         ValueError if the cost's result has another shape: (B, 1), say, would broadcast silently against (B,).
-        TypeError if it is no Tensor, or has another dtype than the logits.
+        TypeError if it is no Tensor, or has another dtype than the logits. Both, too, for inputs of other examples, and
+        for logits, a mask or noise that are something else.
         """
 
         def per_example(d: Tensor) -> Tensor:
             return checked_cost(cost(d), logits.shape[:1], logits.dtype)
 
         logits = self._masked(logits, mask, rng)
+        if isinstance(inputs, Tensor):
+            raise TypeError("the inputs must be an array, not a Tensor: pass its .data.")
+        if inputs is not None and len(inputs) != len(logits):
+            raise ValueError(f"the inputs need a row for each of the {len(logits)} examples, got {len(inputs)}.")
         if not logits.size:  # no examples, or none with a variable: nothing to draw, and nothing to learn from
             return attach_gradient(per_example(Tensor(logits.data)), logits, logits.data)
         self.inputs, seen = inputs, self._latest

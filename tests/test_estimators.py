@@ -487,6 +487,14 @@ def test_a_cost_of_another_dtype_is_refused(name, family):
         create(name, family=family)(logits_of(family, 3, np.float32), lambda d: Tensor(np.ones(3)), Rng(0))
 
 
+def test_inputs_of_other_examples_are_refused():
+    call = lambda inputs: create("nvil")(logits_of("categorical", 3), one_cost, Rng(0), inputs=inputs)
+    with pytest.raises(ValueError, match="the inputs need a row for each of the 3 examples, got 4"):
+        call(np.zeros((4, 2)))
+    with pytest.raises(TypeError, match="the inputs must be an array, not a Tensor: pass its .data"):
+        call(Tensor(np.zeros((3, 2))))
+
+
 @pytest.mark.parametrize(("name", "family"), PAIRS)
 def test_noise_that_is_no_rng_is_refused(name, family):
     estimator = create(name, family=family)

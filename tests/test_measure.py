@@ -657,7 +657,7 @@ REFUSED = {
     "a name for the other family": (
         lambda: measure("disarm", L, f),
         ValueError,
-        "^DisARM / U2G is for bernoulli variables, not 'categorical': choose another estimator.$",
+        "^DisARM / U2G is for bernoulli variables, not 'categorical': choose another family or estimator.$",
     ),
     "an instance for the other family": (
         lambda: measure(create("reinmax"), L, f, family="bernoulli"),
