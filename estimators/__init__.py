@@ -106,7 +106,8 @@ def create(spec: str, tau: float | None = None, family: str | None = None, *, co
     """The estimator called `spec`: a registered name, or "name:option=value,option=value".
 
     tau: the temperature, for those that have one.  family: "categorical" or "bernoulli", the kind of its variables
-    (default: the first that it handles; `code` is the former name of this argument).  SettingError, a ValueError of one
+    (default: the first that it handles; `code` is the former name of this argument).  Temperatures lie between 1e-6 and
+    1e6, which both dtypes can divide by; numbers of samples and of hidden units go up to 10,000.  SettingError, a ValueError of one
     sentence, for an unknown name or option, a value out of range, a temperature given to an estimator without one, or
     variables that it does not handle. TypeError for a name that is no string.
     """

@@ -152,7 +152,7 @@ class DisARM(ARM):
 
 
 class ARMS(_Antithetic):
-    """samples: S ≥ 2."""
+    """samples: S from 2 to 10,000."""
 
     title = "ARMS, antithetic REINFORCE with multiple samples"
     paper = "Dimitriev & Zhou 2021"

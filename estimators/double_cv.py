@@ -41,7 +41,7 @@ def double_cv_gradient(p: Array, bs: Array, costs: Array, gs: Array, alpha: Arra
 
 
 class DoubleCV(Estimator):
-    """samples: S ≥ 2.  lr: of the Adam that trains α, from 0, to lower the variance."""
+    """samples: S from 2 to 10,000.  lr: of the Adam that trains α, from 0, to lower the variance."""
 
     title = "Double control variates"
     paper = "Titsias & Shi 2022"

@@ -171,7 +171,7 @@ class ReinforceMinimumVariance(Estimator):
 
 
 class Rloo(Estimator):
-    """samples: S ≥ 2."""
+    """samples: S from 2 to 10,000."""
 
     title = "RLOO"
     paper = "Kool, van Hoof & Welling 2019"
