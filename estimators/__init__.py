@@ -107,9 +107,10 @@ def create(spec: str, tau: float | None = None, family: str | None = None, *, co
 
     tau: the temperature, for those that have one.  family: "categorical" or "bernoulli", the kind of its variables
     (default: the first that it handles; `code` is the former name of this argument).  Temperatures lie between 1e-6 and
-    1e6, which both dtypes can divide by; numbers of samples and of hidden units go up to 10,000.  SettingError, a ValueError of one
-    sentence, for an unknown name or option, a value out of range, a temperature given to an estimator without one, or
-    variables that it does not handle. TypeError for a name that is no string.
+    1e6, which both dtypes can divide by; numbers of samples and of hidden units go up to 10,000.
+
+    SettingError, a ValueError of one sentence, for an unknown name or option, a value out of range, a temperature given
+    to an estimator without one, or variables that it does not handle. TypeError for a name that is no string.
     """
     if not isinstance(spec, str):
         raise TypeError(f"an estimator is created by its name, like 'reinmax' or 'rloo:samples=4', got {spec!r}.")

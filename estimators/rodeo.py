@@ -78,7 +78,8 @@ class Rodeo(Estimator):
     r = 1 + |fₜ|: as published, the net sees each other sample by itself. It has one hidden layer. Its last layer
     starts at 0, so that h starts as the mean of the linearised costs less their values.
 
-    samples: S from 2 to 10,000.  hidden: units of the net.  lr: of the Adam that trains it with α and β, from 0, on the variance.
+    samples: S from 2 to 10,000.  hidden: units of the net.  lr: of the Adam that trains it with α and β, from 0, on the
+    variance.
     """
 
     title = "RODEO"

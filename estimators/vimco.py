@@ -42,8 +42,9 @@ def vimco_gradient(p: Array, ds: Array, costs: Array) -> Array:
 
 
 class Vimco(Estimator):
-    """samples: S from 2 to 10,000.  The value is −L̂, no sum of single costs: a model has to put everything that depends on the
-    sample into the cost (see `models.vae`), because the KL divergence has no place of its own in this bound."""
+    """samples: S from 2 to 10,000.  The value is −L̂, no sum of single costs: a model has to put everything that
+    depends on the sample into the cost (see `models.vae`), because the KL divergence has no place of its own in this
+    bound."""
 
     title = "VIMCO"
     paper = "Mnih & Rezende 2016"

@@ -80,15 +80,15 @@ def steps_of(name):
     return 1 if name in ("nvil", "relax", "lax") else 2
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-9), (np.float32, 2e-3)], ids=["float64", "float32"])
 @pytest.mark.parametrize(("name", "family"), pairs(lambda e: e.family.name == "categorical"))
-def test_a_constant_in_the_logits_changes_nothing(name, family, dtype, tolerance):
-    logits, plain = theta(family, dtype), lambda rng: rng
-    expected = estimates(name, family, logits, cost, plain, steps_of(name))
-    for constant in (60.0, 300.0, -300.0):
-        found = estimates(name, family, logits + dtype(constant), cost, plain, steps_of(name))
-        for a, b in zip(found, expected, strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+def test_a_constant_in_the_logits_changes_nothing(name, family):
+    for dtype, tolerance in ((np.float64, 1e-9), (np.float32, 2e-3)):
+        logits, plain = theta(family, dtype), lambda rng: rng
+        expected = estimates(name, family, logits, cost, plain, steps_of(name))
+        for constant in (60.0, 300.0, -300.0):
+            found = estimates(name, family, logits + dtype(constant), cost, plain, steps_of(name))
+            for a, b in zip(found, expected, strict=True):
+                np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
 
 
 @pytest.mark.parametrize(("name", "family"), pairs(lambda e: e.threshold > 0))
