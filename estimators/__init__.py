@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable
@@ -105,19 +106,27 @@ def create(spec: str, tau: float | None = None, family: str | None = None, *, co
     """The estimator called `spec`: a registered name, or "name:option=value,option=value".
 
     tau: the temperature, for those that have one.  family: "categorical" or "bernoulli", the kind of its variables
-    (default: the first that it handles; `code` is the former name of this argument).  SettingError, a ValueError of one
-    sentence, for an unknown name or option, a value out of range, a temperature given to an estimator without one, or
-    variables that it does not handle.
+    (default: the first that it handles; `code` is the former name of this argument).  Temperatures lie between 1e-6 and
+    1e6, which both dtypes can divide by; numbers of samples and of hidden units go up to 10,000.
+
+    SettingError, a ValueError of one sentence, for an unknown name or option, a value out of range, a temperature given
+    to an estimator without one, or variables that it does not handle. TypeError for a name that is no string.
     """
+    if not isinstance(spec, str):
+        raise TypeError(f"an estimator is created by its name, like 'reinmax' or 'rloo:samples=4', got {spec!r}.")
     name, _, text = spec.partition(":")
     if name not in ESTIMATORS:
-        raise SettingError(f"unknown estimator {name!r}; the known ones are {', '.join(ESTIMATORS)}.")
+        close = difflib.get_close_matches(name.lower().replace("_", "-"), ESTIMATORS, n=1)
+        meant = f", did you mean {close[0]!r}?" if close else ";"
+        raise SettingError(f"unknown estimator {name!r}{meant} the known ones are {', '.join(ESTIMATORS)}.")
     known = _options(ESTIMATORS[name])
     options: dict[str, float | str] = {} if tau is None else {"tau": tau}
     for item in filter(None, text.split(",")):
         key, _, written = (part.strip() for part in item.partition("="))
+        if not (key and written):
+            raise SettingError(f"{item!r} is no option of the estimator {name}: write option=value.")
         if key in options:
-            raise SettingError(f"the option {key!r} of the estimator {name} is given twice.")
+            raise SettingError(f"the option {key!r} of the estimator {name} is given twice: leave one out.")
         options[key] = _number(written)
     for key, value in options.items():
         if key not in known:

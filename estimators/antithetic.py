@@ -13,7 +13,7 @@ from minigrad.fused import TINY
 from minigrad.ops import stable_sigmoid, stack
 
 from . import bernoulli
-from .base import NO_BASELINE, Cost, Estimator, attach_gradient, check_samples, scale_per_example
+from .base import NO_BASELINE, Cost, Estimator, attach_gradient, check_count, scale_per_example
 from .enumeration import Noise
 
 
@@ -75,8 +75,9 @@ def arms_gradient(p: Array, bs: Array, costs: Array) -> Array:
     """ARMS, antithetic REINFORCE with multiple samples (Dimitriev & Zhou 2021, theorem 1 and eq. 9).
 
     Estimates    ∇ₐ E f(b)  from S ≥ 2 dependent samples
-    Derivation   RLOO's sum (1/(S−1)) Σₛ (fₛ − f̄)(bₛ − p) has for independent samples the right mean. Two samples with
-                 correlation ρ = (P(both 1) − p²)/(p(1 − p)) shrink it by 1 − ρ, one and the same factor for every pair:
+    Derivation   RLOO's sum (1/(S−1)) Σₛ (fₛ − f̄)(bₛ − p), f̄ the mean of fₛ = f(bₛ), has the right mean if the samples
+                 are independent. Two with the correlation ρ = (P(both 1) − p²)/(p(1 − p)) shrink it by 1 − ρ, one and
+                 the same factor for every pair:
                  da = (1/(S−1)) Σₛ (fₛ − f̄)(bₛ − p) / (1 − ρ)
                  The Dirichlet copula has P(uᵢ < x, uⱼ < x) = max(2x^(1/(S−1)) − 1, 0)^(S−1). It is used for the rarer
                  value, q = min(p, 1 − p), and 1 − ρ = (q − P(both))/(p(1 − p)) = (1 − P(both)/q)/(1 − q), where
@@ -151,7 +152,7 @@ class DisARM(ARM):
 
 
 class ARMS(_Antithetic):
-    """samples: S ≥ 2."""
+    """samples: S from 2 to 10,000."""
 
     title = "ARMS, antithetic REINFORCE with multiple samples"
     paper = "Dimitriev & Zhou 2021"
@@ -159,7 +160,7 @@ class ARMS(_Antithetic):
     randomness = "noise"
 
     def __init__(self, samples: int = 4) -> None:
-        self.samples = self.sample_count = check_samples(samples, least=2)
+        self.samples = self.sample_count = check_count("samples", samples, 2)
 
     def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         xp, p = array_module(logits.data), self.family.probability(logits.data)

@@ -13,12 +13,18 @@ whatever the cost depends on (a decoder's weights, say).
                             and gradient exactly 0. ValueError if a row has no class left. Categorical only.
     inputs    (B, ...)      optional, an array: what the logits were computed from, for a learned baseline to look at
 
+NaN stays NaN: an example with such a logit gets the value NaN, and all gradients of its value are NaN. So does one with
+a variable that has a logit of +∞, or none above −∞. Single classes at −∞ are masked, but on a device, which would have
+to be waited for: say by a mask what cannot be.
+
+Symbols of the rules: p = softmax(θ) or σ(θ), g = ∇f(D), J(q) v = q ⊙ (v − ⟨q, v⟩), S samples with the costs fₛ = f(Dₛ).
+J and ⟨·,·⟩ act within each variable by itself, unless a rule says that they run over all.
+
 A score function weighs every variable's D − p by the one cost of its example.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from numbers import Integral, Real
 from types import ModuleType
@@ -27,8 +33,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from minigrad import Tensor, enable_grad, grad, op
-from minigrad.backend import Array, asarray_like, to_host
-from minigrad.fused import mask_logits
+from minigrad.backend import Array, array_module, asarray_like, to_host
+from minigrad.fused import MASKED, mask_logits
 
 from . import bernoulli, categorical
 from .enumeration import Noise
@@ -37,6 +43,9 @@ Cost = Callable[[Tensor], Tensor]  # d -> (B,)
 Family = ModuleType  # `categorical` or `bernoulli`
 
 NO_BASELINE = "without a baseline the noise is that of the whole cost, and all samples can become equally likely"
+
+SMALLEST, LARGEST = 1e-6, 1e6  # the settings that both dtypes can divide by and multiply with
+MOST_SAMPLES = 10_000
 
 LEARNED = "learned."  # how the names of an estimator's own parameters begin in its state
 
@@ -71,7 +80,8 @@ class Estimator:
     title = ""  # its name in words
     paper = ""  # where it was published
     objective = "E f(D)"  # what it estimates the gradient of
-    exact_for = ""  # the costs for which its expectation is that gradient: "all", "quadratic", "linear", "none"
+    exact_for = ""  # the costs for which its expectation is that gradient: "all", "none", those that are "quadratic" or
+    # "linear" in each variable, the others fixed, or "separable": sums of quadratic functions of one variable each
     families: tuple[Family, ...] = (categorical, bernoulli)  # the variables it handles; the first is the default
     warning = ""  # why it may not train a model with discrete variables, if so
 
@@ -130,7 +140,8 @@ class Estimator:
         """This estimator for the variables called `family`, "categorical" or "bernoulli"; ValueError if it has none."""
         known = [module.name for module in self.families]
         if family not in known:
-            raise SettingError(f"{self.title} is for {' or '.join(known)} variables, not {family!r}.")
+            own = f"{self.title} is for {' or '.join(known)} variables"
+            raise SettingError(f"{own}, not {family!r}: choose another family or estimator.")
         self._family = family  # the name, since a module can be neither copied nor pickled
         return self
 
@@ -149,29 +160,25 @@ class Estimator:
         """cost's value for each example, (B,), with the estimator's gradient attached.
 
         ValueError if the cost's result has another shape: (B, 1), say, would broadcast silently against (B,).
-        TypeError if it is no Tensor.
+        TypeError if it is no Tensor, or has another dtype than the logits. Both, too, for inputs of other examples, and
+        for logits, a mask or noise that are something else.
         """
 
         def per_example(d: Tensor) -> Tensor:
-            f = cost(d)
-            if not isinstance(f, Tensor):
-                raise TypeError(f"the cost must give a Tensor, but it gave {type(f).__name__}.")
-            if f.shape != logits.shape[:1]:
-                raise ValueError(
-                    f"the cost must give one value per example, {logits.shape[:1]}, but it gave {f.shape}."
-                )
-            return f
+            return checked_cost(cost(d), logits.shape[:1], logits.dtype)
 
-        self.inputs, seen = inputs, self._latest
-        logits = self._masked(logits, mask)
-        if not logits.ndim:
-            raise ValueError("logits need a first axis, for the examples, got the shape ().")
+        logits = self._masked(logits, mask, rng)
+        if isinstance(inputs, Tensor):
+            raise TypeError("the inputs must be an array, not a Tensor: pass its .data.")
+        if inputs is not None and len(inputs) != len(logits):
+            raise ValueError(f"the inputs need a row for each of the {len(logits)} examples, got {len(inputs)}.")
         if not logits.size:  # no examples, or none with a variable: nothing to draw, and nothing to learn from
             return attach_gradient(per_example(Tensor(logits.data)), logits, logits.data)
+        self.inputs, seen = inputs, self._latest
         value = self.estimate(logits, per_example, rng)
         if seen is not None:
             self._latest = seen
-        return value
+        return self._undefined(logits, value)
 
     def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         """What a subclass defines: as `__call__`, (B,) with the gradient attached, after the checks and the mask."""
@@ -186,14 +193,31 @@ class Estimator:
         """
         raise ValueError(f"{self.title} {CANNOT_CHOOSE}")
 
-    def _masked(self, logits: Tensor, mask: np.ndarray | None) -> Tensor:
+    def _masked(self, logits: Tensor, mask: np.ndarray | None, rng: Noise) -> Tensor:
         if not isinstance(logits, Tensor):
-            raise TypeError(f"the logits must be a Tensor, got {type(logits).__name__}.")
+            got = type(logits).__name__
+            raise TypeError(f"the logits must be a Tensor, got {got}: pass Tensor(logits, requires_grad=True).")
+        if not hasattr(rng, "site"):
+            raise TypeError(f"the noise must come from a minigrad.Rng, got {type(rng).__name__}: pass Rng(seed).")
         if self.family is categorical:
-            return masked(logits, mask)
-        if mask is not None:
+            logits = masked(logits, mask)
+        elif mask is not None:
             raise ValueError("a mask takes classes away; a bit has none to spare: leave the mask out.")
+        if logits.ndim < (2 if self.family is categorical else 1):
+            raise ValueError(f"logits need a first axis, for the examples, got the shape {logits.shape}.")
         return logits
+
+    def _undefined(self, logits: Tensor, x: Tensor) -> Tensor:
+        """x (B, ...), times NaN for each example of which a variable has no distribution: its gradients are NaN, too.
+
+        The sample, and half of the rules, would hide it: 0 > NaN is false, and so is 1 > NaN.
+        """
+        theta, xp = logits.data, array_module(logits.data)
+        if not theta.size or (xp is np and theta.min() > 0.5 * MASKED and theta.max() < np.inf):
+            return x  # a device would have to be waited for
+        defined = self.family.defined(theta).reshape(len(theta), -1).all(axis=1)
+        factor = xp.where(defined, 1.0, np.nan).astype(x.dtype)
+        return x * factor.reshape(len(theta), *(1,) * (x.ndim - 1))
 
     def check_size(self, variables: int, categories: int) -> None:
         """SettingError if the estimator cannot handle so many variables of so many categories."""
@@ -230,7 +254,7 @@ class Estimator:
         """ValueError if the state belongs to another estimator."""
         own = {name: value for name, value in state.items() if not name.startswith(LEARNED)}
         if own.keys() != set(self.state) or (len(own) < len(state) and self.learned is None):
-            raise ValueError("the saved estimator state belongs to another estimator.")
+            raise ValueError(f"the saved state belongs to another estimator than {self.title}: load it into that one.")
         for name, value in own.items():
             setattr(self, name, value[()] if value.ndim == 0 else value)
         self._latest = None
@@ -247,7 +271,8 @@ class Sampler(Estimator):
 
     def sample(self, logits: Tensor, rng: Noise, mask: np.ndarray | None = None) -> Tensor:
         """A sample shaped like the logits; gradients that arrive at it continue to the logits by the rule."""
-        return self.draw(self._masked(logits, mask), rng)
+        logits = self._masked(logits, mask, rng)
+        return self._undefined(logits, self.draw(logits, rng))
 
     def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         """What a subclass defines: as `sample`, shaped like the logits, after the mask."""
@@ -278,38 +303,66 @@ def cost_and_gradient(cost: Cost, point: Array) -> tuple[Tensor, Array]:
     with enable_grad():
         z = Tensor(point, requires_grad=True)
         f = cost(z)
+        if not f.requires_grad:  # a cost that does not depend on the point
+            return f, array_module(point).zeros_like(point)
         return f, grad(f.sum(), [z], keep=True)[0]
 
 
-class TemperedSampler(Sampler):
-    """A sampler with a temperature. tau: positive and finite (ValueError)."""
+def checked_cost(f: object, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+    """What a cost gave. TypeError unless it is a Tensor of this dtype, ValueError unless it has this shape, (B,)."""
+    if not isinstance(f, Tensor):
+        raise TypeError(f"the cost must give a Tensor, but it gave {type(f).__name__}: compute it from d by ops.")
+    if f.shape != shape:
+        raise ValueError(
+            f"the cost must give one value per example, {shape}, but it gave {f.shape}: sum over the other axes of d."
+        )
+    if f.dtype != dtype:
+        raise TypeError(f"the cost must give {dtype}, as the logits are, but it gave {f.dtype}: convert what is in it.")
+    return f
 
-    min_tau = 0.0  # no temperature may be below this one
+
+class TemperedSampler(Sampler):
+    """A sampler with a temperature. tau: from 1e-6 to 1e6 (ValueError)."""
+
+    min_tau = SMALLEST  # no temperature may be below this one
 
     def __init__(self, tau: float = 1.0) -> None:
-        self.tau = check_tau(tau)
-        if self.tau < self.min_tau:
-            raise SettingError(f"{self.title} needs a temperature of at least {self.min_tau:g}, got {tau}.")
+        self.tau = tau
         if tau != 1.0 and self.support == "hard":
             self.exact_for = "none"  # a temperature trades what exactness there is for less variance
+
+    @property
+    def tau(self) -> float:
+        return self._tau
+
+    @tau.setter
+    def tau(self, tau: float) -> None:
+        self._tau = check_tau(tau)
+        if self._tau < self.min_tau:
+            raise SettingError(f"{self.title} needs a temperature of at least {self.min_tau:g}, got {tau}.")
 
 
 def masked(logits: Tensor, mask: np.ndarray | None) -> Tensor:
     """The logits with the classes outside the mask at probability 0; the mask is checked where it is, on the host.
 
+    So are classes at −∞, on the host: 0 · ∞ is NaN in some of the rules.
     TypeError for a mask that is not of booleans, ValueError for one that does not fit, or leaves a row without a class.
     """
     if logits.ndim < 1 or logits.shape[-1] < 1:
-        raise ValueError(f"logits need a last axis with at least one class, got the shape {logits.shape}.")
+        raise ValueError(f"logits need a last axis with at least one class: (B, ..., K), got the shape {logits.shape}.")
+    theta, xp = logits.data, array_module(logits.data)
+    if xp is np and theta.size and not theta.min() > -np.inf:  # a device would have to be waited for
+        logits = mask_logits(logits, theta != -np.inf)
     if mask is None:
         return logits
     mask = np.asarray(mask)
     if mask.dtype != bool:
-        raise TypeError(f"the mask must be booleans (True = the class exists), got {mask.dtype}.")
+        raise TypeError(f"the mask must be booleans, True where the class exists, got {mask.dtype}: use mask != 0.")
     try:
         spread = np.broadcast_to(mask, logits.shape)
     except ValueError:
-        raise ValueError(f"a mask of shape {mask.shape} does not fit logits of shape {logits.shape}.") from None
+        found = f"a mask of shape {mask.shape} does not fit logits of shape {logits.shape}"
+        raise ValueError(f"{found}: give it that shape, or one that broadcasts to it.") from None
     if not spread.any(axis=-1).all():
         raise ValueError("the mask leaves a row without any class; every row needs at least one True.")
     return mask_logits(logits, asarray_like(mask, logits.data))
@@ -324,7 +377,7 @@ class AveragedSampler(TemperedSampler):
 
     def __init__(self, tau: float = 1.0, samples: int = 10) -> None:
         super().__init__(tau)
-        self.samples = check_samples(samples, least=1)
+        self.samples = check_count("samples", samples, 1)
 
     def exponential(self, logits: Tensor, rng: Noise) -> Array:
         """Exp(1), (S, ..., K), what `conditional_gumbel` makes its draws of."""
@@ -337,14 +390,14 @@ class DecoupledSampler(Sampler):
     D ~ Cat(softmax(θ/τ_f)): **the forward distribution changes**, so whatever else depends on it (a KL term, an
     evaluation) must use the logits `logit_scale`·θ, logit_scale = 1/τ_f.
 
-    tau_f, tau_b: positive and finite (ValueError).
+    tau_f, tau_b: from 1e-6 to 1e6 (ValueError).
     """
 
     objective = "E f(D), D ~ softmax(θ/τ_f)"
     exact_for = "none"
 
     def __init__(self, tau_f: float, tau_b: float) -> None:
-        self.tau_f, self.tau_b = check_tau(tau_f), check_tau(tau_b)
+        self.tau_f, self.tau_b = check_tau(tau_f, "tau_f"), check_tau(tau_b, "tau_b")
         self.logit_scale = 1.0 / self.tau_f
 
 
@@ -358,32 +411,30 @@ def exponential_mean(decay: float, old: Array, new: Array) -> Array:
     return decay * on_device(old, new) + (1.0 - decay) * new
 
 
-def check_tau(tau: float) -> float:
-    """A temperature as a float; SettingError unless it is positive and finite."""
-    if not (isinstance(tau, Real) and math.isfinite(tau) and tau > 0):
-        raise SettingError(f"the temperature tau must be positive and finite, got {tau}.")
-    return float(tau)
+def check_tau(tau: float, name: str = "tau") -> float:
+    """A temperature as a float; SettingError unless it is from 1e-6 to 1e6, what every dtype can divide by."""
+    return check_number(f"the temperature {name}", tau, SMALLEST, LARGEST)
 
 
-def check_positive(name: str, value: float) -> float:
-    """The value as a float; SettingError, with its name, unless it is positive and finite."""
-    if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
-        raise SettingError(f"{name} must be positive and finite, got {value!r}.")
+def check_number(name: str, value: float | str, least: float, most: float) -> float:
+    """The value as a float; SettingError, with its name, unless it is a number from `least` to `most`."""
+    if not (isinstance(value, Real) and least <= value <= most):  # not so for NaN
+        raise SettingError(f"{name} must be a number from {least:g} to {most:g}, got {value!r}.")
     return float(value)
 
 
 def check_decay(decay: float) -> float:
     """The factor of an exponential mean; SettingError outside [0, 1)."""
     if not (isinstance(decay, Real) and 0.0 <= decay < 1.0):
-        raise SettingError(f"decay must be at least 0 and below 1, got {decay}.")
+        raise SettingError(f"decay must be a number of at least 0 and below 1, got {decay!r}.")
     return float(decay)
 
 
-def check_samples(samples: int, least: int, name: str = "samples") -> int:
-    """A count; SettingError unless it is an integer of at least `least`."""
-    if not isinstance(samples, Integral) or samples < least:
-        raise SettingError(f"{name} must be an integer of at least {least}, got {samples}.")
-    return int(samples)
+def check_count(name: str, value: int, least: int, most: int = MOST_SAMPLES) -> int:
+    """A count; SettingError, with its name, unless it is an integer from `least` to `most`."""
+    if not isinstance(value, Integral) or not least <= value <= most:
+        raise SettingError(f"{name} must be an integer of at least {least} and at most {most}, got {value!r}.")
+    return int(value)
 
 
 def leave_one_out_mean(x: Array) -> Array:

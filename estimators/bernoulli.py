@@ -43,6 +43,11 @@ def sample(rng: Noise, logits: Array) -> Array:
     return rng.bernoulli(logits)
 
 
+def defined(logits: Array) -> Array:
+    """Which bits have a distribution, booleans: a logit may be infinite, but not NaN."""
+    return ~array_module(logits).isnan(logits)
+
+
 def square(a: Array) -> Array:
     """‖a‖² of each variable."""
     return a * a
@@ -72,13 +77,17 @@ def outcome_probability(p: Array, outcomes: Array) -> Array:
     return q
 
 
-def local_outcomes(d: Array) -> Iterator[tuple[int, int, Array]]:
-    """For each bit l and each value k: (l, k, D with bit l set to k).   D (B, ...)"""
-    L, _ = sizes(d.shape)
-    for l, k in itertools.product(range(L), range(2)):
+def local_outcomes(d: Array) -> Iterator[tuple[int, Array, Array]]:
+    """For each bit l: (l, the value that it does not have, D with it).   D (B, ...)
+
+    ->   the value as booleans (B, 2), [0, 1] in this order;  a new D (B, ...)
+    """
+    xp, (L, _) = array_module(d), sizes(d.shape)
+    for l in range(L):
         moved = d.copy()
-        moved.reshape(len(d), -1)[:, l] = float(k)
-        yield l, k, moved
+        flat = moved.reshape(len(d), -1)
+        flat[:, l] = 1.0 - flat[:, l]
+        yield l, xp.stack([flat[:, l] == 0, flat[:, l] > 0], axis=-1), moved
 
 
 def local_vjp(p: Array, costs: Array) -> Array:

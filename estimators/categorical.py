@@ -22,6 +22,7 @@ __all__ = [
     "conditional_gumbel",
     "conditional_jvp",
     "conditional_vjp",
+    "defined",
     "harden",
     "inner",
     "local_outcomes",
@@ -52,6 +53,12 @@ def sizes(shape: Shape) -> tuple[int, int]:
 def sample(rng: Noise, logits: Array) -> Array:
     """D ~ Cat(p), shaped like the logits."""
     return rng.one_hot(logits)
+
+
+def defined(logits: Array) -> Array:
+    """Which variables have a distribution, booleans: not all classes are masked, no logit is +∞.   (..., K) -> (...)"""
+    largest = logits.max(axis=-1)
+    return (largest > 0.5 * MASKED) & (largest < np.inf)  # not so for NaN
 
 
 def square(a: Array) -> Array:
@@ -85,15 +92,17 @@ def outcome_probability(p: Array, outcomes: Array) -> Array:
     return q
 
 
-def local_outcomes(d: Array) -> Iterator[tuple[int, int, Array]]:
-    """For each variable l and each class k: (l, k, D with variable l set to eₖ).   D (B, ..., K)"""
-    L, K = sizes(d.shape)
-    for l, k in itertools.product(range(L), range(K)):
+def local_outcomes(d: Array) -> Iterator[tuple[int, Array, Array]]:
+    """For each variable l, K − 1 times another of the classes that it does not have: (l, which one, D with it).
+
+    D (B, ..., K)   ->   the class as booleans (B, K), a new D (B, ..., K)
+    """
+    xp, (L, K) = array_module(d), sizes(d.shape)
+    for l, shift in itertools.product(range(L), range(1, K)):
         moved = d.copy()
         flat = moved.reshape(-1, L, K)
-        flat[:, l] = 0.0
-        flat[:, l, k] = 1.0
-        yield l, k, moved
+        flat[:, l] = xp.roll(flat[:, l], shift, axis=-1)
+        yield l, flat[:, l] > 0, moved
 
 
 def local_vjp(p: Array, costs: Array) -> Array:
@@ -120,7 +129,7 @@ def harden(z: Array) -> Array:
 
 
 def conditional_gumbel(logits: Array, onehot: Array, exponential: Array) -> Array:
-    """Q = θ + G given that argmax(θ + G) = D   (Paulus, Maddison & Krause 2021, eq. 7).
+    """Q = θ + G given that argmax(θ + G) = D   (Paulus, Maddison & Krause 2021, eq. 9).
 
     logits θ, onehot D (..., K);  exponential E (S, ..., K), iid Exp(1)   ->   Q (S, ..., K)
 

@@ -28,8 +28,8 @@ def darn(logits, b):
     Derivation   REINFORCE with the baseline f(½), expanded to first order at the sample,  f(½) ≈ f(b) + f'(b)(½ − b):
                  da = f'(b)(b − ½)(b − p) = ½ f'(b) |b − p|
                  and |b − p| = 1 − p_b, one minus the probability of the value drawn.
-    Exact when   f is quadratic in the bits, jointly over all of them: then the error of the expansion is the same for
-                 b = 0 and 1. It is ReinMax (τ = 1) and ZGR for a variable of two classes.
+    Exact when   f is quadratic in each bit, the others fixed: then the error of the expansion is the same for b = 0
+                 and 1. It is ReinMax (τ = 1) and ZGR for a variable of two classes.
     Costs        one evaluation of f and its gradient.
 
     logits, b (...)   ->   b, with gradients towards the logits
@@ -42,8 +42,8 @@ def darn_half_gradient(p: Array, b: Array, half_g: Array) -> Array:
 
     Derivation   f(b) − f(½) ≈ f'(½)(b − ½), so
                  da = f'(½)(b − ½)(b − p) = ½ f'(½) |b − p|,    whose mean is p(1 − p) f'(½)
-    Exact when   f is quadratic and has no products of two bits: with products f'(½) stands for the other bits at ½,
-                 not for their means.
+    Exact when   f is a sum of quadratic functions of one bit each ("separable"): with products of two bits f'(½)
+                 stands for the other bits at ½, not for their means.
     Costs        two evaluations of f and its gradient at ½.
     Differs      from the formula as printed, a baseline f(½) + f'(½)(b − ½) whose mean is not added back: what that
                  leaves has expectation 0 for every such quadratic, and no use.
@@ -66,7 +66,7 @@ class Darn(Sampler):
             raise SettingError(f"expand_at must be sample or half, got {expand_at!r}.")
         self.expand_at = expand_at
         if expand_at == "half":
-            self.exact_for, self.evaluations, self.single_sample = "linear", "2", False
+            self.exact_for, self.evaluations, self.single_sample = "separable", "2", False
 
     def count_evaluations(self, variables: int, categories: int, call: int = 0) -> int:
         return 1 if self.expand_at == "sample" else 2
@@ -74,7 +74,7 @@ class Darn(Sampler):
     def sample(self, logits: Tensor, rng: Noise, mask: np.ndarray | None = None) -> Tensor:
         if self.expand_at == "half":
             raise ValueError(
-                "DARN expanded at ½ evaluates the cost there: call it with the cost, it cannot be sampled."
+                "DARN expanded at ½ evaluates the cost there and cannot be sampled: call it with the cost."
             )
         return super().sample(logits, rng, mask)
 

@@ -11,7 +11,7 @@ from .base import (
     Cost,
     Estimator,
     attach_gradient,
-    check_samples,
+    check_count,
     cost_and_gradient,
     leave_one_out_mean,
     scale_per_example,
@@ -21,11 +21,12 @@ from .learned import Learned, squared_norm_gradient
 
 
 def double_cv_gradient(p: Array, bs: Array, costs: Array, gs: Array, alpha: Array) -> tuple[Array, Array]:
-    """Double control variates (Titsias & Shi 2022, eq. 9).   b₁ … b_S independent, gₛ = ∇f(bₛ).
+    """Double control variates (Titsias & Shi 2022, eq. 9).   b₁ … b_S independent, fₛ = f(bₛ), gₛ = ∇f(bₛ).
 
     Estimates    ∇ₐ E f(b)
-    Derivation   g₋ₛ, the mean gradient at the other samples, does not depend on bₛ, so cₛ = α⟨g₋ₛ, bₛ − p⟩ has mean 0
-                 and E[cₛ (bₛ − p)] = α p(1 − p) g₋ₛ exactly. With v = f + c in RLOO, and that mean given back:
+    Derivation   g₋ₛ, the mean gradient at the other samples, does not depend on bₛ, so cₛ = α⟨g₋ₛ, bₛ − p⟩, the inner
+                 product running over all bits, has mean 0 and E[cₛ (bₛ − p)] = α p(1 − p) g₋ₛ exactly. With
+                 vₛ = fₛ + cₛ in RLOO, and that mean given back (ḡ is the mean of all gₛ):
                  da = (1/S) Σₛ (vₛ − (1/(S−1)) Σ_{t≠s} vₜ)(bₛ − p) − α p(1 − p) ḡ
     Exact when   always; α = 0 is RLOO. For a linear f and α = −1 it has no variance.
     Costs        S evaluations of f and their gradients.
@@ -40,7 +41,7 @@ def double_cv_gradient(p: Array, bs: Array, costs: Array, gs: Array, alpha: Arra
 
 
 class DoubleCV(Estimator):
-    """samples: S ≥ 2.  lr: of the Adam that trains α, from 0, to lower the variance."""
+    """samples: S from 2 to 10,000.  lr: of the Adam that trains α, from 0, to lower the variance."""
 
     title = "Double control variates"
     paper = "Titsias & Shi 2022"
@@ -52,7 +53,7 @@ class DoubleCV(Estimator):
     learned: Learned
 
     def __init__(self, samples: int = 2, lr: float = 1e-2) -> None:
-        self.samples = self.sample_count = check_samples(samples, least=2)
+        self.samples = self.sample_count = check_count("samples", samples, 2)
         self.learned = Learned(lr)
 
     def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:

@@ -39,7 +39,7 @@ class Given:
 
     def one_hot(self, logits: Array) -> Array:
         if not self._samples:
-            raise ValueError("more samples are drawn than were given: an estimator of one sample draws one.")
+            raise ValueError("more samples are drawn than were given: give one array for each draw.")
         return asarray_like(self._samples.pop(0), logits)
 
     bernoulli = one_hot
@@ -49,7 +49,7 @@ class Given:
 
     def _drawn(self, name):
         if self._rng is None:
-            raise AttributeError(f"no {name} noise was given")
+            raise AttributeError(f"no {name} noise was given: pass an rng, too.")
         return getattr(self._rng, name)
 
     def __getattr__(self, name: str) -> Any:

@@ -10,7 +10,17 @@ from minigrad.backend import Array, array_module, asarray_like
 from minigrad.ops import stack
 
 from . import categorical
-from .base import Cost, Estimator, Family, SettingError, attach_gradient, check_positive, scale_per_example
+from .base import (
+    LARGEST,
+    SMALLEST,
+    Cost,
+    Estimator,
+    Family,
+    SettingError,
+    attach_gradient,
+    check_number,
+    scale_per_example,
+)
 from .enumeration import Noise
 
 LIMIT = 16384  # joint outcomes
@@ -102,7 +112,7 @@ class Exact(Estimator):
 
 
 class FiniteDifferences(Exact):
-    """step: h > 0. ValueError when there are more than 16,384 joint outcomes."""
+    """step: h, from 1e-6 to 1e6. ValueError when there are more than 16,384 joint outcomes."""
 
     title = "Finite differences of the expectation"
     paper = "the definition of the derivative"
@@ -110,7 +120,7 @@ class FiniteDifferences(Exact):
     sums_to_zero = False  # but for its error
 
     def __init__(self, step: float = 1e-2) -> None:
-        self.step = check_positive("step", step)
+        self.step = check_number("step", step, SMALLEST, LARGEST)
 
     def gradient(self, logits: Array, outcomes: Array, costs: Array) -> tuple[Array, Array]:
         q = self.family.outcome_probability(self.family.probability(logits), outcomes)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 from minigrad import Tensor, op
 from minigrad.backend import Array, array_module
 from minigrad.fused import inner, softmax_array, softmax_vjp
 from minigrad.random import argmax_one_hot
 
 from . import categorical
-from .base import SettingError, TemperedSampler
+from .base import LARGEST, TemperedSampler, check_number
 from .enumeration import Noise
 
 
@@ -88,7 +86,7 @@ def gapped_straight_through(logits, onehot, *, gap=1.0, tau=1.0, consistent=True
 
 
 class GappedStraightThrough(TemperedSampler):
-    """gap: a number ≥ 0, or "p" (else ValueError).
+    """gap: a number from 0 to 1e6, or "p" (else ValueError).
 
     For the ablation of its three properties: consistent=0 leaves θ as it is (which is straight-through), gap=0 keeps
     the consistency only, detached=0 differentiates the perturbation (but not the gap of "p").
@@ -103,9 +101,7 @@ class GappedStraightThrough(TemperedSampler):
         self, tau: float = 1.0, gap: float | str = 1.0, consistent: bool = True, detached: bool = True
     ) -> None:
         super().__init__(tau)
-        if gap != "p" and not (isinstance(gap, int | float) and math.isfinite(gap) and gap >= 0):
-            raise SettingError(f"gap must be a number of at least 0, or 'p', got {gap!r}.")
-        self.gap = gap if gap == "p" else float(gap)
+        self.gap: float | str = "p" if gap == "p" else check_number("gap, unless it is 'p',", gap, 0.0, LARGEST)
         self.consistent, self.detached = bool(consistent), bool(detached)
 
     def draw(self, logits: Tensor, rng: Noise) -> Tensor:

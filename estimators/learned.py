@@ -15,19 +15,19 @@ from minigrad import Tensor
 from minigrad.backend import Array, array_module, asarray_like
 from minigrad.optim import Adam
 
-from .base import LEARNED, check_positive
+from .base import LEARNED, check_number
 
 
 class Learned:
     """Named arrays with an Adam of their own. They are made at the first use, when sizes, dtype and device are known.
 
-    lr: the learning rate, positive and finite (ValueError).
+    lr: the learning rate, from 1e-12 to 1 (ValueError).
     """
 
     _optimizer: Adam  # made together with the parameters
 
     def __init__(self, lr: float) -> None:
-        self.lr = check_positive("the estimator's own learning rate", lr)
+        self.lr = check_number("the estimator's own learning rate lr", lr, 1e-12, 1.0)
         self.parameters: dict[str, Tensor] = {}
         self._gradients: dict[str, Array] | None = None
         self._loaded: dict[str, np.ndarray] | None = None
@@ -63,6 +63,20 @@ class Learned:
         self._optimizer.step()
         self._gradients = None
 
+    def __getstate__(self) -> tuple[Any, ...]:
+        """For `copy` and `pickle`: the arrays, from which the optimizer is made anew, since it owns what it updates."""
+        like = next((p.data for p in self.parameters.values()), None)
+        return self.lr, like, self.state_dict(), self._gradients
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        lr, like, saved, gradients = state
+        Learned.__init__(self, lr)
+        self._loaded = saved or None
+        if like is not None:
+            names = [name.removeprefix(LEARNED) for name in saved if not name.startswith(LEARNED + "optimizer.")]
+            self.start(lambda: {name: saved[LEARNED + name] for name in names}, like)
+        self._gradients = gradients
+
     def state_dict(self) -> dict[str, np.ndarray]:
         """The parameters and their optimizer's state, on the host; empty before the first use."""
         if not self.parameters:
@@ -87,7 +101,7 @@ class Learned:
         if {name: value.shape for name, value in state.items() if "optimizer." not in name} != {
             name: p.shape for name, p in self.parameters.items()
         }:
-            raise ValueError("the saved estimator state belongs to another estimator.")
+            raise ValueError("the saved state belongs to another estimator: load it into one made as that was.")
         for name, p in self.parameters.items():
             p.data[...] = asarray_like(state[name], p.data)
         self._optimizer.load_state_dict(

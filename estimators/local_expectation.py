@@ -22,7 +22,7 @@ def local_expectation_gradient(p: Array, local_costs: Array, family: Family = ca
                  ∇θₗ E[f(D) | D₋ₗ] = J(pₗ) Fₗ,      Fₗₖ = f(D with variable l set to eₖ)
                  For a bit: p(1 − p)(F₁ − F₀).
     Exact when   always; for one variable without variance.
-    Costs        L·K evaluations of f (L of them are of the sample itself, one for each variable).
+    Costs        L(K − 1) + 1 evaluations of f: D itself, and each variable at each of its other classes.
 
     p (B, ..., K), local_costs F (B, L, K)   ->   dθ (B, ..., K)
     """
@@ -39,7 +39,7 @@ def measure_valued_gradient(p: Array, local_costs: Array, others: Array) -> Arra
                  dθⱼ = pⱼ (1 − pⱼ) (Fⱼ − F_cⱼ)
     Exact when   always. When E over cⱼ is taken exactly, it is the local expectation gradient; so it is for a bit,
                  whose other class is a sure one.
-    Costs        two evaluations of f for each logit; here they are all found among the L·K local ones.
+    Costs        two evaluations of f for each logit; here they are all found among the L(K − 1) + 1 local ones.
 
     p, local_costs F (B, L, K), others (B, L, K, K) with others[..., j, :] = onehot(cⱼ)   ->   dθ (B, L, K)
     """
@@ -51,22 +51,21 @@ class LocalExpectation(Estimator):
     title = "Local expectation gradients"
     paper = "Titsias & Lázaro-Gredilla 2015"
     exact_for = "all"
-    evaluations = "L·K + 1"
+    evaluations = "L·(K − 1) + 1"
     cost_gradient = False
     enumerates_classes = True
     evaluates_masked = True
 
     def count_evaluations(self, variables: int, categories: int, call: int = 0) -> int:
-        return variables * categories + 1
+        return variables * (categories - 1) + 1
 
     def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
-        d = self.family.sample(rng, logits.data)
+        xp, d = array_module(logits.data), self.family.sample(rng, logits.data)
         f = cost(Tensor(d))
-        L, K = self.family.sizes(logits.shape)
-        local_costs = array_module(d).empty((len(d), L, K), dtype=d.dtype)
+        local_costs = xp.broadcast_to(f.data[:, None, None], (len(d), *self.family.sizes(d.shape))).copy()
         with no_grad():
-            for l, k, moved in self.family.local_outcomes(d):
-                local_costs[:, l, k] = cost(Tensor(moved)).data
+            for l, other, moved in self.family.local_outcomes(d):
+                local_costs[:, l] = xp.where(other, cost(Tensor(moved)).data[:, None], local_costs[:, l])
         return attach_gradient(f, logits, self.gradient(logits.data, local_costs, rng))
 
     def gradient(self, logits: Array, local_costs: Array, rng: Noise) -> Array:

@@ -67,7 +67,7 @@ from scipy.special import stdtrit
 from minigrad import Rng, Tensor, grad, no_grad
 
 from . import create
-from .base import Estimator, attach_gradient, value_and_grad
+from .base import Estimator, attach_gradient, checked_cost, cost_and_gradient, value_and_grad
 from .enumeration import Given
 from .exact import check_outcomes, exact_gradient
 
@@ -192,11 +192,17 @@ class EnumeratedCost:
 
     @functools.cached_property
     def slopes(self) -> np.ndarray:
-        """∇f at every outcome, (B, N, ...)."""
+        """∇f at every outcome, (B, N, ...). RuntimeError if the cost varies, but is no function of d for the engine."""
         shape = (len(self.logits), *self.outcomes.shape)
         if self._slopes is not None:
             return checked_table("slopes", self._slopes(self.outcomes), shape, self.logits.dtype)
-        at = lambda index: value_and_grad(lambda z: self._evaluate(z, index), self.outcomes)[1]
+
+        def at(index):
+            f, g = cost_and_gradient(lambda z: self._evaluate(z, index), self.outcomes)
+            if not f.requires_grad and f.data.min() < f.data.max():
+                raise RuntimeError("the cost has no derivative with respect to d, which this estimator needs.")
+            return g
+
         return self._for_all_examples(at)
 
     def _all_costs(self) -> np.ndarray:
@@ -219,7 +225,7 @@ class EnumeratedCost:
         if abs(alone - among_all) > math.sqrt(np.finfo(self.logits.dtype).eps) * scale:  # not so for NaN
             raise ValueError(
                 "the cost must depend on its own row of d alone, and not on chance: the last outcome of the last "
-                f"example costs {among_all:.6g} among all outcomes, and {alone:.6g} by itself."
+                f"example costs {among_all:.6g} among all outcomes, and {alone:.6g} by itself; compute it row by row."
             )
 
     def check_norm(self) -> None:
@@ -228,16 +234,14 @@ class EnumeratedCost:
             raise ValueError("the exact gradient is not finite: look for such numbers in the logits and in the costs.")
         rounding = np.finfo(np.float64).eps * float(abs(self.costs).max()) * math.sqrt(self.gradient.size)
         if self.gradient_norm <= 4.0 * rounding:
-            raise ValueError("the exact gradient is 0, up to rounding: there is nothing to compare with.")
+            raise ValueError(
+                "the exact gradient is 0, up to rounding: nothing can be compared with it, take another cost."
+            )
 
     def _evaluate(self, d: Tensor, index: np.ndarray) -> Tensor:
         """The cost of each row of d (n, ...), of the example with its index (n,) -> (n,)"""
         f = self._cost(d, index) if self._takes_index else self._cost(d)
-        if not isinstance(f, Tensor):
-            raise TypeError(f"the cost must give a Tensor, but it gave {type(f).__name__}.")
-        if f.shape != d.shape[:1]:
-            raise ValueError(f"the cost must give one value for each row of d, {d.shape[:1]}, but it gave {f.shape}.")
-        return f
+        return checked_cost(f, d.shape[:1], d.dtype)
 
     def cost_of_rows(self, examples: np.ndarray, repeats: int) -> Cost:
         """The cost of rows of which `repeats` in succession belong to each of the examples.
@@ -289,7 +293,7 @@ def checked_logits(logits: np.ndarray, family: str) -> np.ndarray:
         raise TypeError("the logits must be an array, not a Tensor: pass its .data.")
     array = np.array(logits)
     if array.dtype not in (np.float32, np.float64):
-        raise TypeError(f"the logits must be float32 or float64, got {array.dtype}.")
+        raise TypeError(f"the logits must be float32 or float64, got {array.dtype}: use logits.astype(float).")
     axes = "(B, ..., K)" if family == "categorical" else "(B, ...)"
     if array.ndim < (2 if family == "categorical" else 1) or not len(array):
         raise ValueError(f"the logits must be {axes} with at least one example, got the shape {array.shape}.")
@@ -338,7 +342,8 @@ def fresh(estimator: Measurable, family: str) -> Estimator:
             f"{called(made)} is for {own} variables, but the problem has {family} ones: choose one family."
         )
     if made.multi_sample:
-        raise ValueError(f"{called(made)} estimates the gradient of {made.objective}, which is not that of E f(D).")
+        own = f"{called(made)} estimates the gradient of {made.objective}, which is not that of E f(D)"
+        raise ValueError(f"{own}: take another estimator.")
     return made
 
 
@@ -417,7 +422,8 @@ def enumerated(estimator: Measurable, problem: EnumeratedCost, rng: Rng | int = 
             mean[i] = q[i] @ estimates
             variance += q[i] @ np.square(estimates - mean[i]).sum(axis=1)
     else:
-        raise ValueError(f"{called(made)} is no function of one sample: its randomness is {made.randomness!r}.")
+        own = f"{called(made)} is no function of one sample: its randomness is {made.randomness!r}"
+        raise ValueError(f"{own}; use `sampled` or `measure`.")
     size, bias2 = np.square(g).sum(), np.square(mean - g).sum()
     norm = math.sqrt(np.square(mean).sum() * size)
     return Measurement(

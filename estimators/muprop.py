@@ -19,8 +19,9 @@ def muprop_gradient(
     """MuProp (Gu, Levine, Sutskever & Mnih 2016, eq. 5).   D ~ Cat(p), p = softmax(θ), drawn by the caller.
 
     Estimates    ∇θ E f(D)
-    Derivation   expand f around the mean field p:  f(D) ≈ h(D) = f(p) + ⟨f'(p), D − p⟩.  Subtract h as a baseline and
-                 add its exact contribution ∇θ E h(D) = Σₗ J(pₗ) f'(p)ₗ back (p inside h is held fixed):
+    Derivation   expand f around the mean field p:  f(D) ≈ h(D) = f(p) + ⟨f'(p), D − p⟩, the inner product running over
+                 all variables.  Subtract h as a baseline and add its exact contribution ∇θ E h(D), which is
+                 J(pₗ) f'(p)ₗ for variable l, back (p inside h is held fixed):
                  dθ = (f(D) − f(p) − ⟨f'(p), D − p⟩)(D − p) + J(p) f'(p)
     Exact when   always; for a linear f without variance, since f = h.
     Costs        two evaluations of f, at D and at p, and the gradient at p.

@@ -14,8 +14,8 @@ from .base import (
     Cost,
     Estimator,
     attach_gradient,
+    check_count,
     check_decay,
-    check_samples,
     exponential_mean,
     on_device,
     scale_per_example,
@@ -61,7 +61,7 @@ class Nvil(Estimator):
     learned: Learned
 
     def __init__(self, decay: float = 0.9, hidden: int = 100, lr: float = 1e-2, normalise: bool = True) -> None:
-        self.decay, self.hidden, self.normalise = check_decay(decay), check_samples(hidden, 1, "hidden"), normalise
+        self.decay, self.hidden, self.normalise = check_decay(decay), check_count("hidden", hidden, 1), normalise
         if not normalise:
             self.objective = "E f(D)"
         self.learned = Learned(lr)
@@ -74,7 +74,10 @@ class Nvil(Estimator):
         x = xp.where(logits.data > 0.5 * MASKED, logits.data, 0.0) if self.inputs is None else self.inputs
         x = x.reshape(len(x), -1)
         if self.learned.parameters and self.learned["W1"].shape[0] != x.shape[1]:
-            raise ValueError(f"NVIL's baseline saw inputs of width {self.learned['W1'].shape[0]}, not {x.shape[1]}.")
+            width = self.learned["W1"].shape[0]
+            raise ValueError(
+                f"NVIL's baseline saw inputs of width {width}, not {x.shape[1]}: create another NVIL for these."
+            )
         self.learned.start(lambda: self.initial(rng.site("baseline"), x.shape[1]), like=p)
         mean, variance = on_device(self.mean, p), on_device(self.variance, p)
         with enable_grad():  # the baseline has a graph of its own, and its own objective

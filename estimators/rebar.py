@@ -20,12 +20,13 @@ from minigrad.nn import xavier_uniform
 
 from . import categorical
 from .base import (
+    SMALLEST,
     Cost,
     Estimator,
     Family,
-    SettingError,
     attach_gradient,
-    check_samples,
+    check_count,
+    check_number,
     check_tau,
     scale_per_example,
     value_and_grad,
@@ -166,10 +167,13 @@ Control = SoftenedCost | Network
 
 
 class Rebar(Estimator):
-    """tau: the initial λ.  eta: the initial η, in (0, 2) (ValueError).  coupled: 1 takes z̃ = z, the same value with the
-    dependence on θ that z̃ has, and saves an evaluation.  lr: of the Adam that trains w and log λ.  tau_every: log λ has
-    a gradient in every so many updates (0: never), since its mixed derivative needs four evaluations more, or two; in
-    the others Adam gets a 0 for it.
+    """tau: the initial λ.  eta: the initial η, between 0 and 2, 1e-6 away from both (ValueError).  coupled: 1 takes
+    z̃ = z, the same value with the dependence on θ that z̃ has, and saves an evaluation.  lr: of the Adam that trains w
+    and log λ.  tau_every: log λ has a gradient in every so many updates (0: never), since its mixed derivative needs
+    four evaluations more, or two; in the others Adam gets a 0 for it.
+
+    Tucker et al.'s own code is the coupled form, `rebar-coupled` here (with NVIL's baseline besides, which is left
+    out); this one is the paper's text, with a z̃ that is drawn anew.
     """
 
     title = "REBAR"
@@ -186,9 +190,8 @@ class Rebar(Estimator):
         self, tau: float = 0.5, eta: float = 1.0, coupled: bool = False, lr: float = 1e-3, tau_every: int = 10
     ) -> None:
         self.tau, self.coupled = check_tau(tau), bool(coupled)
-        if not (isinstance(eta, int | float) and 0.0 < eta < 2.0):
-            raise SettingError(f"eta must lie between 0 and 2, got {eta}.")
-        self.eta, self.tau_every = float(eta), check_samples(tau_every, 0, "tau_every")
+        self.eta = check_number("eta", eta, SMALLEST, 2.0 - SMALLEST)
+        self.tau_every = check_count("tau_every", tau_every, 0, 2**63 - 1)
         self.learned, self.updates = Learned(lr), 0
         self.conditional_noise = not self.coupled
         self.cancels_constants = self.eta == 1.0
@@ -260,7 +263,7 @@ class Relax(Rebar):
         hidden: int = 64,
     ) -> None:
         super().__init__(tau, eta, coupled, lr, tau_every)
-        self.hidden = check_samples(hidden, 1, "hidden")
+        self.hidden = check_count("hidden", hidden, 1)
 
     def initial(self, rng: Noise, inputs: int) -> dict[str, Any]:
         return super().initial(rng, inputs) | Network.initial(rng, inputs, self.hidden)
@@ -286,7 +289,7 @@ class Lax(Estimator):
     learned: Learned
 
     def __init__(self, hidden: int = 64, lr: float = 1e-3) -> None:
-        self.hidden, self.learned = check_samples(hidden, 1, "hidden"), Learned(lr)
+        self.hidden, self.learned = check_count("hidden", hidden, 1), Learned(lr)
 
     def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         theta = logits.data

@@ -26,7 +26,7 @@ def reinmax(logits, d, *, tau=1.0, family=categorical):
                  For a bit: J(q) v = q(1 − q) v.
                  For τ = 1 this is ½ J(p) g + ½⟨g, D − p⟩(D − p): half straight-through, half score function with the
                  linearised cost (for a bit, DARN).
-    Exact when   f is quadratic in the one-hots, jointly over all variables (τ = 1).
+    Exact when   f is quadratic in the one-hot of each variable, the others fixed (τ = 1).
     Costs        one evaluation of f and its gradient.
     Differs      from the published code in returning D only (the code also offers p) and in subtracting no mean from
                  dθ (it sums to 0 by itself, and masked classes stay at exactly 0).

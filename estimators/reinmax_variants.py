@@ -6,13 +6,11 @@ what Gumbel-Rao makes of the logits θ_D = log q, ReinMax-CV adds a multiple of 
 
 from __future__ import annotations
 
-import math
-
 from minigrad import Tensor, op
 from minigrad.fused import softmax_array, softmax_vjp
 
 from . import categorical
-from .base import AveragedSampler, SettingError
+from .base import LARGEST, AveragedSampler, SettingError, check_number
 from .categorical import conditional_gumbel
 from .enumeration import Noise
 
@@ -77,8 +75,9 @@ def reinmax_cv(logits, onehot, exponential, gumbel, *, tau=1.0, scale=1.0):
                  dθ = 2 J(½(p + D)) g − ½ J(p) g + η ( (1/S) Σₛ (1/τ) J(yₛ) g − (1/τ) J(softmax((θ_D + G)/τ)) g )
     Exact when   never for η ≠ 0.  The published name says control variate, but ReinMax is a function of D alone, so
                  adding anything with conditional mean 0 given D can only raise its variance (law of total variance).
-                 What it changes is the bias: given D, the mean of the bracket is not 0, whether G is the noise that
-                 drew D (its law is conditioned on argmax(θ + G) = D, not on θ_D) or fresh.
+                 Given D, the mean of the bracket is not 0, whether G is the noise that drew D (its law is conditioned
+                 on argmax(θ + G) = D, not on θ_D) or fresh. That changes the bias; and since this mean varies with D,
+                 it moves the variance, too, up or down.
     Costs        one evaluation of f and its gradient; S + 1 cheap softmaxes.
     Differs      from the authors' early code, which hands the soft sample softmax(θ + G) on in the place of G, without
                  the division by τ inside.
@@ -112,18 +111,16 @@ class ReinMaxRao(AveragedSampler):
 
 
 class ReinMaxCV(ReinMaxRao):
-    """scale: η, finite.  gs_noise: "forward" (the G that drew D) or "fresh".  ValueError otherwise."""
+    """scale: η, at most 1e6 in size.  gs_noise: "forward" (the G that drew D) or "fresh".  ValueError otherwise."""
 
     title = "ReinMax-CV"
     sample_first = False
 
     def __init__(self, tau: float = 1.0, samples: int = 10, scale: float = 1.0, gs_noise: str = "forward") -> None:
         super().__init__(tau, samples)
-        if not (isinstance(scale, int | float) and math.isfinite(scale)):
-            raise SettingError(f"scale must be a finite number, got {scale!r}.")
         if gs_noise not in ("forward", "fresh"):
             raise SettingError(f"gs_noise must be forward or fresh, got {gs_noise!r}.")
-        self.scale, self.gs_noise = float(scale), gs_noise
+        self.scale, self.gs_noise = check_number("scale", scale, -LARGEST, LARGEST), gs_noise
 
     def draw(self, logits: Tensor, rng: Noise) -> Tensor:
         gumbel = rng.gumbel(logits.shape, like=logits.data)

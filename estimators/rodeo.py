@@ -18,7 +18,7 @@ from .base import (
     Cost,
     Estimator,
     attach_gradient,
-    check_samples,
+    check_count,
     cost_and_gradient,
     leave_one_out_mean,
     scale_per_example,
@@ -74,11 +74,12 @@ def rodeo_gradient(
 
 
 class Rodeo(Estimator):
-    """The surrogate is hₛ(y) = l + r net(l/r, f₋ₛ/r) with l = ⟨g₋ₛ, y⟩ − c₋ₛ and r = 1 + |f₋ₛ|, where g₋ₛ, f₋ₛ and c₋ₛ
-    are the means of ∇f(bₜ), f(bₜ) and ⟨∇f(bₜ), bₜ⟩ over the other samples, and the net has one hidden layer. Its last
-    layer starts at 0, so that h starts as l, the linearised cost less f₋ₛ.
+    """The surrogate is hₛ(y) = (1/(S−1)) Σ_{t≠s} (l + r net(l/r, fₜ/r)) with l = ⟨∇f(bₜ), y − bₜ⟩ over all bits and
+    r = 1 + |fₜ|: as published, the net sees each other sample by itself. It has one hidden layer. Its last layer
+    starts at 0, so that h starts as the mean of the linearised costs less their values.
 
-    samples: S ≥ 2.  hidden: units of the net.  lr: of the Adam that trains it with α and β, from 0, on the variance.
+    samples: S from 2 to 10,000.  hidden: units of the net.  lr: of the Adam that trains it with α and β, from 0, on the
+    variance.
     """
 
     title = "RODEO"
@@ -91,8 +92,8 @@ class Rodeo(Estimator):
     learned: Learned
 
     def __init__(self, samples: int = 2, hidden: int = 10, lr: float = 1e-2) -> None:
-        self.samples = self.sample_count = check_samples(samples, least=2)
-        self.hidden, self.learned = check_samples(hidden, 1, "hidden"), Learned(lr)
+        self.samples = self.sample_count = check_count("samples", samples, 2)
+        self.hidden, self.learned = check_count("hidden", hidden, 1), Learned(lr)
 
     def initial(self, rng: Noise) -> dict[str, Any]:
         net = {"W1": xavier_uniform(rng, (2, self.hidden)), "b1": np.zeros(self.hidden)}
@@ -108,22 +109,23 @@ class Rodeo(Estimator):
 
         bs, gs = (xp.stack(x).reshape(S, len(p), -1) for x in (bs, gs))
         costs, p = xp.stack([f.data for f in fs]), p.reshape(len(p), -1)
-        slope = leave_one_out_mean(gs)
-        at = (slope * bs).sum(axis=-1) - leave_one_out_mean((gs * bs).sum(axis=-1))  # l at bₛ …
-        flipped = at[..., None] + slope * (1.0 - 2.0 * bs)  # … and with each bit flipped
+        others = lambda x: xp.stack([xp.roll(x, -i, axis=0) for i in range(1, S)])  # xₜ, t ≠ s: (S−1, S, ...)
+        at = (others(gs) * (bs - others(bs))).sum(axis=-1)  # l at bₛ …
+        flipped = at[..., None] + others(gs) * (1.0 - 2.0 * bs)  # … and with each bit flipped
         linear_part = xp.concatenate([at[..., None], flipped], axis=-1)
-        level = xp.broadcast_to(leave_one_out_mean(costs)[..., None], linear_part.shape)
+        level = xp.broadcast_to(others(costs)[..., None], linear_part.shape)
         with enable_grad():
             W1, b1, w2, b2 = (self.learned.parameters[name] for name in ("W1", "b1", "w2", "b2"))
             scale = 1.0 / (1.0 + abs(level))  # the net sees numbers of the size of 1
             x = Tensor(xp.stack([linear_part * scale, level * scale], axis=-1))
             net = linear(tanh(linear(x, W1, b1)), w2, b2).reshape(linear_part.shape) / scale
-        h = linear_part + net.data
+        h = (linear_part + net.data).mean(axis=0)
         alpha, beta = self.learned["alpha"], self.learned["beta"]
         g, backward = rodeo_gradient(p, bs, costs, h[..., 0], h[..., 1:], alpha, beta)
 
         d_h, d_flipped, d_alpha, d_beta = backward(squared_norm_gradient(g))
         gradients = {"alpha": d_alpha, "beta": d_beta}
-        from_net = grad(net, [W1, b1, w2, b2], xp.concatenate([d_h[..., None], d_flipped], axis=-1))
+        d_net = xp.concatenate([d_h[..., None], d_flipped], axis=-1) / (S - 1)
+        from_net = grad(net, [W1, b1, w2, b2], xp.broadcast_to(d_net, net.shape))
         self.learned.learn(gradients | dict(zip(("W1", "b1", "w2", "b2"), from_net, strict=True)))
         return attach_gradient(value, logits, g.reshape(logits.shape))

@@ -20,8 +20,8 @@ from .base import (
     Estimator,
     Play,
     attach_gradient,
+    check_count,
     check_decay,
-    check_samples,
     exponential_mean,
     leave_one_out_mean,
     on_device,
@@ -65,7 +65,8 @@ def rloo_gradient(p: Array, ds: Array, costs: Array) -> Array:
     """REINFORCE with a leave-one-out baseline (Salimans & Knowles 2014; Kool, van Hoof & Welling 2019).
 
     Estimates    ∇θ E f(D) from S ≥ 2 independent samples, each with the mean cost of the others as its baseline
-    Derivation   (1/S) Σₛ (fₛ − (1/(S−1)) Σ_{t≠s} fₜ)(Dₛ − p),  and  fₛ − (S f̄ − fₛ)/(S−1) = S/(S−1) (fₛ − f̄):
+    Derivation   (1/S) Σₛ (fₛ − (1/(S−1)) Σ_{t≠s} fₜ)(Dₛ − p),  fₛ = f(Dₛ) with the mean f̄, and
+                 fₛ − (S f̄ − fₛ)/(S−1) = S/(S−1) (fₛ − f̄):
                  dθ = (1/(S−1)) Σₛ (fₛ − f̄)(Dₛ − p)
     Exact when   always: the baseline of a sample is independent of it.
     Costs        S evaluations of f.
@@ -170,7 +171,7 @@ class ReinforceMinimumVariance(Estimator):
 
 
 class Rloo(Estimator):
-    """samples: S ≥ 2."""
+    """samples: S from 2 to 10,000."""
 
     title = "RLOO"
     paper = "Kool, van Hoof & Welling 2019"
@@ -181,7 +182,7 @@ class Rloo(Estimator):
     episodes = True
 
     def __init__(self, samples: int = 2) -> None:
-        self.samples = self.sample_count = check_samples(samples, least=2)
+        self.samples = self.sample_count = check_count("samples", samples, 2)
 
     def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         xp = array_module(logits.data)

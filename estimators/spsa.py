@@ -5,7 +5,7 @@ from __future__ import annotations
 from minigrad import Tensor, no_grad
 from minigrad.backend import Array, array_module
 
-from .base import Cost, Estimator, attach_gradient, check_positive, scale_per_example
+from .base import LARGEST, SMALLEST, Cost, Estimator, attach_gradient, check_number, scale_per_example
 from .enumeration import Noise
 
 
@@ -24,7 +24,7 @@ def spsa_gradient(plus: Array, minus: Array, delta: Array, width: float) -> Arra
 
 
 class Spsa(Estimator):
-    """width: c > 0. Both perturbed samples are drawn with the same noise, so that most differences are 0.
+    """width: c, from 1e-6 to 1e6. Both perturbed samples are drawn with the same noise, so that most differences are 0.
 
     The variance grows with the number of logits and as 1/c: for models with many logits it is far too noisy.
     """
@@ -39,7 +39,7 @@ class Spsa(Estimator):
     sums_to_zero = False
 
     def __init__(self, width: float = 0.5) -> None:
-        self.width = check_positive("width", width)
+        self.width = check_number("width", width, SMALLEST, LARGEST)
 
     def count_evaluations(self, variables: int, categories: int, call: int = 0) -> int:
         return 3

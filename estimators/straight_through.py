@@ -5,14 +5,11 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Real
-
 from minigrad import Tensor, op
 from minigrad.backend import array_module
 
 from . import bernoulli, categorical
-from .base import DecoupledSampler, Sampler, SettingError, TemperedSampler
+from .base import LARGEST, DecoupledSampler, Sampler, SettingError, TemperedSampler, check_number
 from .enumeration import Noise
 
 
@@ -29,7 +26,7 @@ def straight_through(logits, d, *, tau=1.0, family=categorical):
                  out because Σᵢ ∇pᵢ = 0, and Σᵢ gᵢ ∇θ pᵢ = J(p) g remains. A temperature smooths the Jacobian:
                  dθ = (1/τ) J(p_τ) g,      g = ∇f(D),   p_τ = softmax(θ/τ),   J(q) v = q ⊙ (v − ⟨q, v⟩)
                  For a bit: p_τ = σ(a/τ), J(q) v = q(1 − q) v.
-    Exact when   f is linear (τ = 1).
+    Exact when   f is linear in each variable, the others fixed (τ = 1): a product over the variables, say.
     Costs        one evaluation of f and its gradient.
     Differs      from the identity straight-through of Bengio et al. in keeping the softmax derivative; D is drawn
                  from p whatever τ is, as in the code of Fan et al. 2022.
@@ -66,6 +63,10 @@ def hard_sigmoid_straight_through(logits, d, *, slope):
         hard sigmoid   max(0, min(1, (s a + 1)/2)), in place of σ(s a) on the way back
         da = ½ s [|s a| < 1] f'(b)
 
+    Exact when   never, with b ~ Bernoulli(σ(s a)); with b ~ Bernoulli(the hard sigmoid), if f is linear in each bit.
+    Differs      from the paper, whose unit is 1 with the hard sigmoid for its probability. Here it is σ(s a) for both
+                 surrogates, so that what else depends on q(b) (a KL term, an evaluation) needs to know s alone.
+
     logits, d (...)   ->   d, with gradients towards the logits
     """
     return d, lambda g: ((0.5 * slope) * g * (abs(slope * logits) < 1.0), None)
@@ -82,7 +83,7 @@ class StraightThrough(TemperedSampler):
 
 class IdentityStraightThrough(Sampler):
     title = "Straight-through, identity"
-    warning = "its gradient is too large by 1/(p(1 − p)), and outweighs the KL term beside it"
+    warning = "its gradient is too large by the factor 1/(p(1 − p)), at least 4, and outweighs the KL term beside it"
     paper = "Hinton 2012; Bengio, Léonard & Courville 2013"
     exact_for = "none"
     families = (bernoulli,)
@@ -92,10 +93,13 @@ class IdentityStraightThrough(Sampler):
 
 
 class DecoupledStraightThrough(DecoupledSampler):
-    """D ~ Cat(softmax(θ/τ_f)) and dθ = (1/τ_b) J(softmax(θ/τ_b)) g: **the forward distribution changes**."""
+    """D ~ Cat(softmax(θ/τ_f)) and dθ = (1/τ_b) J(softmax(θ/τ_b)) g: **the forward distribution changes**.
+
+    It is from the second version of the paper (2026, retitled); the first (2024) has decoupled ST Gumbel-Softmax alone.
+    """
 
     title = "Decoupled straight-through"
-    paper = "Shah, Yan, Mozer & Liu 2024"
+    paper = "Shah, Yan, Mozer & Liu 2026"
 
     def __init__(self, tau_f: float = 1.0, tau_b: float = 1.3) -> None:
         super().__init__(tau_f, tau_b)
@@ -112,7 +116,7 @@ class SlopeAnnealedStraightThrough(Sampler):
         surrogate="sigmoid":  da = s p(1 − p) f'(b),  p = σ(s a)        surrogate="hard": with the hard sigmoid
 
     s = min(most, 1 + rate · updates). Chung et al. add 0.04 an epoch up to 5; the default rate is that for epochs of
-    400 updates.  rate ≥ 0, most ≥ 1 (ValueError).
+    400 updates.  rate from 0, most from 1, both to 1e6 (ValueError).
     """
 
     title = "Straight-through, slope-annealed"
@@ -123,12 +127,10 @@ class SlopeAnnealedStraightThrough(Sampler):
     state = ("updates",)
 
     def __init__(self, rate: float = 1e-4, most: float = 5.0, surrogate: str = "sigmoid") -> None:
-        numbers = isinstance(rate, Real) and isinstance(most, Real)
-        if not (numbers and 0.0 <= rate < math.inf and 1.0 <= most < math.inf):
-            raise SettingError(f"rate must be at least 0 and most at least 1, both finite, got {rate} and {most}.")
         if surrogate not in ("sigmoid", "hard"):
             raise SettingError(f"surrogate must be sigmoid or hard, got {surrogate!r}.")
-        self.rate, self.most, self.surrogate, self.updates = float(rate), float(most), surrogate, 0
+        self.rate, self.most = check_number("rate", rate, 0.0, LARGEST), check_number("most", most, 1.0, LARGEST)
+        self.surrogate, self.updates = surrogate, 0
         if surrogate == "hard":
             self.exact_for = "none"
 

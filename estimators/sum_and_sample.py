@@ -7,7 +7,7 @@ from minigrad.backend import Array, array_module
 from minigrad.fused import MASKED
 
 from . import categorical
-from .base import Cost, Estimator, attach_gradient, check_samples
+from .base import Cost, Estimator, attach_gradient, check_count
 from .enumeration import Noise
 
 
@@ -46,7 +46,7 @@ class SumAndSample(Estimator):
     families = (categorical,)
 
     def __init__(self, summed: int = 1, baseline: bool = True) -> None:
-        self.summed, self.baseline = check_samples(summed, 1, "summed"), bool(baseline)
+        self.summed, self.baseline = check_count("summed", summed, 1), bool(baseline)
         self.cancels_constants = self.baseline
 
     def count_evaluations(self, variables: int, categories: int, call: int = 0) -> int:

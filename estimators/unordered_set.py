@@ -14,7 +14,7 @@ from minigrad.ops import stack
 from minigrad.random import one_hot
 
 from . import categorical
-from .base import Cost, Estimator, SettingError, attach_gradient, check_samples, scale_per_example
+from .base import Cost, Estimator, attach_gradient, check_count, scale_per_example
 from .enumeration import Noise
 
 _FLOOR = -1e6  # a joint outcome with a lower log-probability is masked
@@ -58,7 +58,7 @@ def set_weights(log_p: Array) -> tuple[Array, Array]:
     log_p (S, B), the log-probabilities of the members   ->   first (S, B), second (S, S, B)
 
     Derivation   An ordered draw has the probability Π pₜ/(1 − Σ of those before). Let W(U) be the sum of these products
-                 over all orders in which the rest of the set can follow the members U:
+                 over all orders in which the rest of the set can follow the members U, and p(U) their probability:
                  W(set) = 1,     W(U) = Σ_{t∉U} pₜ/(1 − p(U)) W(U ∪ t)
                  so P(set) = W(∅), and the first one was s with probability
                  firstₛ = pₛ W({s}) / W(∅)  = pₛ R(set, s) in the paper, with its leave-one-out ratio R.
@@ -115,9 +115,7 @@ class UnorderedSet(Estimator):
     families = (categorical,)
 
     def __init__(self, samples: int = 4) -> None:
-        self.samples = check_samples(samples, least=2)
-        if samples > 8:
-            raise SettingError(f"samples must be at most 8, since all orders of the set are summed, got {samples}.")
+        self.samples = check_count("samples", samples, 2, 8)  # all orders of the set are summed
 
     def count_evaluations(self, variables: int, categories: int, call: int = 0) -> int:
         return min(self.samples, categories**variables)

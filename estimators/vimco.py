@@ -8,7 +8,7 @@ from minigrad import Tensor
 from minigrad.backend import Array, array_module
 from minigrad.ops import logsumexp, stack
 
-from .base import Cost, Estimator, attach_gradient, check_samples, leave_one_out_mean, scale_per_example
+from .base import Cost, Estimator, attach_gradient, check_count, leave_one_out_mean, scale_per_example
 from .enumeration import Noise
 
 
@@ -42,8 +42,9 @@ def vimco_gradient(p: Array, ds: Array, costs: Array) -> Array:
 
 
 class Vimco(Estimator):
-    """samples: S ≥ 2.  The value is −L̂, no sum of single costs: a model has to put everything that depends on the
-    sample into the cost (see `models.vae`), because the KL divergence has no place of its own in this bound."""
+    """samples: S from 2 to 10,000.  The value is −L̂, no sum of single costs: a model has to put everything that
+    depends on the sample into the cost (see `models.vae`), because the KL divergence has no place of its own in this
+    bound."""
 
     title = "VIMCO"
     paper = "Mnih & Rezende 2016"
@@ -55,7 +56,7 @@ class Vimco(Estimator):
     randomness = "samples"
 
     def __init__(self, samples: int = 5) -> None:
-        self.samples = self.sample_count = check_samples(samples, least=2)
+        self.samples = self.sample_count = check_count("samples", samples, 2)
 
     def estimate(self, logits: Tensor, cost: Cost, rng: Noise) -> Tensor:
         xp = array_module(logits.data)

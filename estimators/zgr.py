@@ -24,7 +24,7 @@ def zgr(logits, d, *, family=categorical):
     Derivation   half straight-through, half DARN: REINFORCE with the cost linearised at D and the baseline at p,
                  f(D) − f(p) ≈ ⟨g, D − p⟩:
                  dθ = ½ J(p) g + ½ (D − p) ⟨g, D − p⟩,      g = ∇f(D)
-    Exact when   f is quadratic in the one-hots, jointly over all variables.
+    Exact when   f is quadratic in the one-hot of each variable, the others fixed.
     Costs        one evaluation of f and its gradient; one softmax, no temperature.
     Differs      from ReinMax at τ = 1 in nothing but the order of the arithmetic: the tests hold them together.
 

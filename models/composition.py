@@ -56,7 +56,7 @@ def check_lengths(lengths, B: int, T: int) -> np.ndarray:
     lengths = np.asarray(lengths)
     fits = lengths.shape == (B,) and lengths.dtype.kind in "iu"
     if not fits or not np.all((lengths >= 1) & (lengths <= T)):
-        raise ValueError(f"lengths must be integers from 1 to {T}, one for each of {B} sequences")
+        raise ValueError(f"lengths must be integers from 1 to {T}, one for each of {B} sequences, got {lengths}.")
     return lengths.astype(np.int64)  # unsigned ones would wrap around where steps are counted down
 
 

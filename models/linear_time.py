@@ -497,7 +497,7 @@ def compose(h, c, w, b, q, *, lengths, sampler, rng, scored: bool = False):
     xp, log_p, draws = array_module(h), 0.0, []
 
     if getattr(sampler, "support", "hard") != "hard":
-        raise ValueError("a choice between two trees has no tree: soft choices are for compose_plain")
+        raise ValueError("compose needs choices that are one-hot: for soft ones call compose_plain.")
 
     def choose(k, v, mask):
         nonlocal log_p

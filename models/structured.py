@@ -128,7 +128,7 @@ class StochasticNetwork(Module):
             if estimator.multi_sample and l < self.depth - 1:
                 raise ValueError(
                     f"{estimator.title} is a bound of several samples and not linear in their costs, which are "
-                    f"estimates for all layers but the last: it cannot train layer {l} of {self.depth}."
+                    f"estimates for all layers but the last: take another one for layer {l} of {self.depth}."
                 )
 
     def mean_field(self, x) -> Tensor:

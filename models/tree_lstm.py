@@ -66,7 +66,7 @@ class TreeLSTM(Module):
                 f"dim {dim}, hidden {hidden}, dropout {dropout}."
             )
         if encoder == "lstm" and leaves != "lstm":
-            raise ValueError("the encoder lstm is the leaf LSTM itself: it cannot have affine leaves.")
+            raise ValueError("the encoder lstm is the leaf LSTM itself: it cannot have affine leaves, leave them out.")
         self.encoder, self.dropout = encoder, dropout
         self.word = Embedding(vocabulary, dim, rng.site("word"), dtype=dtype)
         if leaves == "lstm":

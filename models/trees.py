@@ -111,7 +111,10 @@ def levels(choices, lengths, T: int):
     leaves, merges, roots = len(lengths) * T, [], []
     for b, (row, n) in enumerate(zip(choices, lengths, strict=True)):
         if len(row) < n - 1 or any(not 0 <= at < n - 1 - k for k, at in enumerate(row[: n - 1])):
-            raise ValueError(f"row {b} has {n} tokens, but its choices are not a tree over them")
+            raise ValueError(
+                f"row {b} has {n} tokens, but its choices are not a tree over them: "
+                f"choice k must be at least 0 and below {n - 1} − k."
+            )
         # (level, number); the merges are numbered in the order of the choices at first
         nodes = [(0, b * T + t) for t in range(n)]
         for at in row[: n - 1]:

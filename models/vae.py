@@ -30,7 +30,8 @@ class DiscreteVAE(Module):
     with ReLUs, its bounds, and its samples.
 
     pixels D, code_shape (without the batch axis), hidden (encoder widths; the decoder mirrors them; () for linear maps
-    only, as 784-200-784): all ≥ 1.   slope: of leaky ReLUs, 0 for plain ones.   learned_prior: is p(d) trained, too?
+    only, as 784-200-784): all ≥ 1 (ValueError).   slope: of leaky ReLUs, 0 for plain ones.
+    learned_prior: is p(d) trained, too?
     rng: where the initial weights come from.  Inputs x are (B, D) in [0, 1], binary or gray.
 
     logit_scale: q(d|x) has the logits logit_scale·θ. It is 1 but for estimators that draw their samples so; a model
@@ -38,6 +39,8 @@ class DiscreteVAE(Module):
     """
 
     def __init__(self, pixels: int, latent_shape: tuple, hidden, rng: Rng, dtype, slope=0.0, learned_prior=False):
+        if min(pixels, *latent_shape, *hidden) < 1:
+            raise ValueError(f"sizes must be at least 1, got pixels {pixels}, latent {latent_shape}, hidden {hidden}.")
         self.latent_shape, self.logit_scale, options = latent_shape, 1.0, {"slope": slope, "dtype": dtype}
         self.encoder = MLP([pixels, *hidden, math.prod(latent_shape)], rng.site("encoder"), **options)
         self.decoder = MLP([math.prod(latent_shape), *reversed(hidden), pixels], rng.site("decoder"), **options)

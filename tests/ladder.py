@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import numpy as np
 
@@ -21,13 +22,16 @@ class Problem:
         self.logits = 0.7 * rng.standard_normal(shape)
         n = self.logits.size
         self.a, self.m = rng.standard_normal(n), 0.6 * rng.standard_normal((n, n))
-        self.kind = cost
+        self.kind, self.variables = cost, variables
 
     def cost(self, d):
         x = d.reshape(d.shape[0], self.logits.size)
         linear = x @ self.a
         if self.kind == "linear":
             return linear
+        if self.kind in ("separable", "multilinear", "multiquadratic"):
+            parts = [self.of_one(x, l) for l in range(self.variables)]
+            return sum(parts) if self.kind == "separable" else math.prod(parts)
         if self.kind == "quadratic":
             return linear + ((x @ self.m) * x).sum(axis=1)
         if self.kind == "cubic":
@@ -35,6 +39,14 @@ class Problem:
         if self.kind == "bounded":
             return (-(linear**2.0)).exp()
         return (0.8 * (linear + ((x @ self.m) * x).sum(axis=1))).exp()
+
+    def of_one(self, x, l):
+        """An affine or a quadratic function of variable l alone."""
+        k = self.logits.size // self.variables
+        own = slice(l * k, (l + 1) * k)
+        y = x[:, own]
+        affine = y @ self.a[own] + 1.0
+        return affine if self.kind == "multilinear" else affine + ((y @ self.m[own, own]) * y).sum(axis=1)
 
     def values(self, d):
         return self.cost(Tensor(d)).data
@@ -44,8 +56,15 @@ class Problem:
 
 
 COSTS = ("linear", "quadratic", "cubic", "exponential")
+COUPLED = ("multilinear", "multiquadratic")  # linear, or quadratic, in each variable; new for several of them
 SIZES = [(1, 2), (1, 3), (1, 4), (3, 2), (3, 3), (3, 4)]
-EXACT_ON = {"all": set(COSTS), "quadratic": {"linear", "quadratic"}, "linear": {"linear"}, "none": set()}
+EXACT_ON = {
+    "all": {*COSTS, *COUPLED, "separable"},
+    "quadratic": {"linear", "quadratic", *COUPLED, "separable"},
+    "linear": {"linear", "multilinear"},
+    "separable": {"linear", "separable"},
+    "none": set(),
+}
 DRAWS = 20_000
 
 # the options with which a cell is decisive: several samples, but few; a bias that can be seen
@@ -57,6 +76,7 @@ OPTIONS = {
     "unordered-set": "samples=2",
     "gumbel-rao": "samples=2",
     "st-decoupled": "tau_f=1.6,tau_b=0.8",
+    "st-gs-decoupled": "tau_f=1.6,tau_b=0.7",
     "reinmax-rao": "tau=3,samples=2",
     "reinmax-cv": "tau=0.5,samples=2",
     "st-slope": "rate=0.05",

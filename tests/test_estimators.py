@@ -1,6 +1,8 @@
 """What all estimators share: the one call, what its facts say, masks, edges, devices, state, and the registry."""
 
+import copy
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from scipy import stats
 import ladder
 from devsim import DevsimBackend, forbid
 from estimators import ESTIMATORS, bernoulli, categorical, create, facts
-from minigrad import Rng, Tensor, no_grad
+from estimators.base import LARGEST, SMALLEST, Sampler
+from minigrad import Rng, Tensor, no_grad, op
 from minigrad.backend import Backend
 from minigrad.fused import softmax_array, softmax_vjp
 from registry import PAIRS, pairs, with_options
@@ -54,7 +57,7 @@ IN_WORDS = {  # for L variables of K categories
     "S": lambda e, L, K: e.samples,
     "K": lambda e, L, K: K,
     "Kᴸ": lambda e, L, K: K**L,
-    "L·K + 1": lambda e, L, K: L * K + 1,
+    "L·(K − 1) + 1": lambda e, L, K: L * (K - 1) + 1,
     "L·(C + 1) + 1": lambda e, L, K: L * (e.summed + 1) + 1,
     "K(K−1)/2 + 1": lambda e, L, K: K * (K - 1) / 2 + 1,
 }
@@ -266,7 +269,7 @@ def test_masking_a_class_leaves_the_problem_without_it(name):
 def edges():
     """25 settings in which each value of one meets each value of every other: the columns b and a + kb modulo 5 of an
     orthogonal array, with two values more in some of them."""
-    tau, scale = (1e-3, 0.1, 1.0, 10.0, 1e3), (0.0, 1.0, 30.0, 1e4, 1.0)
+    tau, scale = (SMALLEST, 0.1, 1.0, 10.0, LARGEST), (0.0, 1.0, 30.0, 1e4, 1.0)
     for a, b in itertools.product(range(5), repeat=2):
         column = [(a + k * b) % 5 for k in range(5)]
         yield {
@@ -309,6 +312,55 @@ def results_are_finite_at_the_edge(name, family, tau, scale, classes, batch, dty
             assert (logits.grad[~mask] == 0).all()
         if shape[-1] == 1 and (estimator.sums_to_zero or estimator.noise_differences):
             assert np.abs(logits.grad).max() < 1e-4  # one class only: nothing to choose
+
+
+@pytest.mark.parametrize("option", ["step", "width", "most", "rate", "gap", "scale", "eta", "lr"])
+@pytest.mark.parametrize("end", ["smallest", "largest"])
+def test_results_are_finite_at_the_ends_of_the_range_of_every_other_option(option, end):
+    """… in float32: whatever number is accepted can be divided by and multiplied with."""
+    names = [n for n in ESTIMATORS if f"{option}=" in with_options(n, **{option: 0})]
+    assert names
+    for name in names:
+        value = {"smallest": SMALLEST, "largest": LARGEST}[end]
+        if option in ("most", "eta", "lr"):
+            value = {"most": max(value, 1.0), "eta": min(value, 2.0 - SMALLEST), "lr": min(value, 1.0)}[option]
+        estimator = create(f"{name}:{option}={value!r}")
+        logits = logits_of(estimator.family.name, 3, np.float32)
+        for step in range(2):
+            logits.grad = None
+            axes = tuple(range(1, logits.ndim))
+            found = estimator(logits, lambda d, axes=axes: (d * d + d).sum(axis=axes), Rng(0).at(step))
+            found.sum().backward()
+            estimator.update()
+            assert np.isfinite(found.data).all()
+            assert np.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_logits_without_a_distribution_give_nan(name, family):
+    """The value and all gradients of the example that has one; no other example notices."""
+    for make in (Backend, DevsimBackend):
+        for bad_logit in (np.nan, np.inf) if family == "categorical" else (np.nan,):
+            a_logit_without_a_distribution_gives_nan(name, family, bad_logit, make)
+
+
+def a_logit_without_a_distribution_gives_nan(name, family, bad_logit, make):
+    estimator, backend = create(name, family=family), make()
+    start = logits_of(family, 3).data.copy()
+    start[1].reshape(-1)[-1] = bad_logit
+    weight = Tensor(backend.to_device(WEIGHT[: start.shape[-1]].copy()), requires_grad=True)
+    logits = Tensor(backend.to_device(start), requires_grad=True)
+    with np.errstate(invalid="raise" if np.isnan(bad_logit) else "ignore"):  # inf − inf has a warning of its own
+        value = estimator(logits, lambda d: ((d * weight).sum(axis=tuple(range(1, d.ndim))) + 0.5) ** 3.0, Rng(0))
+        value.backward(backend.to_device(np.ones(3)))
+        d = estimator.sample(logits, Rng(0)).data if isinstance(estimator, Sampler) else value.data
+    bad = np.array([False, True, False])
+    np.testing.assert_array_equal(np.isnan(backend.to_host(value.data)), bad)
+    assert np.isnan(backend.to_host(logits.grad)[bad]).all()
+    assert np.isfinite(backend.to_host(logits.grad)[~bad]).all()
+    assert np.isnan(backend.to_host(weight.grad)).all()
+    assert np.isnan(backend.to_host(d)[bad]).all()
+    assert np.isfinite(backend.to_host(d)[~bad]).all()
 
 
 @pytest.mark.parametrize(("name", "family"), PAIRS)
@@ -396,6 +448,79 @@ def test_a_cost_that_is_not_per_example_is_refused(name, family):
 
 
 @pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_a_cost_that_does_not_depend_on_the_sample_has_no_gradient(name, family):
+    """A constant, and parameters of its own, which do get theirs. Only a single sample with a rule has then no way to
+    the logits at all."""
+    bias = Tensor(np.array([1.0, 2.0, 3.0]), requires_grad=True)
+    for cost in (lambda d: Tensor(np.array([1.0, 2.0, 3.0])), lambda d: bias * 1.0):
+        estimator, logits = create(name, family=family), logits_of(family, 3)
+        value = estimator(logits, cost, Rng(0))
+        np.testing.assert_allclose(value.data, [1.0, 2.0, 3.0])
+        assert value.requires_grad or estimator.single_sample
+        if value.requires_grad:
+            value.sum().backward()
+        if logits.grad is not None and estimator.cancels_constants:
+            np.testing.assert_allclose(logits.grad, 0.0, atol=1e-12)
+    np.testing.assert_allclose(bias.grad, 1.0)
+
+
+@op
+def rounded(x):
+    """A rule without a derivative."""
+    return np.rint(x), None
+
+
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_a_cost_without_a_derivative_is_enough_where_none_is_asked_for(name, family):
+    """… and where one is, the error names the op."""
+    estimator, logits = create(name, family=family), logits_of(family, 3)
+    if estimator.cost_gradient:
+        with pytest.raises(RuntimeError, match="rounded has no derivative"):
+            estimator(logits, lambda d: one_cost(rounded(d)), Rng(0)).sum().backward()
+    else:
+        estimator(logits, lambda d: one_cost(rounded(d.detach())), Rng(0)).sum().backward()
+        assert np.isfinite(logits.grad).all()
+
+
+def test_a_cost_of_another_dtype_is_refused():
+    message = "the cost must give float32, as the logits are, but it gave float64: convert what is in it"
+    for name, family in (p.values for p in PAIRS):
+        with pytest.raises(TypeError, match=message):
+            create(name, family=family)(logits_of(family, 3, np.float32), lambda d: Tensor(np.ones(3)), Rng(0))
+
+
+def test_inputs_of_other_examples_are_refused():
+    call = lambda inputs: create("nvil")(logits_of("categorical", 3), one_cost, Rng(0), inputs=inputs)
+    with pytest.raises(ValueError, match="the inputs need a row for each of the 3 examples, got 4"):
+        call(np.zeros((4, 2)))
+    with pytest.raises(TypeError, match="the inputs must be an array, not a Tensor: pass its"):
+        call(Tensor(np.zeros((3, 2))))
+
+
+def test_noise_that_is_no_rng_is_refused():
+    for noise in (0, None, np.random.default_rng(0)):
+        for estimator in map(create, ESTIMATORS):
+            message = rf"the noise must come from a minigrad.Rng, got {type(noise).__name__}: "
+            with pytest.raises(TypeError, match=message):
+                estimator(logits_of(estimator.family.name, 3), one_cost, noise)
+            if isinstance(estimator, Sampler):
+                with pytest.raises(TypeError, match=message):
+                    estimator.sample(logits_of(estimator.family.name, 3), noise)
+
+
+@pytest.mark.parametrize("logits", [np.zeros((2, 3), int), np.zeros((2, 3), np.float16), np.zeros((2, 3), bool)])
+def test_logits_of_another_dtype_are_no_tensor(logits):
+    with pytest.raises(TypeError, match="a Tensor holds float32 or float64, got"):
+        Tensor(logits)
+
+
+def test_logits_without_an_axis_for_the_examples_are_refused():
+    for name in CATEGORICAL:
+        with pytest.raises(ValueError, match=r"logits need a first axis, for the examples, got the shape \(4,\)"):
+            create(name)(Tensor(np.zeros(4), requires_grad=True), lambda d: d * 1.0, Rng(0))
+
+
+@pytest.mark.parametrize(("name", "family"), PAIRS)
 def test_a_cost_that_is_no_tensor_and_logits_without_examples_are_refused(name, family):
     estimator = create(name, family=family)
     for cost, kind in ((lambda d: np.ones(len(d)), "ndarray"), (lambda d: 1.0, "float"), (lambda d: None, "NoneType")):
@@ -406,6 +531,38 @@ def test_a_cost_that_is_no_tensor_and_logits_without_examples_are_refused(name, 
 
 
 # ---- state
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda e: pickle.loads(pickle.dumps(e)), "copy": copy.copy}
+
+
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_a_copy_goes_on_as_the_estimator_does(name, family):
+    """… before the first call, between a call and its update, and after it. The copy goes first: but for a shallow one,
+    which shares what is learned, it leaves the estimator as it was."""
+
+    def step(estimator, n):
+        logits = logits_of(family, 5)
+        value = estimator(logits, one_cost, Rng(4).at(n))
+        value.sum().backward()
+        return value.data, logits.grad
+
+    for how, (calls, updates) in itertools.product(COPIES, ((0, 0), (2, 1), (2, 2))):
+        estimator = create(name, family=family)
+        for n in range(calls):
+            step(estimator, n)
+            if n < updates:
+                estimator.update()
+        found = []
+        for e in (COPIES[how](estimator), estimator):
+            if how != "copy" and updates < calls:
+                e.update()
+            found += step(e, calls)
+            if how != "copy":
+                e.update()
+                found += step(e, calls + 1)
+        for a, b in zip(found[: len(found) // 2], found[len(found) // 2 :], strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_learning_waits_for_update_and_is_forgotten_by_a_loaded_state():
@@ -464,6 +621,22 @@ def test_options_in_the_name_reach_the_estimator():
     assert not create("gst:consistent=0").consistent
 
 
+def test_only_a_name_makes_an_estimator():
+    for spec in (None, 3, create("st")):
+        with pytest.raises(TypeError, match="an estimator is created by its name, like 'reinmax' or"):
+            create(spec)
+
+
+def test_a_temperature_that_is_set_later_is_checked_too():
+    estimator = create("st-gs")
+    estimator.tau = np.float32(0.5)
+    assert type(estimator.tau) is float
+    for tau in (0.0, 1e-39, float("nan")):
+        with pytest.raises(ValueError, match="the temperature tau must be a number from 1e-06 to"):
+            estimator.tau = tau
+    assert estimator.tau == 0.5
+
+
 def test_options_may_be_numpy_numbers():
     for tau in (np.float32(2.0), np.int64(2)):
         assert create("st", tau).tau == 2.0
@@ -475,54 +648,67 @@ def test_options_may_be_numpy_numbers():
     ("spec", "tau", "message"),
     [
         ("nonsense", None, "unknown estimator 'nonsense'; the known ones are exact, finite-differences"),
-        ("st", 0.0, "tau must be positive and finite, got 0"),
-        ("st-gs", -1.0, "tau must be positive"),
-        ("gumbel-rao", float("nan"), "tau must be positive"),
-        ("gst-1.0", float("inf"), "tau must be positive"),
+        ("st", 0.0, "the temperature tau must be a number from 1e-06 to 1e.06, got 0.0"),
+        ("st-gs", -1.0, "tau must be a number from"),
+        ("gumbel-rao", float("nan"), "tau must be a number from"),
+        ("gst-1.0", float("inf"), "tau must be a number from"),
         ("reinmax", 0.5, "at least 1"),
         ("reinforce", 1.0, "reinforce has no option 'tau'"),
         ("rloo:samples=1", None, "at least 2"),
         ("gumbel-rao:samples=0", None, "at least 1"),
         ("gumbel-rao:draws=3", None, "no option 'draws'; its options are tau, samples"),
-        ("gst:gap=-1", None, "gap must be"),
-        ("gst:gap=wide", None, "gap must be"),
-        ("st:tau=warm", None, "tau must be positive and finite, got warm"),
+        ("gst:gap=-1", None, "gap, unless it is .p., must be a number"),
+        ("gst:gap=wide", None, "gap, unless it is .p., must be a number"),
+        ("st:tau=warm", None, "tau must be a number from .* got 'warm'"),
         ("reinforce-mean:decay=1", None, "decay must be"),
         ("reinforce-minvar:decay=x", None, "decay must be"),
         ("rloo:samples=inf", None, "samples must be an integer"),
         ("rloo:samples=abc", None, "samples must be an integer"),
         ("gst-1.0:gap=5", None, "gst-1.0 has no option 'gap'"),
         ("st:tau=2", 3.0, "'tau' .* given twice"),
-        ("spsa:width=0", None, "width must be positive"),
-        ("finite-differences:step=-1", None, "step must be positive"),
+        ("spsa:width=0", None, "width must be a number from"),
+        ("finite-differences:step=-1", None, "step must be a number from"),
         ("nvil:hidden=0", None, "hidden must be an integer of at least 1"),
         ("nvil:decay=1", None, "decay must be"),
         ("rodeo:hidden=0", None, "hidden must be an integer of at least 1"),
-        ("nvil:lr=0", None, "learning rate must be positive"),
+        ("nvil:lr=0", None, "learning rate lr must be a number from"),
         ("vimco:samples=1", None, "samples must be an integer of at least 2"),
-        ("unordered-set:samples=9", None, "samples must be at most 8"),
+        ("unordered-set:samples=9", None, "samples must be an integer of at least 2 and at most 8, got 9"),
         ("sum-and-sample:summed=0", None, "summed must be an integer of at least 1"),
-        ("st-slope:most=0", None, "most at least 1"),
+        ("st-slope:most=0", None, "most must be a number from 1 to"),
         ("st-slope:surrogate=soft", None, "surrogate must be sigmoid or hard"),
-        ("st-decoupled:tau_f=0", None, "tau must be positive"),
+        ("st-decoupled:tau_f=0", None, "the temperature tau_f must be a number from"),
         ("darn:expand_at=mean", None, "expand_at must be sample or half"),
         ("noisy-rectifier:noise=loud", None, "noise must be logistic or normal"),
         ("reinmax-cv:gs_noise=old", None, "gs_noise must be forward or fresh"),
-        ("reinmax-cv:scale=big", None, "scale must be a finite number"),
-        ("reinmax-cv:scale=inf", None, "scale must be a finite number"),
-        ("rebar:eta=2", None, "eta must lie between 0 and 2"),
-        ("rebar:eta=much", None, "eta must lie between 0 and 2"),
+        ("reinmax-cv:scale=big", None, "scale must be a number from -1e.06 to"),
+        ("reinmax-cv:scale=inf", None, "scale must be a number from -1e.06 to"),
+        ("rebar:eta=2", None, "eta must be a number from 1e-06 to 2"),
+        ("rebar:eta=much", None, "eta must be a number from 1e-06 to 2"),
         ("rebar-coupled:coupled=0", None, "no option 'coupled'"),
         ("arms:samples=1", None, "at least 2"),
-        ("st-slope:rate=-1", None, "rate must be at least 0 .* got -1 and 5.0"),
-        ("st-slope:rate=inf", None, "both finite, got inf and 5.0"),
-        ("st-slope:most=inf", None, "both finite, got 0.0001 and inf"),
-        ("st-slope:rate=fast", None, "rate must be at least 0 .* got fast and 5.0"),
-        ("rebar:lr=fast", None, "learning rate must be positive and finite, got 'fast'"),
+        ("st-slope:rate=-1", None, "rate must be a number from 0 to 1e.06, got -1"),
+        ("st-slope:rate=inf", None, "rate must be a number .* got inf"),
+        ("st-slope:most=inf", None, "most must be a number .* got inf"),
+        ("st-slope:rate=fast", None, "rate must be a number .* got 'fast'"),
+        ("rebar:lr=fast", None, "learning rate lr must be a number .* got 'fast'"),
         ("gst:consistent=False", None, "the option 'consistent' of the estimator gst must be 0 or 1, got 'False'"),
         ("gst:detached=2", None, "'detached' .* must be 0 or 1, got 2"),
         ("nvil:normalise=no", None, "'normalise' .* must be 0 or 1, got 'no'"),
         ("rebar:coupled=yes", None, "'coupled' .* must be 0 or 1, got 'yes'"),
+        ("", None, "unknown estimator ''; the known ones are exact, "),
+        ("renmax", None, "unknown estimator 'renmax', did you mean 'reinmax'. the known ones are exact, "),
+        ("Gumbel_Softmax:tau=2", None, "unknown estimator 'Gumbel_Softmax', did you mean 'gumbel-softmax'."),
+        ("st:tau=", None, "'tau=' is no option of the estimator st: write option=value"),
+        ("rebar:coupled", None, "'coupled' is no option of the estimator rebar: write option=value"),
+        ("rloo:=3", None, "'=3' is no option of the estimator rloo: write option=value"),
+        ("rloo:samples=999999999", None, "samples must be an integer of at least 2 and at most 10000, got 999999999"),
+        ("gumbel-rao:samples=10001", None, "samples .* at most 10000"),
+        ("relax:hidden=999999999", None, "hidden .* at most 10000"),
+        ("rebar:lr=1e300", None, "learning rate lr must be a number from 1e-12 to 1, got 1e.300"),
+        ("spsa:width=1e-40", None, "width must be a number from"),
+        ("gst:gap=1e39", None, "gap, unless it is 'p', must be a number from 0 to"),
+        ("st", 10**400, "tau must be a number from"),
     ],
 )
 def test_a_bad_estimator_is_refused_in_one_sentence(spec, tau, message):

@@ -1,5 +1,6 @@
 """The exactness ladder: every registered estimator, both kinds of variables, one and three of them, K = 2, 3, 4, and a
-linear, a quadratic, a cubic and an exponential cost. Every cell asserts "exact" or "biased", as `exact_for` claims:
+linear, a quadratic, a cubic and an exponential cost; for three variables also a product of affine functions of one
+variable each, and of quadratic ones. Every cell asserts "exact" or "biased", as `exact_for` claims:
 
     by enumeration, to 1e-10,     where the estimator is a function of discrete samples, or linear in uniform numbers
                                   between the places where they decide something;
@@ -31,13 +32,18 @@ def objective(estimator, problem):
 def cells(*support):
     """Of the estimators whose samples are "hard", "soft" or both."""
     return [
-        pytest.param(*p.values, L, K, cost, id=f"{p.id}-{L}x{K}-{cost}")
+        pytest.param(*p.values, L, K, cost, id=f"{p.id}-{L}x{K}-{cost}", marks=marks_of(p.values[0], cost))
         for p in PAIRS
         if facts(p.values[0]).support in support
         for L, K in ladder.SIZES
         if p.values[1] == "categorical" or K == 2
-        for cost in ladder.COSTS
+        for cost in ladder.COSTS + (ladder.COUPLED if L > 1 else ())
     ]
+
+
+def marks_of(name, cost):
+    """What is exact for every cost need not show it for six of them daily."""
+    return pytest.mark.slow if cost in ladder.COUPLED and facts(name).exact_for == "all" else ()
 
 
 @pytest.mark.parametrize(("name", "family", "L", "K", "cost"), cells("hard"))
@@ -100,7 +106,7 @@ def test_exactness_ladder_of_relaxed_objectives(name, family, L, K, cost):
     assert np.abs(g - ladder.exact(problem, estimator)).max() > 2e-2 * np.abs(g).max()
 
 
-@pytest.mark.parametrize("cost", ladder.COSTS)
+@pytest.mark.parametrize("cost", [*ladder.COSTS, *ladder.COUPLED, "separable"])
 @pytest.mark.parametrize(
     ("spec", "family", "exact_for"),
     [
@@ -109,14 +115,14 @@ def test_exactness_ladder_of_relaxed_objectives(name, family, L, K, cost):
         pytest.param(
             "st-slope:rate=1,surrogate=hard", "bernoulli", "none", id="st-slope:rate=1,surrogate=hard-bernoulli"
         ),
-        pytest.param("darn:expand_at=half", "bernoulli", "linear", id="darn:expand_at=half-bernoulli"),
+        pytest.param("darn:expand_at=half", "bernoulli", "separable", id="darn:expand_at=half-bernoulli"),
         pytest.param("gst:gap=0", "categorical", "none", id="gst:gap=0-categorical"),
         pytest.param("gst:detached=0", "categorical", "none", id="gst:detached=0-categorical"),
     ],
 )
 def test_options_that_cost_an_estimator_its_exactness(spec, family, exact_for, cost):
     """Another temperature, another surrogate, another expansion point. (Without temperature, these are exact for
-    linear or quadratic costs; DARN at ½ still is for linear ones.)"""
+    linear or quadratic costs; DARN at ½ still is for sums of quadratic functions of one bit.)"""
     problem, estimator = ladder.Problem(family, 3, 3 if family == "categorical" else 2, cost), create(spec)
     estimator.update()  # a slope grows
     _, g = ladder.over_draws(problem, estimator)
@@ -142,6 +148,7 @@ def test_every_cell_is_there():
         "arms:samples=3",
         "disarm-sb",
         "rloo:samples=4",
+        "rodeo:samples=3",
         "relax:coupled=1",
     ],
 )

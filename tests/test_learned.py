@@ -16,7 +16,7 @@ def test_what_is_learned_descends_on_the_mean_square_of_the_estimate(name, famil
     """The gradients handed to Adam are those of mean ‖ĝ‖² over the batch, at fixed noise: every parameter, by
     differences."""
     problem = ladder.Problem(family, 3, 3 if family == "categorical" else 2, "cubic")
-    estimator = create(with_options(name, lr=0.05, hidden=4), family=family)
+    estimator = create(with_options(name, lr=0.05, hidden=4, samples=3), family=family)
     for step in range(3):  # away from the zeros at the start
         ladder.run(problem, estimator, 20, Rng(4).at(step))
         estimator.update()

@@ -1,6 +1,7 @@
 """RODEO: RLOO without its corrections, its formula written out, its Stein operator and its surrogate."""
 
 import numpy as np
+import pytest
 
 import ladder
 from estimators import bernoulli, create
@@ -43,23 +44,34 @@ def test_rodeo_is_its_formula_with_the_stein_operator_written_out():
     np.testing.assert_allclose(rodeo_gradient(p, *given, alpha, beta)[0][0], expected / 3, atol=1e-14)
 
 
-def test_the_surrogate_of_rodeo_is_a_linearised_cost_and_a_network_at_its_scale():
-    problem, estimator = ladder.Problem("bernoulli", 3, 2, "cubic"), create("rodeo:hidden=3")
+@pytest.mark.parametrize("S", [2, 3])
+def test_the_surrogate_of_rodeo_is_a_linearised_cost_and_a_network_at_its_scale(S):
+    """… at each other sample by itself, and then the mean."""
+    problem, estimator = ladder.Problem("bernoulli", 3, 2, "cubic"), create(f"rodeo:samples={S},hidden=3")
     ladder.run(problem, estimator, 5, Rng(0))
     for i, p in enumerate(estimator.learned.parameters.values()):
         p.data[...] = np.random.default_rng(i).standard_normal(p.shape)
     _, found = ladder.run(problem, estimator, 5, Rng(1))
     W1, b1, w2, b2, alpha, beta = (p.data for p in estimator.learned.parameters.values())
     logits = problem.rows(5).data
-    bs = np.stack([Rng(1).site(s).bernoulli(logits) for s in range(2)])
+    bs = np.stack([Rng(1).site(s).bernoulli(logits) for s in range(S)])
     f, g = map(np.stack, zip(*(value_and_grad(problem.cost, b) for b in bs), strict=True))
 
-    def surrogate(t, y):
+    def of_one(t, y):
         l, r = (g[t] * (y - bs[t])).sum(axis=-1), 1.0 + abs(f[t])
         return l + r * (np.tanh(np.stack([l / r, f[t] / r], axis=-1) @ W1 + b1) @ w2 + b2)[:, 0]
 
-    h = np.stack([surrogate(1, bs[0]), surrogate(0, bs[1])])
-    flips = [np.where(np.arange(3) == i, 1.0 - bs, bs) for i in range(3)]
-    flipped = np.stack([[surrogate(1, b[0]), surrogate(0, b[1])] for b in flips], axis=-1)
+    surrogate = lambda b: np.stack([np.mean([of_one(t, b[s]) for t in range(S) if t != s], axis=0) for s in range(S)])
+    h = surrogate(bs)
+    flipped = np.stack([surrogate(np.where(np.arange(3) == i, 1.0 - bs, bs)) for i in range(3)], axis=-1)
     expected, _ = rodeo_gradient(bernoulli.probability(logits), bs, f, h, flipped, alpha, beta)
     np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_rodeo_with_three_samples_is_unbiased_whatever_its_network_is():
+    """Over all outcomes of the three."""
+    problem, estimator = ladder.Problem("bernoulli", 2, 2, "cubic"), create("rodeo:samples=3,hidden=3")
+    ladder.run(problem, estimator, 5, Rng(0))
+    for i, p in enumerate(estimator.learned.parameters.values()):
+        p.data[...] = np.random.default_rng(i).standard_normal(p.shape)
+    np.testing.assert_allclose(ladder.over_draws(problem, estimator)[1], ladder.exact(problem, estimator), atol=1e-12)

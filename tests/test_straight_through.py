@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from estimators import bernoulli, create
-from estimators.straight_through import straight_through
+from estimators.straight_through import hard_sigmoid_straight_through, straight_through
 from minigrad import Rng, Tensor
-from small_problem import assert_draws_alike, bit, hard
+from small_problem import assert_draws_alike, bit, hard, rule
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,17 @@ def test_the_slope_grows_with_the_updates_up_to_its_most(spec):
         np.testing.assert_allclose(a.grad, expected)
         estimator.update()
     assert slopes == [1.0, 2.0, 3.0, 3.0]
+
+
+def test_the_hard_sigmoid_is_exact_for_linear_costs_if_the_bits_are_drawn_from_it():
+    """As in the paper; with bits drawn from σ, which is what the estimator does, the same rule is biased."""
+    a, w, s = np.array([-0.4, 0.1, 0.6]), np.array([1.0, -2.0, 0.5]), 1.5
+    outcomes, step = bernoulli.outcomes((1, 3)), 1e-6
+    g = np.stack([rule(hard_sigmoid_straight_through, a, b, g=w, slope=s) for b in outcomes])
+    for probability, exact in (
+        (lambda a: np.clip(0.5 * (s * a + 1.0), 0.0, 1.0), True),
+        (lambda a: bernoulli.probability(s * a), False),
+    ):
+        q = bernoulli.outcome_probability(probability(a)[None], outcomes)[0]
+        derivative = w * (probability(a + step) - probability(a - step)) / (2.0 * step)  # of E f = ⟨w, p⟩
+        assert np.allclose(q @ g, derivative, atol=1e-8) == exact

@@ -451,7 +451,7 @@ BAD = {
     'script = "train_vae"\n[grid]\nlrr = [1]': "unknown key 'lrr'; the flags are data_dir, epochs",
     'script = "train_vae"\n[grid]\nestimator = ["magic"]': "unknown estimator 'magic'; the known ones are exact",
     'script = "train_vae"\n[grid]\nestimator = ["rloo"]\ntau = [1.0]': "rloo has no option 'tau'",
-    'script = "train_vae"\n[grid]\nestimator = ["gst:gap=-1"]': "gap must be a number of at least 0",
+    'script = "train_vae"\n[grid]\nestimator = ["gst:gap=-1"]': "gap, unless it is 'p', must be a number from 0 to",
     'script = "train_conditional"\n[grid]\ngate = ["magic"]': "unknown estimator 'magic'; the known ones are exact",
     'script = "train_listops"\n[grid]\nestimator = ["rebar"]': "REBAR needs all choices and their costs in one call",
     'script = "train_semi_supervised"\n[fixed]\nmethod = "sample"\n[grid]\nestimator = ["vimco"]': "several samples",

@@ -298,7 +298,7 @@ CONDITIONAL = Script(
         ("--beta nan", "--beta must be 0, or above 1 and at most 1e9, got nan"),
         ("--beta 1e20", "--beta must be 0, or above 1 and at most 1e9, got 1e+20"),
         ("--gate noisy-rectifier:noise=pink", "noise must be logistic or normal, got 'pink'"),
-        ("--tau 0", "tau must be positive and finite, got 0"),
+        ("--tau 0", "tau must be a number from 1e-06 to 1e+06, got 0"),
         ("--experts 0", "--experts must be at least 1, got 0"),
         ("--gater 0", "--gater must be at least 1"),
         ("--target 0", "--target must lie between 0 and 1, got 0.0"),
@@ -749,7 +749,7 @@ BAD_IMAGES = (
     ("--pixels red", "unknown pixels 'red'; the known ones are gray, dynamic, fixed"),
 )
 BAD_OPTIMIZER = (("--optimizer lion", "unknown optimizer 'lion'; the known ones are sgd, adam, radam"),)
-BAD_TAU = tuple((f"--tau {tau}", "tau must be positive and finite, got") for tau in ("0", "-1", "inf", "nan"))
+BAD_TAU = tuple((f"--tau {tau}", "tau must be a number from 1e-06 to 1e+06, got") for tau in ("0", "-1", "inf", "nan"))
 BAD_ANNEALING = (
     ("--anneal -1", "--anneal must be at least 0 and finite, got -1.0"),
     ("--anneal nan", "--anneal must be at least 0 and finite, got nan"),
