@@ -1,0 +1,166 @@
+"""All documents: formulas that GitHub shows as they are written, links that lead somewhere, names of tests that exist."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import markdown
+
+ROOT = Path(__file__).parents[1]
+
+
+def documents():
+    """Every Markdown file of the project, by its path from the root."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    if not listed:  # no repository: what a source archive holds
+        listed = [str(p.relative_to(ROOT)) for folder in (".", "*") for p in ROOT.glob(f"{folder}/*.md")]
+    return sorted(set(listed))
+
+
+def read(file):
+    return (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_the_documents_are_found():
+    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md"} <= set(documents())
+    assert {"estimators/README.md", "models/README.md"} <= set(documents())
+
+
+# ---- formulas
+
+
+@pytest.mark.parametrize("file", documents())
+def test_github_shows_the_formulas_as_they_are_written(file):
+    assert markdown.formula_faults(read(file)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (r"a $x\,y$ b", r"the backslash of \\,"),
+        (r"a $x\;y$ b", "backslash"),
+        (r"a $x\!y$ b", "backslash"),
+        (r"a $x\:y$ b", "backslash"),
+        (r"$\{x\}$", "backslash"),
+        (r"$\|x\|$", "backslash"),
+        (r"$a\_b$", "backslash"),
+        (r"$50\%$", "backslash"),
+        (r"$a \\ b$", "backslash"),
+        (r"$\begin{pmatrix} a \\ b \end{pmatrix}$", "backslash"),
+        ("$$\na \\\\\nb\n$$", "backslash"),
+        ("$$x\\,y$$", "backslash"),
+        ("# On $x\\,y$", "backslash"),
+        ("- an item with $x\\,y$\n", "backslash"),
+        ("> quoted $x\\,y$\n", "backslash"),
+        ("* one\n\n    $x\\,y$ in the second paragraph of an item", "backslash"),
+        (r"nodes $x'_i = s_{i}$ and $x_{i+1}$", "_ makes emphasis"),
+        ("$\\hat{a}_{b}$ and $\\hat{c}_{d}$", "_ makes emphasis"),
+        ("$$\n\\theta'_i + x_{j}\n$$", "_ makes emphasis"),
+        ("$a^*$ and $b^*$", r"\* makes emphasis"),
+        ("$a*b*c$", r"\* makes emphasis"),
+        ("*so $a*$ ends it early", r"\* makes emphasis"),
+        ("$a ~b~ c$", "~ makes emphasis"),
+        ("$a<b$", "begins a tag"),
+        ("$x <y> z$", "begins a tag"),
+        ("$x </b$", "begins a tag"),
+        ("$[a, b](x)$", "make a link"),
+        ("$a &lt; b$", "an entity"),
+        ("$a `b` c$", "backtick"),
+        ("| a | b |\n| --- | --- |\n| $|x|$ | y |", "a bar in a row"),
+        ("| a | b |\n| --- | --- |\n| $\\|x\\|$ | y |", "a bar in a row"),
+        ("| a | b |\n| --- | --- |\n| $`|x|`$ | y |", "a bar in a row"),
+        ("| $P(a|b)$ | b |\n| --- | --- |\n| x | y |", "a bar in a row"),
+        ("a$x$", "opens no formula after 'a'"),
+        ("2$x$", "opens no formula after '2'"),
+        ("degree-$d$", "opens no formula after '-'"),
+        ("$n$th", "closes no formula before 't'"),
+        ("$n$2", "closes no formula before '2'"),
+        ("a$`x`$", "touches a letter"),
+        ("$`n`$th", "touches a letter"),
+        ("$ x $", "a space inside"),
+        ("$x $", "a space inside"),
+        ("costs $5", "without another"),
+        ("$x$ and $y", "without another"),
+        ("$x\n\ny$", "without another"),
+        ("$$\na\n- b\n$$", "without another"),
+        ("$$\nx$", "without another"),
+        ("```math\nx", "not closed"),
+        ("```math\n\\frac{a}{b\n```", "braces"),
+        ("$`\\frac{a`$", "braces"),
+        ("```math\n\\left( x\n```", "without"),
+        ("```math\n\\begin{aligned} a\n```", "without"),
+        ("$\\operatorname{Var} x$", "refuses"),
+    ],
+)
+def test_a_formula_that_github_would_change_is_found(text, fault):
+    for surroundings in ("{}", "# Title\n\nText before.\n\n{}", "{}\n\nText after, with $x$ in it.\n"):
+        if not text.startswith("```math\nx"):  # an open fence swallows what follows
+            assert re.search(fault, "\n".join(markdown.formula_faults(surroundings.format(text)))), text
+    assert re.search(fault, "\n".join(markdown.formula_faults(text)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no formula",
+        "$x$, $y$; ($z$) and $w$-th: $n$ **$m$** *$k$*",
+        r"$a_i + b_j$, $x_{i}$ and $\hat a_i^{(k)}$",
+        r"$\lbrace 0, 1 \rbrace$, $\lVert x \rVert$, $p(x \mid y)$, $a \lt b$",
+        "$a < b$ and $b > a$",
+        "$a^\\ast$ and $b^\\ast$",
+        r"$`x\,y`$ and $`x'_i`$ and ($`\{0, 1\}`$)",
+        "```math\nx\\,y \\\\\nx'_i = s_{i} < z\n```",
+        "- an item\n\n  ```math\n  a \\\\ b\n  ```\n",
+        "````\n```math\n$x\\,y\n```\n````",
+        "$$\nx_i = \\frac{a}{b}\n$$",
+        "text\n$$x = y$$\ntext",
+        "`$x\\,y$` and ``$`x\\,y`$``",
+        "```bash\necho $HOME $OUT\n```",
+        "text\n\n    echo $HOME\n    cost=$5\n\ntext",
+        r"it costs \$5",
+        "| a | b |\n| --- | --- |\n| $\\lvert x \\rvert$ | $p(a \\mid b)$ |",
+        "| a | b |\n| --- | --- |\n| $x$ | $y$ |\n\n*also* _this_ $z$",
+        "a [link](some_file_name.md) and *emphasis* and $x_i$ and [another_one](b_c_d.md)",
+        "<!-- $ in a comment -->\n\n$x$",
+        "`a_b` *c* $x_{ij} y_{ij}$ and 2 * 3 * 4",
+        "a line that ends in $x$\n$y$ begins the next",
+        "a formula $x +\ny$ over two lines",
+    ],
+)
+def test_a_formula_that_arrives_as_it_is_written_is_left_alone(text):
+    assert markdown.formula_faults(text) == []
+
+
+# ---- links
+
+
+@pytest.mark.parametrize("file", documents())
+def test_every_link_leads_somewhere(file):
+    assert dead_links(file, read(file)) == []
+
+
+def dead_links(file, text):
+    """The relative links of a document to files or headings that do not exist."""
+    dead = []
+    for target in markdown.links(text):
+        if re.match(r"[a-z][a-z0-9+.-]*:", target):  # another site
+            continue
+        path, _, anchor = target.partition("#")
+        there = (ROOT / file).parent / path if path else ROOT / file
+        if not there.exists():
+            dead.append(target)
+        elif anchor and there.suffix == ".md":
+            if anchor not in markdown.anchors(text if not path else there.read_text(encoding="utf-8")):
+                dead.append(target)
+    return dead
+
+
+def test_a_dead_link_is_found():
+    text = "# A heading, twice: `x`\n\n# B\n\n# B\n\n{}"
+    for link in ("[x](none.md)", "![x](none.png)", "[x](#none)", "[x](README.md#none)", "| a |\n| - |\n| [x](none.md) |"):
+        assert dead_links("README.md", text.format(link)) != [], link
+    for link in ("[x](README.md)", "[x](#b)", "[x](#b-1)", "[x](#a-heading-twice-x)", "[x](https://none)", "`[x](none)`"):
+        assert dead_links("README.md", text.format(link)) == [], link
