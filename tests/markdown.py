@@ -1,7 +1,7 @@
 r"""What GitHub makes of a Markdown file, as far as formulas and links go.
 
-GitHub processes Markdown first and looks for `$…$` and `$$…$$` in what is left. By then `\,` has lost its backslash, two
-underscores can have become emphasis, `<b>` a tag, and a bar in a table ends the cell. Only $`…`$ and ```math blocks
+GitHub processes Markdown first and looks for `$…$` and `$$…$$` in what is left. By then `\,` has lost its backslash,
+two underscores can have become emphasis, `<b>` a tag, and a bar in a table ends the cell. Only $`…`$ and ```math blocks
 reach the mathematics as they were written.
 """
 
@@ -178,7 +178,8 @@ def faults_of_text(text, row=False):
     emphasised = list(emphasis(text, pieces))
     for kind, start, inside, close, end in spans:
         formula, content = text[start:end], text[inside:close]
-        add = lambda what, start=start, formula=formula: faults.append((start, f"{what}: {formula}"))
+        wrong = []
+        add = wrong.append
         within = [p for p in pieces if inside <= p[1] < close]
         for piece, at, to in within:
             if piece == "escape":
@@ -205,6 +206,7 @@ def faults_of_text(text, row=False):
                 add(f"GitHub closes no formula before {after!r}")
             if content[:1].isspace() or content[-1:].isspace():
                 add("a space inside a dollar")
+        faults += [(start, f"{what}: {formula}") for what in wrong]
         faults += [(start, fault) for fault in tex_faults(content)]
     return sorted(faults)
 
@@ -248,7 +250,6 @@ def emphasis(text, pieces):
             closer[2] -= used
             for between in runs[runs.index(opener) + 1 : k]:
                 between[2] = 0  # what stands between them cannot match across
-    return
 
 
 # ---- links

@@ -1,7 +1,8 @@
-"""All documents: formulas that GitHub shows as they are written, links that lead somewhere, names of tests that exist."""
+"""All documents: formulas that GitHub shows as they are written, links that lead somewhere, names that exist."""
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -150,17 +151,59 @@ def dead_links(file, text):
             continue
         path, _, anchor = target.partition("#")
         there = (ROOT / file).parent / path if path else ROOT / file
-        if not there.exists():
+        headings = lambda path=path, there=there: markdown.anchors(there.read_text(encoding="utf-8") if path else text)
+        if not there.exists() or (anchor and anchor not in headings()):
             dead.append(target)
-        elif anchor and there.suffix == ".md":
-            if anchor not in markdown.anchors(text if not path else there.read_text(encoding="utf-8")):
-                dead.append(target)
     return dead
 
 
 def test_a_dead_link_is_found():
     text = "# A heading, twice: `x`\n\n# B\n\n# B\n\n{}"
-    for link in ("[x](none.md)", "![x](none.png)", "[x](#none)", "[x](README.md#none)", "| a |\n| - |\n| [x](none.md) |"):
+    row = "| a |\n| - |\n| [x](none.md) |"
+    for link in ("[x](none.md)", "![x](none.png)", "[x](#none)", "[x](#b-2)", "[x](README.md#none)", row):
         assert dead_links("README.md", text.format(link)) != [], link
-    for link in ("[x](README.md)", "[x](#b)", "[x](#b-1)", "[x](#a-heading-twice-x)", "[x](https://none)", "`[x](none)`"):
+    for link in ("[x](README.md)", "[x](#b-1)", "[x](#a-heading-twice-x)", "[x](https://none)", "`[x](none)`"):
         assert dead_links("README.md", text.format(link)) == [], link
+
+
+# ---- names
+
+
+def test_the_tests_that_are_named_exist():
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    exist = set(re.findall(r"^def (test_\w+)", sources, re.MULTILINE))
+    for file in documents():
+        named = set(re.findall(r"`(test_\w+)`", read(file)))
+        assert named <= exist, f"{file} names tests that do not exist"
+
+
+def test_the_short_answers_are_those_that_are_tested():
+    """Each answer names a test of test_answers.py, and each of its tests is named there."""
+    chapter = re.search(r"^## Short answers$(.*?)^## ", read("estimators/README.md"), re.MULTILINE | re.DOTALL)[1]
+    named = re.findall(r"`(test_\w+)`", chapter)
+    assert sorted(named) == sorted(re.findall(r"^def (test_\w+)", read("tests/test_answers.py"), re.MULTILINE))
+    assert len(named) == len(re.findall(r"^\*\*.*\?\*\*", chapter, re.MULTILINE))
+
+
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md"])
+def test_the_files_that_are_named_exist(file):
+    text = markdown.without_code(read(file))
+    for path in re.findall(r"`((?:minigrad|estimators|models|scripts|tests)/[\w/.]*)`", text):
+        assert (ROOT / path).exists(), path
+
+
+# ---- the citation
+
+
+def test_the_citation_says_what_the_package_says():
+    text, package = read("CITATION.cff"), tomllib.loads(read("pyproject.toml"))["project"]
+    keys = re.findall(r"^([a-z-]+):", text, re.MULTILINE)
+    assert len(keys) == len(set(keys))
+    assert {"cff-version", "message", "title", "authors"} <= set(keys)  # what the format requires
+    field = lambda key: re.search(rf'^{key}: "?(.*?)"?$', text, re.MULTILINE)[1]
+    assert field("cff-version") == "1.2.0"
+    assert field("type") == "software"
+    assert field("version") == package["version"]
+    assert field("license") == package["license"]
+    assert package["authors"] == [{"name": name} for name in re.findall(r'^  - name: "(.*)"$', text, re.MULTILINE)]
+    assert "\t" not in text
