@@ -189,7 +189,7 @@ def test_the_short_answers_are_those_that_are_tested():
 def test_the_files_that_are_named_exist(file):
     text = markdown.without_code(read(file))
     for path in re.findall(r"`((?:minigrad|estimators|models|scripts|tests)/[\w/.]*)`", text):
-        assert (ROOT / path).exists(), path
+        assert (ROOT / path).exists() or re.search("[A-Z]{2}", path), path  # NAME stands for any
 
 
 # ---- the citation
