@@ -130,7 +130,7 @@ def scanned(text):
     i, n = 0, len(text)
     while i < n:
         c, size, kind = text[i], 1, None
-        if c == "\\" and i + 1 < n and text[i + 1] in string.punctuation:
+        if c == "\\" and i + 1 < n and text[i + 1] in string.punctuation + "\n":  # a line's end: a hard break
             kind, size = "escape", 2
         elif text.startswith("$`", i) and (close := text.find("`$", i + 2)) > 0 and "`" not in text[i + 2 : close]:
             kind, size = "quoted", close + 2 - i
@@ -183,7 +183,9 @@ def faults_of_text(text, row=False):
         within = [p for p in pieces if inside <= p[1] < close]
         for piece, at, to in within:
             if piece == "escape":
-                add(f"Markdown takes the backslash of {text[at:to]}")
+                add(f"Markdown takes the backslash of {text[at:to]!r}")
+            elif piece == "$$":
+                add("two dollars inside of one")
             elif piece == "tag":
                 add(f"{text[at:to]} begins a tag")
             elif piece in ("code", "quoted"):
