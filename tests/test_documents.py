@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import markdown
+import github_markdown
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,7 +35,7 @@ def test_the_documents_are_found():
 
 @pytest.mark.parametrize("file", documents())
 def test_github_shows_the_formulas_as_they_are_written(file):
-    assert markdown.formula_faults(read(file)) == []
+    assert github_markdown.formula_faults(read(file)) == []
 
 
 @pytest.mark.parametrize(
@@ -102,8 +102,8 @@ def test_github_shows_the_formulas_as_they_are_written(file):
 def test_a_formula_that_github_would_change_is_found(text, fault):
     for surroundings in ("{}", "# Title\n\nText before.\n\n{}", "{}\n\nText after, with $x$ in it.\n"):
         if not text.startswith("```math\nx"):  # an open fence swallows what follows
-            assert re.search(fault, "\n".join(markdown.formula_faults(surroundings.format(text)))), text
-    assert re.search(fault, "\n".join(markdown.formula_faults(text)))
+            assert re.search(fault, "\n".join(github_markdown.formula_faults(surroundings.format(text)))), text
+    assert re.search(fault, "\n".join(github_markdown.formula_faults(text)))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_formula_that_github_would_change_is_found(text, fault):
     ],
 )
 def test_a_formula_that_arrives_as_it_is_written_is_left_alone(text):
-    assert markdown.formula_faults(text) == []
+    assert github_markdown.formula_faults(text) == []
 
 
 # ---- links
@@ -149,12 +149,14 @@ def test_every_link_leads_somewhere(file):
 def dead_links(file, text):
     """The relative links of a document to files or headings that do not exist."""
     dead = []
-    for target in markdown.links(text):
+    for target in github_markdown.links(text):
         if re.match(r"[a-z][a-z0-9+.-]*:", target):  # another site
             continue
         path, _, anchor = target.partition("#")
         there = (ROOT / file).parent / path if path else ROOT / file
-        headings = lambda path=path, there=there: markdown.anchors(there.read_text(encoding="utf-8") if path else text)
+        headings = lambda path=path, there=there: github_markdown.anchors(
+            there.read_text(encoding="utf-8") if path else text
+        )
         if not there.exists() or (anchor and anchor not in headings()):
             dead.append(target)
     return dead
@@ -190,7 +192,7 @@ def test_the_short_answers_are_those_that_are_tested():
 
 @pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md"])
 def test_the_files_that_are_named_exist(file):
-    text = markdown.without_code(read(file))
+    text = github_markdown.without_code(read(file))
     for path in re.findall(r"`((?:minigrad|estimators|models|scripts|tests)/[\w/.]*)`", text):
         assert (ROOT / path).exists() or re.search("[A-Z]{2}", path), path  # NAME stands for any
 

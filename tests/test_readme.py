@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import markdown
+import github_markdown
 from estimators import ESTIMATORS
 from tools import estimator_table
 
@@ -64,7 +64,7 @@ def test_the_readme_names_every_estimator_in_its_chapter():
     for chapter in re.split(r"^## ", GUIDE, flags=re.MULTILINE)[1:]:
         names = re.findall(r"^### (.*) — ", chapter, re.MULTILINE)
         if names:
-            anchor = markdown.slug(chapter.splitlines()[0])
+            anchor = github_markdown.slug(chapter.splitlines()[0])
             chapters[anchor] = sorted(re.findall(r"`([^`]+)`", " ".join(names)))
     rows = re.findall(r"^\| \[[^\]]*\]\(estimators/README.md#([\w-]+)\) \| (.*) \|$", README, re.MULTILINE)
     assert {anchor: sorted(re.findall(r"`([^`]+)`", names)) for anchor, names in rows} == chapters
