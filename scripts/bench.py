@@ -496,9 +496,9 @@ def main(argv=None) -> int:
     require(not flags.data_dir or flags.benchmark == "listops", "--data-dir is for listops: leave it out.")
     if flags.benchmark == "listops":
         arguments, figure = (flags.data_dir,), figure or "listops-speed.png"
-        if "valid" not in listops.files(flags.data_dir):
-            print("no listops/valid.tsv in --data-dir or MINIGRAD_DATA: sequences are generated", file=sys.stderr)
         with user_errors(DataError):
+            if "valid" not in listops.files(flags.data_dir):
+                print("no listops/valid.tsv in --data-dir or MINIGRAD_DATA: sequences are generated", file=sys.stderr)
             listops_batches(flags.data_dir)
     require(not figure or flags.benchmark in AXES, f"--figure is for {' and '.join(AXES)}: leave it out.")
     if figure:

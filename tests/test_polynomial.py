@@ -305,7 +305,7 @@ BAD_FLAGS = [
     (["--batch", "0"], "--batch must be at least 1"),
     (["--epochs", "-3"], "--epochs must be at least 1"),
     (["--steps", "0"], "--steps must be at least 1"),
-    (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
+    (["--steps", "many"], "argument --steps: 'many' is not a whole number"),
     (["--variables", "1000000000000"], "--batch times --variables must be at most 1,000,000,000"),
     (["--batch", "100000000000000000000"], "--batch times --variables must be at most 1,000,000,000"),
     (["--lr", "0"], "--lr, the learning rate, must be positive"),

@@ -171,7 +171,7 @@ VAE = Script(
 
 STRUCTURED = Script(
     train_structured,
-    "--epochs 2 --variables 4 --categories 3 --samples 5 --estimator reinforce-mean --batch 20",
+    "--epochs 2 --variables 4 --samples 5 --estimator reinforce-mean --batch 20",
     spoil=lambda model: weights(model.layers[-1].weight),
     resumed=(
         "--estimator nvil",
@@ -195,8 +195,8 @@ STRUCTURED = Script(
         ("--estimator gst-1.0", "Gapped straight-through is for categorical variables, not 'bernoulli'"),
         ("--estimator darn --code categorical", "DARN(½) is for bernoulli variables, not 'categorical'"),
         ("--estimator rloo --tau 1", "rloo has no option 'tau'"),
-        ("--estimator none --tau 1", "without an estimator has no temperature: leave out --tau and --anneal"),
-        ("--estimator none --anneal 0.1", "without an estimator has no temperature: leave out --tau and --anneal"),
+        ("--estimator none --tau 1", "without an estimator has no temperature: leave --tau out"),
+        ("--estimator none --anneal 0.1", "without an estimator has no temperature: leave --anneal out"),
         ("--variables 0", "--variables must be at least 1, got 0"),
         ("--categories 0", "--categories must be at least 1"),
         ("--layers 0", "--layers must be at least 1"),
@@ -226,7 +226,7 @@ SEMI_SUPERVISED = Script(
         "",
         "--method sample --anneal 0.1 --anneal-every 2",
         "--method sample --estimator reinforce-mean --pixels gray",
-        "--method sample --estimator nvil --labelled-only",
+        "--labelled-only",
         "--batch 15 --pixels fixed",  # fewer images in a batch than there are labels
     ),
     stops=(1, 4),
@@ -346,7 +346,8 @@ LISTOPS = Script(
         ("--generate 0", "--generate must be at least 1, got 0"),
         ("--generate 1000000000000", "--generate must be at most 2,000,000, got 1000000000000"),
         ("--generate 1 --max-length 5", ": no sequence has 2 to 5 tokens: raise --max-length."),
-        ("--data-dir /nonexistent", "/nonexistent has no listops/train.tsv, valid.tsv or test.tsv"),
+        ("--data-dir /nonexistent", "there is no folder '/nonexistent': give --data-dir a folder with data"),
+        ("--data-dir /", "/ has no listops/train.tsv, valid.tsv or test.tsv"),
         ("--dim 0", "--dim must be at least 1, got 0"),
         ("--hidden -1", "--hidden must be at least 1, got -1"),
         ("--max-length 4", "--max-length must be at least 5, got 4"),
@@ -745,7 +746,8 @@ BAD = (
 )
 BAD_IMAGES = (
     ("--data cifar", "unknown data set 'cifar'; the known ones are digits, mnist"),
-    ("--data mnist --data-dir /nonexistent", "has neither train-images-idx3-ubyte nor"),
+    ("--data mnist --data-dir /", "has neither train-images-idx3-ubyte nor"),
+    ("--data mnist --data-dir /nonexistent", "there is no folder '/nonexistent': give --data-dir a folder"),
     ("--pixels red", "unknown pixels 'red'; the known ones are gray, dynamic, fixed"),
 )
 BAD_OPTIMIZER = (("--optimizer lion", "unknown optimizer 'lion'; the known ones are sgd, adam, radam"),)
