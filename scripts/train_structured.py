@@ -23,7 +23,7 @@ before_numpy()
 import numpy as np
 
 from estimators import ESTIMATORS, create
-from experiments.errors import command, require, user_errors
+from experiments.errors import command, user_errors
 from experiments.flags import at_least, at_most, flag, one_of
 from experiments.loop import Annealing, ImageConfig, ImageExperiment, Optimizing, batches, run
 from experiments.memory import check_evaluations, check_memory, draws, weights

@@ -89,7 +89,7 @@ def test_means_differences_and_comparisons_are_those_computed_by_hand(tmp_path, 
     assert pairs[1] == ["A", "C", "3", "-0.50", "-0.50 to -0.50", "A"]
     assert "Published: a table." in text
     assert "lower is better" in text
-    assert "`tiny`: epochs 2, sweep tiny." in text
+    assert "tiny: epochs 2, sweep tiny." in text
 
     with open(out / "report.csv", newline="") as file:
         lines = {(line["row"], line["metric"]): line for line in csv.DictReader(file)}

@@ -177,5 +177,5 @@ def one_of(config: Any, **names: Iterable[str]) -> None:
 
 def check_read(given: Iterable[str], unread: Mapping[str, str]) -> None:
     """UserError for a flag that was given and has no effect.   unread: {flag: why, a clause}"""
-    for name in given:
-        require(name not in unread, f"{unread.get(name)}: leave {option(name)} out.")
+    for name, why in unread.items():
+        require(name not in given, f"{why}: leave {option(name)} out.")

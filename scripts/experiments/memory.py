@@ -7,6 +7,7 @@ they do not have, and end a process in the middle of its work.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -59,4 +60,4 @@ def draws(estimator: Any) -> int:
 
 def weights(*widths: int) -> int:
     """How many weights a network of these widths has."""
-    return sum(n * m for n, m in zip(widths, widths[1:], strict=False))
+    return sum(n * m for n, m in itertools.pairwise(widths))

@@ -267,10 +267,13 @@ def check_report(found: dict) -> dict:
 
 def check_published(found, metrics: list) -> None:
     """UserError, one sentence, if these are no numbers for metrics of the report."""
-    require(isinstance(found, dict), f"published must be a table, as in {{ {metrics[0]} = 1.0 }}, got {in_short(found)}.")
+    require(
+        isinstance(found, dict), f"published must be a table, as in {{ {metrics[0]} = 1.0 }}, got {in_short(found)}."
+    )
     known(found, metrics, "published, which is for [report] metrics")
     for key, value in found.items():
-        pair = isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+        pair = isinstance(value, list) and len(value) == 2 and is_number(value[0])
+        pair = pair and (value[1] is None or is_number(value[1]))  # None where a manifest has the mean alone
         sentence = f"published {key} must be a mean, or a mean and its standard deviation, got {in_short(value)}."
         require(pair or is_number(value), sentence)
 
