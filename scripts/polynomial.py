@@ -59,7 +59,7 @@ from minigrad.ops import stable_sigmoid
 from minigrad.optim import Adam
 
 START = 0.01  # θ starts uniformly between −START and START
-MOST = 10**9  # examples in a step: more are a mistake, and the machine would notice only while it computes
+MOST = 10**8  # examples in a step: more are a mistake, and the machine would notice only while it computes
 
 
 # ---- the problem and its closed forms; t in (0, 1), p ≥ 1
@@ -180,7 +180,7 @@ class Race:
             not estimator.multi_sample, f"{c.estimator} lowers {of}, which is not E f(z): choose another estimator."
         )
         check_evaluations(estimator.count_evaluations(1, 2))
-        numbers = 2 * c.batch * c.variables * draws(estimator)
+        numbers = c.batch * c.variables * (4 + draws(estimator))
         check_memory(numbers, c.dtype, "--batch, --variables or fewer samples", self.backend.name)
         self.rng = Rng(c.seed)
         with size_errors():

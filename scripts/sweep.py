@@ -73,9 +73,7 @@ class Flags:
         require(0 < self.timeout < math.inf, f"--timeout must be positive and finite, got {self.timeout}.")
         dask = self.executor == "dask"
         require(dask == bool(self.scheduler), "--executor dask and --scheduler ADDRESS go together.")
-        check_read(
-            given, {"workers": "the workers of Dask are its own"} if dask else {"timeout": "no scheduler is asked"}
-        )
+        check_read(given, {"workers": "Dask has workers of its own"} if dask else {"timeout": "no scheduler is asked"})
 
 
 @command

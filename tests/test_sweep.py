@@ -523,6 +523,25 @@ BAD = {
     'script = "train_vae"\n[grid]\nseed = [1]\n[small]\nfixed = 3': "[small.fixed] and [small.grid] are tables",
     'script = "train_listops"\n[grid]\nsplit = [2020-01-01]': 'split cannot be "2020-01-01"',
     'script = "train_vae"\n[grid': "is not TOML",
+    f'script = "train_vae"\n[grid]\nseed = [{"9" * 5000}]': "is not TOML: Exceeds the limit",
+    f'script = "train_vae"\n[grid]\nseed = [0x{"f" * 5000}]': "seed cannot be a whole number that is too large to show",
+    f'script = "train_vae"\n[grid]\nseed = {"[" * 100_000}': "is nested too deep",
+    f'script = "train_vae"\n[grid]\ndata = ["{"x" * 5000}"]': "unknown data set",
+    f'script = "train_vae"\n{"k" * 5000} = 1': "unknown key 'kkk",
+    'script = "train_vae"\n[grid]\nlr = [1e-3, nan]': "the learning rate, must be positive and finite, got nan",
+    'script = "train_vae"\n[grid]\nlr = [1e-3]\nseed = [0, -1]': "--seed must be an integer from 0",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nscale = nan': "[report] scale must be one value or a table",
+    'script = "train_vae"\n[[cases]]\npublished = { test = inf }': "published test must be a mean, or a mean and its",
+    'script = "train_vae"\n[fixed]\ndata = "mnist"\n[grid]\ndata_dir = ["a", "b"]': "two runs are one, data_dir a, seed 0 and data_dir b",
+    'script = "train_vae"\n[grid]\ntau = [1, 1.0]': "two runs are one, tau 1.0, seed 0: they differ in",
+    'script = "train_vae"\n[[cases]]\nname = "a"\n[[cases]]\nname = "b"': "two runs are one, a, seed 0 and b, seed 0",
+    'script = "train_vae"\n[fixed]\ndata_dir = "/"\n[grid]\nseed = [1]': "the digits are embedded: leave --data-dir out",
+    'script = "train_vae"\n[fixed]\nmomentum = 0.5\n[grid]\nseed = [1]': "adam takes no momentum: leave --momentum",
+    f'script = "train_vae"\n[grid]\nseed = {[*range(200_000)]}': "make more than 100,000 runs: take fewer values",
+    'script = "train_vae"\n[grid]\n'
+    + "".join(
+        f"{key} = {[*range(1000)]}\n" for key in ("seed", "epochs", "batch", "lr", "tau", "variables")
+    ): "make more than 100,000 runs",
     'script = "train_vae"\ngrid = 1': "grid must be a table",
 }
 
@@ -543,6 +562,13 @@ def test_a_bad_specification_is_a_sentence_and_nothing_is_made(tmp_path, capsys,
     [
         (["--small"], "there is no [small.fixed] or [small.grid]"),
         (["--workers", "0"], "--workers must be at least 1"),
+        (["--workers", "1000000000"], "--workers must be at most 400, got 1000000000"),
+        (["--timeout", "inf"], "--timeout must be positive and finite, got inf"),
+        (["--timeout", "3"], "no scheduler is asked: leave --timeout out"),
+        (["--executor", "dask", "--scheduler", "a", "--workers", "2"], "Dask has workers of its own: leave --workers"),
+        (["--set", "lr=1", "--set", "lr=2"], "--set lr is said twice"),
+        (["--set", "lr=" + "[" * 10_000], "--set needs KEY=VALUE"),
+        (["--data-dir", "/"], "no run of the specification reads --data-dir: leave it out"),
         (["--executor", "slurm"], "unknown executor 'slurm'; the known ones are processes, dask, mpi"),
         (["--executor", "dask"], "--executor dask and --scheduler ADDRESS go together"),
         (["--scheduler", "tcp://127.0.0.1:9"], "--executor dask and --scheduler ADDRESS go together"),
@@ -630,6 +656,27 @@ def test_runs_are_the_product_of_cases_and_grid():
 def test_runs_without_an_estimator_can_be_specified(script, flags):
     (run,) = Specification.of("x", {"script": script, "cases": [flags]}, small=False).runs()
     assert flags.items() <= run.values.items()
+
+
+def test_where_the_data_are_is_said_to_the_runs_that_read_some():
+    found = {"script": "train_vae", "grid": {"data": ["digits", "mnist"]}}
+    runs = Specification.of("x", found, small=False).runs(data_dir="here")
+    assert [(r.config.data, r.config.data_dir) for r in runs] == [("digits", ""), ("mnist", "here")]
+
+
+def test_no_more_runs_than_the_window_are_with_the_executor(tmp_path, monkeypatch, here):
+    """What is done after each run goes through all that were submitted: 100,000 at a time would be quadratic."""
+    most, usual = [], sweeps.wait
+
+    def wait(futures, **options):
+        most.append(len(futures))
+        return usual(futures, **options)
+
+    monkeypatch.setattr(sweeps, "wait", wait)
+    monkeypatch.setattr(sweeps, "WINDOW", 2)
+    here(lambda command: subprocess.CompletedProcess(command, 2, "", "no"))
+    assert run(write(tmp_path, seeds=range(5)), tmp_path / "runs") == 2
+    assert max(most) == 2
 
 
 def test_set_replaces_what_is_said_about_a_flag_wherever_it_is_said(tmp_path, capsys):

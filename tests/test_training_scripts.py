@@ -126,7 +126,7 @@ def another_line(folder):
 
 VAE = Script(
     train_vae,
-    "--epochs 2 --hidden 16 --variables 2 --categories 4 --batch 20",
+    "--epochs 2 --hidden 16 --variables 2 --batch 20",
     spoil=lambda model: weights(model.decoder.layers[0].weight),
     resumed=(
         "--estimator reinmax --pixels dynamic",
@@ -163,6 +163,13 @@ VAE = Script(
         ("--estimator exact --variables 30", "outcomes: at most 16384 are allowed"),
         ("--variables 1000000000000", "does not fit into memory"),
         ("--hidden 100000000000000000000", "does not fit into memory"),
+        ("--code bernoulli --estimator st --categories 8", "bits have no categories: leave --categories out"),
+        ("--estimator rloo:samples=999999999", "a step would evaluate the cost more than 100,000 times"),
+        ("--estimator gumbel-rao:samples=99999999", "this does not fit into memory (at least"),
+        ("--categories 99999999999", "this does not fit into memory (at least"),
+        ("--batch " + "9" * 5000, "is not a whole number of at most 30 digits"),
+        ("--lr " + "x" * 5000, "invalid float value: 'xxx"),
+        ("--gradient-draws 1000001", "--gradient-draws must be at most 1,000,000, got 1000001"),
         ("--anneal 0.1", "reinmax needs a temperature of at least 1: give --tau-least 1 or more"),
     ),
     moved=({"pixels": "dynamic"}, {"pixels": "fixed", "optimizer": "sgd"}, {"optimizer": "radam", "anneal": 0.1}),
@@ -200,6 +207,9 @@ STRUCTURED = Script(
         ("--variables 0", "--variables must be at least 1, got 0"),
         ("--categories 0", "--categories must be at least 1"),
         ("--layers 0", "--layers must be at least 1"),
+        ("--layers 200", "--layers must be at most 100, got 200"),
+        ("--layers 10 --estimator rloo:samples=4", "a step would evaluate the cost more than 100,000 times"),
+        ("--categories 10", "bits have no categories: leave --categories out"),
         ("--samples 0", "--samples must be at least 1"),
         ("--train-samples 0", "--train-samples must be at least 1"),
         ("--estimator nvil --train-samples 2", "NVIL is no sample with a rule"),
@@ -251,6 +261,8 @@ SEMI_SUPERVISED = Script(
         ("--tau 1", "without --method sample the class is summed over: leave --tau out"),
         ("--anneal 0.1", "without --method sample the class is summed over: leave --anneal out"),
         ("--momentum 0.5", "adam takes no momentum: leave --momentum out"),
+        ("--momentum 0.9", "adam takes no momentum: leave --momentum out"),  # said, though it is the default
+        ("--labelled-only --method sample", "with --labelled-only no class is unknown: leave --method out"),
         ("--method sample --estimator magic", "unknown estimator 'magic'; the known ones are exact"),
         ("--method sample --estimator vimco", "is a bound of several samples, which needs the density of each z"),
         ("--method sample --estimator st-identity", "is for bernoulli variables, not 'categorical'"),
@@ -294,6 +306,8 @@ CONDITIONAL = Script(
         ("--gate sigmoid --tau 1", "the baseline sigmoid has no temperature: leave --tau out"),
         ("--gate rectifier --sparsity 1", "the baseline rectifier has no sparsity cost: leave --sparsity out"),
         ("--gate rectifier --beta 2", "the baseline rectifier has no Beta noise: leave --beta out"),
+        ("--gate sigmoid --target 0.2", "the baseline sigmoid has --experts 20, all of them on: leave --target out"),
+        ("--gate sigmoid:x=1", "the baseline sigmoid has no options: give --gate sigmoid"),
         ("--beta 1", "--beta must be 0, or above 1 and at most 1e9, got 1.0"),
         ("--beta nan", "--beta must be 0, or above 1 and at most 1e9, got nan"),
         ("--beta 1e20", "--beta must be 0, or above 1 and at most 1e9, got 1e+20"),
@@ -747,6 +761,7 @@ BAD = (
 BAD_IMAGES = (
     ("--data cifar", "unknown data set 'cifar'; the known ones are digits, mnist"),
     ("--data mnist --data-dir /", "has neither train-images-idx3-ubyte nor"),
+    ("--data-dir /", "the digits are embedded: leave --data-dir out"),
     ("--data mnist --data-dir /nonexistent", "there is no folder '/nonexistent': give --data-dir a folder"),
     ("--pixels red", "unknown pixels 'red'; the known ones are gray, dynamic, fixed"),
 )

@@ -214,7 +214,9 @@ class Specification:
                 )
                 other = found.setdefault(run.key, run)
                 same = other.name if other.name == run.name else f"{other.name} and {run.name}"
-                require(other is run, f"two runs are one, {same}: they differ in nothing that is computed.")
+                require(
+                    other is run, f"two runs are one, {same}: they differ in nothing that is computed, leave one out."
+                )
                 same_name = names.setdefault(run.name, run) is run
                 require(same_name, f"two runs are called {run.name!r}: give the cases other names.")
         require(
