@@ -501,7 +501,7 @@ def main(argv=None) -> int:
         estimator = row.make()
         with user_errors(SettingError):
             estimator.check_size(L, K)
-        check_evaluations(estimator.count_evaluations(L, K))
+        check_evaluations(estimator, L, K)
         check_memory(config.images * L * K * draws(estimator), config.dtype, "--images or fewer samples")
     unread = {}
     if all(row.make().randomness in ENUMERATED for row in todo):

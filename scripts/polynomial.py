@@ -179,7 +179,7 @@ class Race:
         require(
             not estimator.multi_sample, f"{c.estimator} lowers {of}, which is not E f(z): choose another estimator."
         )
-        check_evaluations(estimator.count_evaluations(1, 2))
+        check_evaluations(estimator, 1, 2)
         numbers = c.batch * c.variables * (4 + draws(estimator))
         check_memory(numbers, c.dtype, "--batch, --variables or fewer samples", self.backend.name)
         self.rng = Rng(c.seed)

@@ -145,7 +145,7 @@ class Conditional(ImageExperiment):
         experts = c.experts or (max(1, round(400 * c.target)) if self.baseline else 400)
         if not self.baseline:
             self.check_size(experts, 2)
-            check_evaluations(self.estimator.count_evaluations(experts, 2))
+            check_evaluations(self.estimator, experts, 2)
         self.load()
         pixels = self.train.shape[1]
         rows = min(c.batch, len(self.train)) * draws(self.estimator)

@@ -112,7 +112,7 @@ class SemiSupervised(ImageExperiment):
         classes = int(self.images.train_labels.max()) + 1
         if self.estimator is not None:
             self.check_size(1, classes)
-            check_evaluations(self.estimator.count_evaluations(1, classes))
+            check_evaluations(self.estimator, 1, classes)
             self.warn_of(self.estimator)
         self.keep_labels(classes)
         pixels, rows = self.train.shape[1], min(c.batch, len(self.train)) * draws(self.estimator)

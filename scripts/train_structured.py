@@ -130,7 +130,7 @@ class Structured(ImageExperiment):
         if self.estimator is not None:
             self.warn_of(self.estimator)
             self.check_size(variables, 2 if bits else categories)
-            check_evaluations(self.estimator.count_evaluations(variables, 2 if bits else categories) ** c.layers)
+            check_evaluations(self.estimator, variables, 2 if bits else categories, c.layers)
             rows = draws(self.estimator) ** c.layers * c.train_samples
             self.estimator = Estimators([self.estimator, *(c.create_estimator() for _ in range(c.layers - 1))])
         self.load()

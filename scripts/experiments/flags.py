@@ -149,8 +149,9 @@ def at_least(least: int, config: Any, *names: str) -> None:
     """UserError for a number below `least`, or not finite; None is left alone."""
     for name in names:
         value = getattr(config, name)
-        range_ = f"at least {least}" + (" and finite" if isinstance(value, float) else "")
-        require(value is None or least <= value < math.inf, f"{option(name)} must be {range_}, got {value}.")
+        if value is not None and not least <= value < math.inf:
+            range_ = f"at least {least}" + (" and finite" if isinstance(value, float) else "")
+            raise UserError(f"{option(name)} must be {range_}, got {value}.")
 
 
 def at_most(most: int, config: Any, *names: str) -> None:

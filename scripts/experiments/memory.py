@@ -44,12 +44,16 @@ def check_memory(numbers: int, dtype: Any, flags: str, backend: str = "numpy") -
     )
 
 
-def check_evaluations(count: int) -> None:
-    """UserError if a step would evaluate the cost so often that nobody waits for it."""
+def check_evaluations(estimator: Any, variables: int, categories: int, layers: int = 1) -> None:
+    """UserError if a step would draw samples, or evaluate the cost, so often that nobody waits for it.
+
+    layers: so many of them, each within the cost of the one below
+    """
+    count = max(estimator.count_evaluations(variables, categories), draws(estimator))
     require(
-        count <= MOST_EVALUATIONS,
-        f"a step would evaluate the cost more than {MOST_EVALUATIONS:,} times: choose fewer samples, variables, "
-        "categories or layers, or another estimator.",
+        count**layers <= MOST_EVALUATIONS,
+        f"a step would draw samples or evaluate the cost more than {MOST_EVALUATIONS:,} times: choose fewer samples, "
+        "variables, categories or layers, or another estimator.",
     )
 
 

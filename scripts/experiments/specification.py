@@ -213,10 +213,9 @@ class Specification:
                     f"two cases are called {run.row!r}: give each its name.",
                 )
                 other = found.setdefault(run.key, run)
-                same = other.name if other.name == run.name else f"{other.name} and {run.name}"
-                require(
-                    other is run, f"two runs are one, {same}: they differ in nothing that is computed, leave one out."
-                )
+                if other is not run:
+                    same = " and ".join(dict.fromkeys((other.name, run.name)))
+                    raise UserError(f"two runs are one, {same}: nothing that is computed differs, leave one out.")
                 same_name = names.setdefault(run.name, run) is run
                 require(same_name, f"two runs are called {run.name!r}: give the cases other names.")
         require(

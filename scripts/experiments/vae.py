@@ -66,7 +66,7 @@ class VAEExperiment(ImageExperiment):
         variables = c.variables or (24 if bits else 8)
         categories = 2 if bits else c.categories
         self.check_size(variables, categories)
-        check_evaluations(self.estimator.count_evaluations(variables, categories))
+        check_evaluations(self.estimator, variables, categories)
         self.load()
         pixels, latent = self.train.shape[1], variables if bits else variables * categories
         rows = min(c.batch, len(self.train)) * draws(self.estimator)
