@@ -104,8 +104,9 @@ def dask(flags: Any, backends: set[str]) -> Iterator[Worker]:
     with client:
         n = len(client.scheduler_info(n_workers=-1)["workers"])
         title = f"{n} worker{'s' * (n != 1)} of {flags.scheduler}"
-        register_pickle_by_value(sys.modules[__name__])  # for `start`: the workers need not find this file
-        yield Worker(title, client.get_executor(pure=False), start, lambda: client.status == "running")
+        register_pickle_by_value(sys.modules[__name__])  # the workers need not find this file
+        send = lambda command: start(command)  # Dask asks cloudpickle about a lambda, but not about `start`
+        yield Worker(title, client.get_executor(pure=False), send, lambda: client.status == "running")
 
 
 @contextlib.contextmanager
