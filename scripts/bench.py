@@ -492,7 +492,7 @@ def main(argv=None) -> int:
     flags = parser.parse_args(argv)
     arguments, figure = (), flags.figure
     at_least(1, flags, "rounds")
-    at_most(10_000, flags, "rounds", "seconds")
+    at_most(10_000, flags, "rounds")
     require(0.0 < flags.seconds < math.inf, f"--seconds must be positive and finite, got {flags.seconds}.")
     require(not flags.data_dir or flags.benchmark == "listops", "--data-dir is for listops: leave it out.")
     if flags.benchmark == "listops":
