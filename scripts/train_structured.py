@@ -50,7 +50,7 @@ class Config(Annealing, Optimizing, ImageConfig):
     code: str = flag("bernoulli", f"{' or '.join(FAMILIES)}: the family of the variables in the stochastic layers")
     variables: int | None = flag(None, "L, variables in a layer; else 200 bits or 20 categorical ones", type=int)
     categories: int = flag(10, "K, the number of categories of each categorical variable")
-    layers: int = flag(2, "stochastic layers")
+    layers: int = flag(2, "stochastic layers, at most 100")
     estimator: str = flag(
         "st-gs",
         f"one of {', '.join(ESTIMATORS)}, options as in rloo:samples=4, for each layer; or {NONE}: a deterministic "
