@@ -36,7 +36,7 @@ import numpy as np
 
 from estimators import create
 from experiments.errors import command, disk_errors, require, user_errors
-from experiments.flags import Parser, at_least
+from experiments.flags import Parser, at_least, at_most, whole
 from experiments.pictures import check_picture, speed
 from experiments.start import KERNELS, keep_freed_memory
 from minigrad import Rng, Tensor
@@ -483,7 +483,7 @@ def show_classes(medians: dict[str, dict]) -> None:
 def main(argv=None) -> int:
     parser = Parser(description=__doc__ and __doc__.split("\n\n")[0])
     parser.add_argument("benchmark", choices=CONTENDERS)
-    parser.add_argument("--rounds", type=int, default=10, help="how often each contender gets its turn (default 10)")
+    parser.add_argument("--rounds", type=whole, default=10, help="how often each contender gets its turn (default 10)")
     parser.add_argument("--seconds", type=float, default=1.0, help="the length of a turn (default 1)")
     parser.add_argument("--data-dir", help="for listops: a folder with listops/valid.tsv; else MINIGRAD_DATA")
     parser.add_argument(
@@ -492,13 +492,14 @@ def main(argv=None) -> int:
     flags = parser.parse_args(argv)
     arguments, figure = (), flags.figure
     at_least(1, flags, "rounds")
+    at_most(10_000, flags, "rounds")
     require(0.0 < flags.seconds < math.inf, f"--seconds must be positive and finite, got {flags.seconds}.")
     require(not flags.data_dir or flags.benchmark == "listops", "--data-dir is for listops: leave it out.")
     if flags.benchmark == "listops":
         arguments, figure = (flags.data_dir,), figure or "listops-speed.png"
-        if "valid" not in listops.files(flags.data_dir):
-            print("no listops/valid.tsv in --data-dir or MINIGRAD_DATA: sequences are generated", file=sys.stderr)
         with user_errors(DataError):
+            if "valid" not in listops.files(flags.data_dir):
+                print("no listops/valid.tsv in --data-dir or MINIGRAD_DATA: sequences are generated", file=sys.stderr)
             listops_batches(flags.data_dir)
     require(not figure or flags.benchmark in AXES, f"--figure is for {' and '.join(AXES)}: leave it out.")
     if figure:

@@ -17,6 +17,7 @@ from experiments.errors import command, disk_errors, require
 from experiments.flags import Parser
 from experiments.pictures import check_picture, several_curves
 from experiments.run_folder import METRICS, RunFolder
+from experiments.specification import is_number
 
 
 @command
@@ -28,10 +29,15 @@ def main(argv=None) -> int:
     flags, curves = parser.parse_args(argv), {}
     check_picture(flags.out)
     for text in flags.runs:
-        name, _, path = text.rpartition("=")
-        lines = [m for m in RunFolder(Path(path)).metrics() if "epoch" in m and flags.metric in m]
-        require(lines, f"{path} has no {METRICS} with {flags.metric}: give another run folder or --metric.")
-        curves[name or Path(path).name] = ([m["epoch"] for m in lines], [m[flags.metric] for m in lines])
+        with disk_errors():
+            name, _, path = ("", "", text) if Path(text).is_dir() else text.rpartition("=")
+        points = [(m.get("epoch"), m.get(flags.metric)) for m in RunFolder(Path(path)).metrics()]
+        points = [point for point in points if all(map(is_number, point))]
+        about = f"{path!r} has no {METRICS} with numbers for {flags.metric!r}"
+        require(points, f"{about}: give another run folder or --metric.")
+        name = name or Path(path).name
+        require(name not in curves, f"two curves are called {name!r}: give NAME={path}, with another name.")
+        curves[name] = tuple(zip(*points, strict=True))
     with disk_errors():
         several_curves(flags.out, curves, flags.metric)
     return 0

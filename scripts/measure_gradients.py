@@ -41,8 +41,9 @@ from estimators.base import SettingError, check_tau, value_and_grad
 from estimators.exact import check_outcomes
 from estimators.measure import FAMILIES, GROUPS, EnumeratedCost
 from experiments import vae
-from experiments.errors import UserError, command, disk_errors, require, size_errors, user_errors
-from experiments.flags import DTYPES, check_seed, flag, one_of, option, parse_flags
+from experiments.errors import command, disk_errors, require, size_errors, user_errors
+from experiments.flags import DTYPES, at_least, at_most, check_read, check_seed, flag, one_of, parse_flags
+from experiments.memory import check_evaluations, check_memory, draws
 from experiments.pictures import new_figure
 from experiments.run_folder import CHECKPOINT, RunFolder, check_new, default_folder
 from minigrad import Rng, Tensor, grad, no_grad
@@ -55,7 +56,9 @@ DEFAULT_ESTIMATORS = (
     *("reinforce", "rloo", "muprop", "local-expectation", "disarm", "disarm-sb", "rebar"),
     *("st", "gumbel-softmax", "st-gs", "gumbel-rao", "gst-1.0", "darn", "reinmax"),
 )
+ENUMERATED = ("sample", "none")  # the randomness of an estimator that needs no --samples
 SAMPLES = {"small": 2000, "vae": 400}
+MOST_SAMPLES = 1_000_000
 TABLE_BYTES = 2e9
 CALLS, CALLS_SECONDS, CALLS_IMAGES = 10, 2.0, 100  # calls that are timed, or as many as fit; on how many images
 RESULTS = "results.jsonl"
@@ -80,14 +83,20 @@ class Config:
         """UserError, one sentence, for the first flag out of range or of no use beside the others."""
         one_of(self, problem=PROBLEMS, dtype=DTYPES, code=("", *FAMILIES))
         if self.problem == "small":
-            unused = {"checkpoint", "data_dir", "variables", "categories"} & given.keys()
-            why = "is for --problem vae"
+            of_vae = ("checkpoint", "data_dir", "variables", "categories")
+            check_read(given, dict.fromkeys(of_vae, "the small problem has sizes of its own and no data"))
+        elif self.checkpoint:
+            of_model = ("code", "variables", "categories")
+            check_read(given, dict.fromkeys(of_model, "the checkpoint says what its model is like"))
         else:
-            unused = {"code", "variables", "categories"} & given.keys() if self.checkpoint else {}
-            why = "is what the checkpoint says: leave it out"
-        for name in sorted(unused):
-            raise UserError(f"{option(name)} {why}.")
-        require(self.images >= 1, f"--images must be at least 1, got {self.images}.")
+            bits = {"categories": "bits have no categories"} if self.code == "bernoulli" else {}
+            check_read(given, {"data_dir": "a fresh VAE has the embedded digits"} | bits)
+        at_least(1, self, "images")
+        at_most(MOST_SAMPLES, self, "samples")
+        for name in ("estimators", "taus"):
+            values = getattr(self, name)
+            twice = [value for n, value in enumerate(values) if value in values[:n]]
+            require(not twice, f"--{name} has {twice and twice[0]} twice.")
         least = 2 * GROUPS
         require(
             self.samples is None or self.samples >= least,
@@ -184,6 +193,7 @@ def make_problem(c: Config):
     """(the problem, what its results record besides the flags). UserError for what cannot be measured."""
     dtype = np.dtype(c.dtype)
     if c.problem == "small":
+        check_memory(c.images * 64 * 12, dtype, "--images")  # the slopes at 64 outcomes, 12 numbers each
         return SmallProblem(c.images, FAMILIES[c.code or "categorical"], Rng(c.seed).site("problem"), dtype), {}
     facts = {}
     if c.checkpoint:
@@ -269,6 +279,7 @@ class Row:
     spec: str
     tau: float | None
     make: Callable[[], Estimator]
+    tempered: bool = False  # is tau one of --taus?
 
 
 def rows(specs, taus, family: str, remark) -> list[Row]:
@@ -293,7 +304,7 @@ def rows(specs, taus, family: str, remark) -> list[Row]:
             except SettingError as error:
                 remark(f"{spec} is left out at tau {tau:g}: {error}")
             else:
-                found.append(Row(spec, tau, make))
+                found.append(Row(spec, tau, make, tempered=True))
     require(bool(found), "nothing is left to measure: choose other --estimators or --taus.")
     return found
 
@@ -485,9 +496,19 @@ def main(argv=None) -> int:
         config = dataclasses.replace(config, estimators=tuple(n for n in config.estimators if handles(n, family)))
     config = dataclasses.replace(config, code=family, samples=config.samples or SAMPLES[config.problem])
     todo = rows(config.estimators, config.taus, family, remark)
-    with user_errors(SettingError):
-        for row in todo:
-            row.make().check_size(*problem.family.sizes(problem.logits.shape))
+    L, K = problem.family.sizes(problem.logits.shape)
+    for row in todo:
+        estimator = row.make()
+        with user_errors(SettingError):
+            estimator.check_size(L, K)
+        check_evaluations(estimator, L, K)
+        check_memory(config.images * L * K * draws(estimator), config.dtype, "--images or fewer samples")
+    unread = {}
+    if all(row.make().randomness in ENUMERATED for row in todo):
+        unread["samples"] = "all these estimators are enumerated"
+    if not any(row.tempered for row in todo):
+        unread["taus"] = "none of these estimators takes a temperature from --taus"
+    check_read(given, unread)
     begun = time.perf_counter()
     table = enumerate_outcomes(problem)
     norm = table.gradient_norm

@@ -50,6 +50,7 @@ from estimators import ESTIMATORS, create
 from estimators.base import SettingError
 from experiments.errors import UserError, command, disk_errors, require, size_errors, user_errors
 from experiments.flags import DTYPES, at_least, check_lr, check_seed, flag, one_of, parse_flags
+from experiments.memory import check_evaluations, check_memory, draws
 from experiments.pictures import new_figure
 from experiments.run_folder import RunFolder, default_folder
 from minigrad import Rng, Tensor
@@ -58,7 +59,7 @@ from minigrad.ops import stable_sigmoid
 from minigrad.optim import Adam
 
 START = 0.01  # θ starts uniformly between −START and START
-MOST = 10**9  # examples in a step: more are a mistake, and the machine would notice only while it computes
+MOST = 10**8  # examples in a step: more are a mistake, and the machine would notice only while it computes
 
 
 # ---- the problem and its closed forms; t in (0, 1), p ≥ 1
@@ -173,6 +174,14 @@ class Race:
             self.backend = get_backend(c.backend)
         with user_errors(SettingError):
             estimator = create(c.estimator, c.tau)
+            estimator.check_size(1, 2)
+        of = estimator.objective
+        require(
+            not estimator.multi_sample, f"{c.estimator} lowers {of}, which is not E f(z): choose another estimator."
+        )
+        check_evaluations(estimator, 1, 2)
+        numbers = c.batch * c.variables * (4 + draws(estimator))
+        check_memory(numbers, c.dtype, "--batch, --variables or fewer samples", self.backend.name)
         self.rng = Rng(c.seed)
         with size_errors():
             uniform = self.rng.site("start").uniform((c.variables, 2), like=np.empty(0, c.dtype))

@@ -15,6 +15,7 @@ import io
 import itertools
 import json
 import math
+import re
 import statistics
 import sys
 from dataclasses import dataclass
@@ -29,13 +30,14 @@ from scipy.special import stdtrit
 
 from experiments.errors import UserError, command, disk_errors, require
 from experiments.flags import flag, parse_flags
-from experiments.pictures import comparison_bars, comparison_curves
+from experiments.pictures import comparison_bars, comparison_curves, that_fit
 from experiments.results import MANIFEST, read_result
 from experiments.run_folder import METRICS
-from experiments.specification import check_report, describe, is_number, without_path_flags
+from experiments.specification import check_published, check_report, describe, is_number, without_path_flags
 from minigrad import checkpoint
 
 CONFIDENCE = 0.95
+MOST_COMPARED = 200  # rows of a table, each with each other
 RUNS = (("runs", {"help": "a folder with sweeps in or below it"}),)
 
 
@@ -112,26 +114,34 @@ def read_sweeps(folder: Path, notes: list[str]) -> list[Panel]:
             about = json.loads(path.read_bytes())
             found = read_sweep(path.parent, about, notes)
             list(picture_data(found))  # what is damaged shows where it is used
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
-            notes.append(f"{path} is damaged ({type(error).__name__}: {error}) and left out.")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, UserError) as error:
+            why = str(error).rstrip(".")[:200]
+            notes.append(f"{path} is damaged and left out ({type(error).__name__}: {why}): start its sweep again.")
             continue
         panels += found
     return panels
 
 
 def read_sweep(folder: Path, about: dict, notes: list[str]) -> list[Panel]:
+    """The panels of one manifest, whatever JSON it is: UserError or one of the errors that `read_sweeps` knows."""
     panels: dict[str, Panel] = {}
+    found: dict[tuple[str, str], Row] = {}
     runs, settings, unfinished = about["runs"], check_report(about["report"]), 0
+    texts = [about["name"], about["title"], *(run[key] for run in runs for key in ("panel", "row", "key"))]
+    require(all(isinstance(text, str) for text in texts), "a name is no text")
+    require(all(re.fullmatch("[0-9a-f]{12}", run["key"]) for run in runs), "a key is not that of a run")
+    for run in runs:
+        check_published(run["published"], settings["metrics"])
     same = {k: v for k, v in runs[0]["config"].items() if all(r["config"].get(k) == v for r in runs)}
     same = {k: v for k, v in without_path_flags(same).items() if v not in (None, "")}
     for run in runs:
         name = run["panel"]
         title = f"{about['title']}: {name}" if name else about["title"]
         panel = panels.setdefault(name, Panel(about["name"], title, describe(same), settings, []))
-        row = next((r for r in panel.rows if r.name == run["row"]), None)
-        if row is None:
-            row = Row(run["row"], 0, run["published"], {}, {})
-            panel.rows.append(row)
+        if (name, run["row"]) not in found:
+            found[name, run["row"]] = Row(run["row"], 0, run["published"], {}, {})
+            panel.rows.append(found[name, run["row"]])
+        row = found[name, run["row"]]
         row.expected += 1
         try:
             result = read_result(folder / run["key"])
@@ -153,7 +163,7 @@ def read_sweep(folder: Path, about: dict, notes: list[str]) -> list[Panel]:
 def read_metrics(path: Path) -> list[dict]:
     try:
         return [numbers(json.loads(line)) for line in path.read_text().splitlines()]
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is missing or damaged ({error}).") from error
 
 
@@ -222,7 +232,7 @@ def entries(panel: Panel) -> list[Entry]:
 def pairs(panel: Panel) -> list[Pair]:
     metric = panel.report["metrics"][0]
     found, scale = [], panel.scale(metric)
-    for a, b in itertools.combinations(panel.rows, 2):
+    for a, b in itertools.combinations(panel.rows[:MOST_COMPARED], 2):
         first, second = a.values(metric), b.values(metric)
         differences = [scale * (first[seed] - second[seed]) for seed in first if seed in second]
         known = interval(differences)
@@ -249,24 +259,31 @@ def signed(x: float, digits: int) -> str:
 
 
 def markdown_table(header, rows) -> str:
+    """Cells are Markdown already: names come from `markdown_text`."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def markdown_text(name: str) -> str:
+    """A name, in a line of Markdown or a cell of a table, as it is: nothing in it is markup or mathematics."""
+    text = "".join(c if c.isprintable() else " " for c in name)
+    return re.sub(r"[\\`*\[\]<>|~$&#]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
 
 
 def panel_markdown(panel: Panel) -> str:
     """A heading, what the runs share, the table, and the comparisons."""
     found, report = entries(panel), panel.report
-    lines = [f"## {panel.title}", "", f"`{panel.sweep}`: {panel.about}.", ""]
+    lines = [f"## {markdown_text(panel.title)}", "", f"{markdown_text(panel.sweep)}: {markdown_text(panel.about)}.", ""]
     if not found:
         return "\n".join([*lines, "No run is finished."])
     header, known = ["", "seeds"], {(e.row, e.metric): e for e in found}
     beside = {metric: any(e.published is not None for e in found if e.metric == metric) for metric in report["metrics"]}
     for metric, published in beside.items():
-        header += [metric + panel.unit(metric), *(["published", "difference"] if published else [])]
+        header += [markdown_text(metric + panel.unit(metric)), *(["published", "difference"] if published else [])]
     rows = []
     for row in panel.rows:
         done = len(row.results)
-        cells = [row.name, str(done) if done == row.expected else f"{done} of {row.expected}"]
+        cells = [markdown_text(row.name), str(done) if done == row.expected else f"{done} of {row.expected}"]
         for metric, published in beside.items():
             e = known.get((row.name, metric))
             digits = decimals(e.mean) if e else 0
@@ -277,7 +294,7 @@ def panel_markdown(panel: Panel) -> str:
         rows.append(cells)
     lines.append(markdown_table(header, rows))
     if any(beside.values()) and report["source"]:
-        lines += ["", f"Published: {report['source']}."]
+        lines += ["", f"Published: {markdown_text(report['source'])}."]
     compared = pairs(panel)
     if compared:
         metric = compared[0].metric
@@ -285,8 +302,10 @@ def panel_markdown(panel: Panel) -> str:
         digits = decimals(max(abs(e.mean) for e in found if e.metric == metric))
         for p in compared:
             mean, low, high = (signed(x, digits) for x in (p.difference, p.low, p.high))
-            rows.append([p.first, p.second, p.seeds, mean, f"{low} to {high}", verdict(p, sign)])
-        what = f"Differences of `{metric}`{panel.unit(metric)}, seed by seed; {report['better']} is better."
+            first, second, better = map(markdown_text, (p.first, p.second, verdict(p, sign)))
+            rows.append([first, second, p.seeds, mean, f"{low} to {high}", better])
+        of = markdown_text(metric + panel.unit(metric))
+        what = f"Differences of {of}, seed by seed; {report['better']} is better."
         lines += ["", what, ""]
         lines.append(markdown_table(["", "minus", "seeds", "mean", "95 % interval", "better"], rows))
     return "\n".join(lines)
@@ -305,7 +324,7 @@ the mean difference between runs of the same seed; each stands for itself: among
 
 
 def markdown(panels: list[Panel], notes: list[str]) -> str:
-    notes = ["\n".join(f"- {note}" for note in notes)] if notes else []
+    notes = ["\n".join(f"- {markdown_text(note)}" for note in notes)] if notes else []
     pictures = "![Learning curves](curves.png)\n\n![The final numbers](bars.png)"
     return "\n\n".join([HEAD, *notes, *map(panel_markdown, panels), pictures]) + "\n"
 
@@ -317,7 +336,7 @@ def as_csv(kind, found, *more: str) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([getattr(entry, column) for column in columns] for entry in found)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="replace")
 
 
 def picture_data(panels: list[Panel]):
@@ -344,6 +363,12 @@ def main(argv=None) -> int:
     with disk_errors():
         require(folder.is_dir(), f"there is no folder {folder}.")
         panels = read_sweeps(folder, notes)
+    shown = list(picture_data(panels))
+    fit = that_fit(shown)
+    if sum(len(rows) for *_, rows in fit) < sum(len(rows) for *_, rows in shown):
+        notes.append("the pictures show the first rows of the first tables: there is no room for all of them.")
+    if any(len(panel.rows) > MOST_COMPARED for panel in panels):
+        notes.append(f"only the first {MOST_COMPARED} rows of a table are compared with each other.")
     for note in notes:
         print(note, file=sys.stderr)
     require(panels, f"{folder} has no sweep in or below it, no file *{MANIFEST}: start one with scripts/sweep.py.")
@@ -352,11 +377,10 @@ def main(argv=None) -> int:
         write = lambda name, data: checkpoint.write_atomically(out / name, data)
         write("report.csv", as_csv(Entry, [e for p in panels for e in entries(p)], "difference"))
         write("pairs.csv", as_csv(Pair, [p for panel in panels for p in pairs(panel)]))
-        shown = list(picture_data(panels))
-        if shown:
-            comparison_curves(out / "curves.png", [(title, axis, rows) for title, axis, _, rows in shown])
-            comparison_bars(out / "bars.png", [(title, axis, rows) for title, _, axis, rows in shown])
         write("report.md", markdown(panels, notes).encode())
+        if shown:
+            comparison_curves(out / "curves.png", [(title, axis, rows) for title, axis, _, rows in fit])
+            comparison_bars(out / "bars.png", [(title, axis, rows) for title, _, axis, rows in fit])
     print(f"{sum(len(r.results) for p in panels for r in p.rows)} finished runs: {out / 'report.md'}")
     return 0
 

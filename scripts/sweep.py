@@ -19,6 +19,7 @@ same files and have the same Python; which GPU they use is up to them.
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ from experiments.start import before_numpy
 before_numpy()
 
 from experiments.errors import UserError, command, disk_errors, require
-from experiments.executors import EXECUTORS
-from experiments.flags import flag, parse_flags
+from experiments.executors import EXECUTORS, MOST_WORKERS
+from experiments.flags import at_least, at_most, check_read, flag, parse_flags
 from experiments.specification import Specification
 from experiments.sweeps import Overview, Sweep
 
@@ -63,21 +64,23 @@ class Flags:
     backend: str = flag("", "replaces the backend of the specification")
     list: bool = flag(False, "only list the runs and what has become of them")
 
-    def check(self) -> None:
+    def check(self, given) -> None:
         known = ", ".join(EXECUTORS)
         require(self.executor in EXECUTORS, f"unknown executor {self.executor!r}; the known ones are {known}.")
-        require(self.workers is None or self.workers >= 1, f"--workers must be at least 1, got {self.workers}.")
-        require(self.retries >= 0, f"--retries must be at least 0, got {self.retries}.")
-        require(self.timeout > 0, f"--timeout must be positive, got {self.timeout}.")
+        at_least(1, self, "workers")
+        at_most(MOST_WORKERS, self, "workers")
+        at_least(0, self, "retries")
+        require(0 < self.timeout < math.inf, f"--timeout must be positive and finite, got {self.timeout}.")
         dask = self.executor == "dask"
         require(dask == bool(self.scheduler), "--executor dask and --scheduler ADDRESS go together.")
+        check_read(given, {"workers": "Dask has workers of its own"} if dask else {"timeout": "no scheduler is asked"})
 
 
 @command
 def main(argv=None) -> int:
     given, where = parse_flags(Flags, __doc__, argv, SPEC)
     flags = Flags(**given)
-    flags.check()
+    flags.check(given)
     spec = Specification.read(where["spec"], flags.small, where.get("set", ()))
     override = {k: getattr(flags, k) for k in ("data_dir", "backend") if getattr(flags, k)}
     try:

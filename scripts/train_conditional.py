@@ -29,8 +29,9 @@ import numpy as np
 
 from estimators import create
 from experiments.errors import command, require
-from experiments.flags import at_least, flag, unused
+from experiments.flags import at_least, flag
 from experiments.loop import ImageConfig, ImageExperiment, batches, run
+from experiments.memory import check_evaluations, check_memory, draws, weights
 from experiments.pictures import gate_curves
 from minigrad import Rng, no_grad
 from minigrad.optim import SGD
@@ -102,9 +103,17 @@ class Config(ImageConfig):
         beta = self.beta
         # beyond, the noise is nearly none, and its quantiles take minutes or are NaN
         require(not beta or 1.0 < beta <= 1e9, f"--beta must be 0, or above 1 and at most 1e9, got {beta}.")
-        if self.gate in BASELINES:
-            for name, what in (("tau", "temperature"), ("sparsity", "sparsity cost"), ("beta", "Beta noise")):
-                unused(self, f"the baseline {self.gate} has no {what}", name)
+        name, options, _ = self.gate.partition(":")
+        require(not options or name not in BASELINES, f"the baseline {name} has no options: give --gate {name}.")
+
+    def unread(self, estimator) -> dict[str, str]:
+        found = super().unread(estimator)
+        if estimator is None:
+            parts = {"tau": "temperature", "sparsity": "sparsity cost", "beta": "Beta noise"}
+            found |= {name: f"the baseline {self.gate} has no {what}" for name, what in parts.items()}
+            if self.experts:
+                found["target"] = f"the baseline {self.gate} has --experts {self.experts}, all of them on"
+        return found
 
     def create_estimator(self):
         return None if self.gate in BASELINES else create(self.gate, self.tau, "bernoulli")
@@ -136,10 +145,15 @@ class Conditional(ImageExperiment):
         experts = c.experts or (max(1, round(400 * c.target)) if self.baseline else 400)
         if not self.baseline:
             self.check_size(experts, 2)
+            check_evaluations(self.estimator, experts, 2)
         self.load()
+        pixels = self.train.shape[1]
+        rows = min(c.batch, len(self.train)) * draws(self.estimator)
+        numbers = 2 * (weights(pixels, experts, CLASSES) + weights(pixels, c.gater, experts)) + rows * experts
+        check_memory(numbers, self.dtype, "--experts, --gater, --batch or fewer samples", self.backend.name)
         noise = BetaNoise(c.target, choose("beta")) if choose("beta") else None
         sizes = {"experts": experts, "gater": c.gater, "unit": usual.unit, "noise": noise}
-        rng, pixels = self.rng.site("weights"), self.train.shape[1]
+        rng = self.rng.site("weights")
         self.model = ConditionalNetwork(pixels, CLASSES, **sizes, rng=rng, dtype=self.dtype).to(self.backend)
         self.optimizer = SGD(self.model.parameters(), c.lr, choose("momentum"))
         self.weight, self.gater_lr = choose("sparsity"), choose("gater_lr")

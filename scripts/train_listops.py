@@ -45,7 +45,8 @@ class ListOps(Experiment):
         return "listops", *how, f"s{c.seed}"
 
     def build(self, c: Config) -> None:
-        found = listops.files(c.data_dir or None)
+        with user_errors(DataError):
+            found = listops.files(c.data_dir or None)
         require(
             found or not c.data_dir,
             f"{c.data_dir} has no listops/train.tsv, valid.tsv or test.tsv: give another --data-dir, or none.",
@@ -54,6 +55,7 @@ class ListOps(Experiment):
         self.tokenizer = listops.Tokenizer(c.split)
         with user_errors(DataError):
             splits = listops.load(c.data_dir or None, counts, c.seed)
+        self.remarks = (f"sequences {listops.sources(c.data_dir or None)}",)
         self.sequences = {
             name: short_enough(name, found, self.tokenizer, c.max_length) for name, found in splits.items()
         }

@@ -24,8 +24,9 @@ import numpy as np
 
 from estimators import ESTIMATORS, create
 from experiments.errors import command, require
-from experiments.flags import at_least, flag, one_of, sizes, unused
+from experiments.flags import at_least, flag, one_of, sizes
 from experiments.loop import Annealing, ImageConfig, ImageExperiment, Optimizing, batches, run
+from experiments.memory import check_evaluations, check_memory, draws, weights
 from experiments.pictures import learning_curves, page
 from minigrad import Rng, Tensor
 from models.data import PIXELS
@@ -61,8 +62,14 @@ class Config(Annealing, Optimizing, ImageConfig):
         at_least(0, self, "images", "alpha")
         one_of(self, method=METHODS)
         require(min(self.hidden, default=0) >= 1, f"--hidden needs widths of at least 1, got {self.hidden or 'none'}.")
+
+    def unread(self, estimator) -> dict[str, str]:
+        found, of_samples = super().unread(estimator), ("estimator", "tau", "anneal", "anneal_every", "tau_least")
         if self.method != "sample":
-            unused(self, "without --method sample the class is summed over", "estimator", "tau", "anneal")
+            found |= dict.fromkeys(of_samples, "without --method sample the class is summed over")
+        if self.labelled_only:
+            found |= dict.fromkeys(("method", *of_samples), "with --labelled-only no class is unknown")
+        return found
 
     def create_estimator(self):
         if self.method != "sample":
@@ -105,8 +112,12 @@ class SemiSupervised(ImageExperiment):
         classes = int(self.images.train_labels.max()) + 1
         if self.estimator is not None:
             self.check_size(1, classes)
+            check_evaluations(self.estimator, 1, classes)
             self.warn_of(self.estimator)
         self.keep_labels(classes)
+        pixels, rows = self.train.shape[1], min(c.batch, len(self.train)) * draws(self.estimator)
+        numbers = 3 * weights(pixels, *c.hidden, c.latent, *c.hidden, pixels) + rows * (sum(c.hidden) + c.latent)
+        check_memory(numbers, self.dtype, "--hidden, --latent, --batch or fewer samples", self.backend.name)
         shape, rng = (self.images.train.shape[1], classes, c.latent, c.hidden), self.rng.site("weights")
         self.model = SemiSupervisedVAE(*shape, rng=rng, dtype=self.dtype).to(self.backend)
         self.optimizer = c.optimizer_for(self.model)

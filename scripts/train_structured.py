@@ -23,9 +23,10 @@ before_numpy()
 import numpy as np
 
 from estimators import ESTIMATORS, create
-from experiments.errors import command, require, user_errors
-from experiments.flags import at_least, flag, one_of
+from experiments.errors import command, user_errors
+from experiments.flags import at_least, at_most, flag, one_of
 from experiments.loop import Annealing, ImageConfig, ImageExperiment, Optimizing, batches, run
+from experiments.memory import check_evaluations, check_memory, draws, weights
 from experiments.pictures import curves, page
 from minigrad import Rng, no_grad
 from minigrad.fused import bce_with_logits
@@ -36,6 +37,8 @@ from models.structured import StochasticNetwork
 FAMILIES = ("bernoulli", "categorical")
 NONE = "none"
 EVALUATION_BATCH = 100  # images, each with up to 100 samples at a time
+MOST_LAYERS = 100  # each is a call within that of the layer below
+MOST_SAMPLES = 1_000_000
 REPORT_SAMPLES = 10  # of each test image after an epoch; --samples at the end
 # images on the page, samples of each, and how many have their mean there
 COMPLETED, COMPLETIONS, AVERAGED = 10, 8, 1000
@@ -47,7 +50,7 @@ class Config(Annealing, Optimizing, ImageConfig):
     code: str = flag("bernoulli", f"{' or '.join(FAMILIES)}: the family of the variables in the stochastic layers")
     variables: int | None = flag(None, "L, variables in a layer; else 200 bits or 20 categorical ones", type=int)
     categories: int = flag(10, "K, the number of categories of each categorical variable")
-    layers: int = flag(2, "stochastic layers")
+    layers: int = flag(2, "stochastic layers, at most 100")
     estimator: str = flag(
         "st-gs",
         f"one of {', '.join(ESTIMATORS)}, options as in rloo:samples=4, for each layer; or {NONE}: a deterministic "
@@ -62,10 +65,17 @@ class Config(Annealing, Optimizing, ImageConfig):
         super().check()
         at_least(1, self, "variables", "categories", "layers", "train_samples", "samples")
         one_of(self, code=FAMILIES)
-        if self.estimator == NONE:
-            without = "a network without an estimator has no"
-            require(self.tau is None and not self.anneal, f"{without} temperature: leave out --tau and --anneal.")
-            require(self.train_samples == 1, f"{without} samples: leave out --train-samples.")
+        at_most(MOST_LAYERS, self, "layers")
+        at_most(MOST_SAMPLES, self, "samples")
+
+    def unread(self, estimator) -> dict[str, str]:
+        found, without = super().unread(estimator), "a network without an estimator has no"
+        if self.code == "bernoulli":
+            found["categories"] = "bits have no categories"
+        if estimator is None:
+            found |= dict.fromkeys(("tau", "anneal", "anneal_every", "tau_least"), f"{without} temperature")
+            found |= dict.fromkeys(("samples", "train_samples"), f"{without} samples")
+        return found
 
     def create_estimator(self):
         """For one layer."""
@@ -116,13 +126,21 @@ class Structured(ImageExperiment):
     def build(self, c: Config) -> None:
         bits = c.code == "bernoulli"
         variables, categories = c.variables or (200 if bits else 20), None if bits else c.categories
+        rows = 1
         if self.estimator is not None:
             self.warn_of(self.estimator)
             self.check_size(variables, 2 if bits else categories)
+            check_evaluations(self.estimator, variables, 2 if bits else categories, c.layers)
+            rows = draws(self.estimator) ** c.layers * c.train_samples
             self.estimator = Estimators([self.estimator, *(c.create_estimator() for _ in range(c.layers - 1))])
         self.load()
         height, width = self.images.shape
         self.seen = height // 2 * width  # pixels of the upper half, which come first
+        latent = variables if bits else variables * categories
+        rows *= min(c.batch, len(self.train))
+        numbers = 3 * weights(self.seen, *[latent] * c.layers, height * width - self.seen) + rows * latent
+        flags = "--variables, --categories, --layers, --train-samples, --batch or fewer samples"
+        check_memory(numbers, self.dtype, flags, self.backend.name)
         shape = (self.seen, height * width - self.seen, variables, categories, c.layers)
         self.model = StochasticNetwork(*shape, rng=self.rng.site("weights"), dtype=self.dtype).to(self.backend)
         if self.estimator is not None:

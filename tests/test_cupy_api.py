@@ -138,6 +138,7 @@ FLOOR = {
     "scripts.experiments.pictures": 7.05,
     "scripts.experiments.flags": 7.1,
     "scripts.experiments.run_folder": 7.2,
+    "scripts.experiments.memory": 7.2,
     "scripts.experiments.loop": 7.3,
     "scripts.experiments.vae": 7.4,
     "scripts.experiments.listops": 7.4,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from minigrad import Rng
-from models.data import DataError, binarise, load_images, mnist
+from models.data import DataError, binarise, listops, load_images, mnist
 
 
 def idx(array):
@@ -62,7 +62,7 @@ def test_mnist_is_read_gzipped_or_not(tiny_mnist, monkeypatch):
     np.testing.assert_array_equal(load_images("mnist").train, images.train)
 
 
-def test_a_missing_truncated_or_altered_file_is_named(tiny_mnist):
+def test_a_missing_truncated_or_altered_file_is_named(tiny_mnist, monkeypatch):
     folder, _ = tiny_mnist
     gz, raw = folder / "mnist" / "train-images-idx3-ubyte.gz", folder / "mnist" / "train-labels-idx1-ubyte"
     whole = gz.read_bytes()
@@ -85,7 +85,11 @@ def test_a_missing_truncated_or_altered_file_is_named(tiny_mnist):
     raw.unlink()
     with pytest.raises(DataError, match="has neither train-labels-idx1-ubyte nor"):
         load_images("mnist", folder)
-    with pytest.raises(DataError, match="has neither"):
+    monkeypatch.setenv("MINIGRAD_DATA", str(raw.with_name("train-labels-idx1-ubyte")))  # a file, or nothing at all
+    for load in (lambda: load_images("mnist"), lambda: listops.load(counts=(1, 1, 1))):
+        with pytest.raises(DataError, match="give the environment variable MINIGRAD_DATA a folder"):
+            load()
+    with pytest.raises(DataError, match="there is no folder"):
         load_images("mnist", folder / "elsewhere")
 
 

@@ -245,7 +245,7 @@ def test_a_file_without_sequences(trained, tmp_path, capsys):
     ("flags", "message"),
     [
         (["--max-length", "4"], "--max-length must be at least 5, got 4."),
-        (["--max-length", "many"], "argument --max-length: invalid int value: 'many'"),
+        (["--max-length", "many"], "argument --max-length: 'many' is not a whole number"),
         (["--trees", "-1"], "--trees must be at least 0, got -1."),
         (["--backend", "tpu"], "unknown backend 'tpu'; the known ones are auto, cupy, numpy"),
         (["--batch", "3"], "unrecognized arguments: --batch 3"),

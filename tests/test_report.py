@@ -3,13 +3,16 @@
 import csv
 import json
 import math
+import re
 
 import pytest
+from matplotlib.axes import Axes
 from scipy import stats
 
+import draw_curves
 import report
 import sweep
-from experiments import sweeps
+from experiments import pictures, sweeps
 from experiments.specification import run_key
 
 REPORT = {
@@ -89,7 +92,7 @@ def test_means_differences_and_comparisons_are_those_computed_by_hand(tmp_path, 
     assert pairs[1] == ["A", "C", "3", "-0.50", "-0.50 to -0.50", "A"]
     assert "Published: a table." in text
     assert "lower is better" in text
-    assert "`tiny`: epochs 2, sweep tiny." in text
+    assert "tiny: epochs 2, sweep tiny." in text
 
     with open(out / "report.csv", newline="") as file:
         lines = {(line["row"], line["metric"]): line for line in csv.DictReader(file)}
@@ -183,6 +186,80 @@ def test_a_curve_is_the_mean_over_the_seeds_at_the_epochs_that_all_have():
     assert report.curve(row, "nothing") == ([], [], [])
 
 
+# ---- names
+
+NAMES = {
+    "a dollar": "$",
+    "TeX that matplotlib does not know": r"$\bm{\tau}$",
+    "hidden": "_a",
+    "markup": "<b>a|b</b> `*x*` [y](z) &lt; #1",
+    "lines": "a\nb\x00\u2028",
+    "long": "x " * 3000,
+    "glyphs that the font does not have": "\N{GRINNING FACE} \u05e9\u202e \ud800 \u6f22",
+    "formats": "%s {0} {}",
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_a_report_takes_any_name(tmp_path, capsys, monkeypatch, name):
+    """A warning is an error here."""
+    legends, legend = [], Axes.legend
+    monkeypatch.setattr(Axes, "legend", lambda axes, **options: legends.append(legend(axes, **options)))
+    out = make(tmp_path, {"A": [1.0, 2.0], "B": [2.0, 1.0]}, unit=name, curve="test", source=name)
+    about = json.loads((out / "tiny.sweep.json").read_text())
+    for run in about["runs"]:
+        run["row"], run["panel"] = run["row"] if run["row"] == "B" else name, name
+    (out / "tiny.sweep.json").write_text(json.dumps(about | {"title": name}))
+    assert report.main([str(out)]) == 0
+    assert capsys.readouterr().err == ""
+    assert all(len(found.get_texts()) == 2 for found in legends)
+    assert all(not text.startswith("_") for found in legends for text in [t.get_text() for t in found.get_texts()])
+    table = [line for line in written(out).splitlines() if line.startswith("| ")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table[:4]} == {5}  # as many cells as in the header
+    assert (out / "bars.png").exists()
+
+
+def test_markdown_shows_a_name_as_it_is():
+    assert report.markdown_text("_a_ x_y $z$ <b> `c` a|b *") == r"\_a\_ x_y \$z\$ \<b\> \`c\` a\|b \*"
+    assert pictures.plain("_a $x$\n") == r" _a \$x\$ "
+    assert pictures.plain("x" * 100) == "x" * 39 + "…"
+
+
+def test_a_sweep_that_is_too_large_for_a_picture_has_the_first_rows_in_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pictures, "MOST_ROWS", 2)
+    monkeypatch.setattr(report, "MOST_COMPARED", 2)
+    out = make(tmp_path)
+    assert report.main([str(out)]) == 0
+    assert "the pictures show the first rows" in capsys.readouterr().err
+    assert len(rows_of(written(out), "C")) == 1
+    with open(out / "pairs.csv", newline="") as file:
+        assert [(line["first"], line["second"]) for line in csv.DictReader(file)] == [("A", "B")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["one", "two/one"], "two curves are called 'one': give NAME=two/one, with another name"),
+        (["a=one", "a=two/one"], "two curves are called 'a'"),
+        (["one", "--metric", "by"], "'one' has no metrics.jsonl with numbers for 'by'"),
+        (["nothing"], "'nothing' has no metrics.jsonl with numbers"),
+        (["one", "--out", "a.xyz"], "no picture ends in .xyz"),
+    ],
+)
+def test_curves_that_cannot_be_drawn_are_a_sentence(tmp_path, capsys, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("one", "two/one", "lr=1"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "metrics.jsonl").write_text('{"epoch": 1, "valid_accuracy": 0.5, "by": {"5": [1]}}\n')
+    assert draw_curves.main(flags) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.glob("*.png"))
+    assert draw_curves.main(["lr=1", "b=one"]) == 0  # a folder's name may look like a curve's
+    assert (tmp_path / "curves.png").exists()
+
+
 # ---- what is missing or damaged
 
 
@@ -207,6 +284,9 @@ def test_seeds_that_both_have_are_compared_and_unfinished_runs_are_said(tmp_path
         ("result.json", '{"config": {"seed": 8}, "metrics": {}}', "is of another configuration"),
         ("metrics.jsonl", '{"epoch": 1', "metrics.jsonl is missing or damaged"),
         ("metrics.jsonl", "3", "metrics.jsonl is missing or damaged"),
+        ("metrics.jsonl", "[" * 100_000, "metrics.jsonl is missing or damaged"),
+        ("result.json", "[" * 100_000, "result.json is damaged"),
+        ("result.json", '{"config": {}, "metrics": {"test": ' + "9" * 5000 + "}}", "result.json is damaged"),
     ],
 )
 def test_a_damaged_run_is_left_out_and_said(tmp_path, capsys, name, content, message):
@@ -229,6 +309,12 @@ def test_a_damaged_run_is_left_out_and_said(tmp_path, capsys, name, content, mes
         lambda about: about | {"report": REPORT | {"curve": 1}},
         lambda about: about | {"runs": [about["runs"][0] | {"published": 0}]},
         lambda about: about | {"runs": [about["runs"][0] | {"published": {"test": {}}}]},
+        lambda about: about | {"runs": [about["runs"][0] | {"key": "../../etc"}]},
+        lambda about: about | {"runs": [about["runs"][0] | {"panel": 3}]},
+        lambda about: about | {"runs": [about["runs"][0] | {"config": []}]},
+        lambda about: about | {"title": ["x"]},
+        lambda about: about | {"report": REPORT | {"scale": math.nan}},
+        lambda about: [],
     ],
 )
 def test_a_damaged_sweep_does_not_hide_another_one(tmp_path, capsys, spoil):

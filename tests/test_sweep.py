@@ -122,7 +122,7 @@ def test_runs_are_the_script_s_own_and_are_not_repeated(tmp_path, capsys, monkey
     locked = json.loads((tmp_path / "alone" / "metrics.jsonl").read_text().splitlines()[-1])
     assert {k: v for k, v in locked.items() if k not in NOT_RESULTS} == result["metrics"]
     assert key == run_key("train_vae", result["config"])
-    monkeypatch.setattr(executors.subprocess, "run", None)  # nothing may be started
+    monkeypatch.setattr(executors.subprocess, "Popen", None)  # nothing may be started
     capsys.readouterr()
     assert run(spec, out) == 0
     assert capsys.readouterr().out.startswith("1 of 1 runs are finished")
@@ -205,23 +205,59 @@ def test_a_sweep_that_ends_at_once_asks_its_runs_to_stop(tmp_path, monkeypatch):
     assert asked[-1]
 
 
-def test_a_process_stops_when_whoever_started_it_is_gone(monkeypatch, tmp_path):
-    sent = []
-    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
-    sweep_run.watch(tmp_path / "stop", parent=-1)
-    assert sent == [(os.getpid(), signal.SIGTERM)]
-    monkeypatch.setattr(sweep_run.time, "sleep", lambda _: (tmp_path / "stop").touch())
-    sweep_run.watch(tmp_path / "stop", parent=os.getppid())
+def test_a_process_stops_when_its_sweep_says_so_or_says_nothing_any_more(monkeypatch, tmp_path):
+    sent, stop, alive, now = [], str(tmp_path / "stop"), tmp_path / "alive", [0.0]
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number, now[0])))
+    monkeypatch.setattr(sweep_run.time, "monotonic", lambda: now[0])
+
+    def sleep(_):
+        now[0] += 50.0
+        if now[0] <= 500.0:
+            alive.touch()
+            os.utime(alive, (now[0], now[0]))
+
+    monkeypatch.setattr(sweep_run.time, "sleep", sleep)
+    sweep_run.watch(stop, str(alive))
+    assert sent == [(os.getpid(), signal.SIGTERM, 650.0)]
+    monkeypatch.setattr(sweep_run.time, "sleep", lambda _: Path(stop).touch())
+    sweep_run.watch(stop, "")
     assert len(sent) == 2
+
+
+SLOW_TO_IMPORT = """
+import os, sys, time
+if "sweep_run.py" in sys.argv[0]:
+    with open(os.environ["STARTED"], "a") as file:
+        print(os.getpid(), file=file)
+    time.sleep(0.5)
+"""
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["at the start", "in training"])
+def test_a_run_does_not_outlive_a_sweep_that_is_killed(tmp_path, monkeypatch, begun):
+    """At its start, before it has looked at anything, as in training."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_TO_IMPORT)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    monkeypatch.setenv("STARTED", str(tmp_path / "started"))
+    spec, out = write(tmp_path, epochs=100_000, seeds=[0]), tmp_path / "runs"
+    sweeping = subprocess.Popen([sys.executable, str(ROOT / "scripts" / "sweep.py"), str(spec), "--out", str(out)])
+    ready = (lambda: at_work(out)) if begun else (lambda: (tmp_path / "started").exists())
+    when(ready, lambda _: sweeping.kill()).join()
+    sweeping.wait()
+    (pid,) = map(int, (tmp_path / "started").read_text().split())
+    gone = []
+    when(lambda: not Path(f"/proc/{pid}").exists(), gone.append).join()
+    assert gone, os.kill(pid, signal.SIGKILL)
+    assert not (out / ".sweep").is_dir() or not any(lock.read_text() for lock in (out / ".sweep").glob("*.lock"))
 
 
 def test_a_request_to_stop_that_comes_outside_of_the_training_ends_the_run_in_order(tmp_path):
     """Here it comes before the run, while the process waits for another one's lock."""
     task = dict.fromkeys(("script", "folder"), "train_vae") | {"config": {}}
-    task |= {name: str(tmp_path / name) for name in ("lock", "stop")}
+    task |= {name: str(tmp_path / name) for name in ("lock", "stop")} | {"alive": ""}
     command = [sys.executable, str(ROOT / "scripts" / "experiments" / "sweep_run.py"), json.dumps(task)]
-    with sweep_run.locked(tmp_path / "lock"):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    popen = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    with sweep_run.locked(tmp_path / "lock"), popen as process:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1.5)
         (tmp_path / "stop").touch()
@@ -248,7 +284,7 @@ def test_two_processes_are_never_in_one_folder(tmp_path):
 def test_blas_threads_are_pinned_before_numpy_is_loaded(tmp_path):
     """The process stops where it would load NumPy, and says what it would find in the environment."""
     (tmp_path / "numpy.py").write_text("import os\nprint(os.environ['OPENBLAS_NUM_THREADS'])\nraise SystemExit(7)\n")
-    task = json.dumps(dict.fromkeys(("script", "folder", "lock", "stop", "config"), str(tmp_path / "stop")))
+    task = json.dumps(dict.fromkeys(("script", "folder", "lock", "stop", "alive", "config"), str(tmp_path / "stop")))
     command = [sys.executable, str(ROOT / "scripts" / "experiments" / "sweep_run.py"), task]
     env = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
     env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(ROOT)])
@@ -487,6 +523,25 @@ BAD = {
     'script = "train_vae"\n[grid]\nseed = [1]\n[small]\nfixed = 3': "[small.fixed] and [small.grid] are tables",
     'script = "train_listops"\n[grid]\nsplit = [2020-01-01]': 'split cannot be "2020-01-01"',
     'script = "train_vae"\n[grid': "is not TOML",
+    f'script = "train_vae"\n[grid]\nseed = [{"9" * 5000}]': "is not TOML: Exceeds the limit",
+    f'script = "train_vae"\n[grid]\nseed = [0x{"f" * 5000}]': "seed cannot be a whole number that is too large to show",
+    f'script = "train_vae"\n[grid]\nseed = {"[" * 100_000}': "is nested too deep",
+    f'script = "train_vae"\n[grid]\ndata = ["{"x" * 5000}"]': "unknown data set",
+    f'script = "train_vae"\n{"k" * 5000} = 1': "unknown key 'kkk",
+    'script = "train_vae"\n[grid]\nlr = [1e-3, nan]': "the learning rate, must be positive and finite, got nan",
+    'script = "train_vae"\n[grid]\nlr = [1e-3]\nseed = [0, -1]': "--seed must be an integer from 0",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nscale = nan': "[report] scale must be one value or a table",
+    'script = "train_vae"\n[[cases]]\npublished = { test = inf }': "published test must be a mean, or a mean and its",
+    'script = "train_vae"\n[fixed]\ndata = "mnist"\n[grid]\ndata_dir = ["a", "b"]': "data_dir a, seed 0 and data_dir b",
+    'script = "train_vae"\n[grid]\ntau = [1, 1.0]': "two runs are one, tau 1.0, seed 0: nothing that is",
+    'script = "train_vae"\n[[cases]]\nname = "a"\n[[cases]]\nname = "b"': "two runs are one, a, seed 0 and b, seed 0",
+    'script = "train_vae"\n[fixed]\ndata_dir = "/"\n[grid]\nseed = [1]': "the digits are embedded: leave --data-dir",
+    'script = "train_vae"\n[fixed]\nmomentum = 0.5\n[grid]\nseed = [1]': "adam takes no momentum: leave --momentum",
+    f'script = "train_vae"\n[grid]\nseed = {[*range(200_000)]}': "make more than 100,000 runs: take fewer values",
+    'script = "train_vae"\n[grid]\n'
+    + "".join(
+        f"{key} = {[*range(1000)]}\n" for key in ("seed", "epochs", "batch", "lr", "tau", "variables")
+    ): "make more than 100,000 runs",
     'script = "train_vae"\ngrid = 1': "grid must be a table",
 }
 
@@ -507,6 +562,13 @@ def test_a_bad_specification_is_a_sentence_and_nothing_is_made(tmp_path, capsys,
     [
         (["--small"], "there is no [small.fixed] or [small.grid]"),
         (["--workers", "0"], "--workers must be at least 1"),
+        (["--workers", "1000000000"], "--workers must be at most 400, got 1000000000"),
+        (["--timeout", "inf"], "--timeout must be positive and finite, got inf"),
+        (["--timeout", "3"], "no scheduler is asked: leave --timeout out"),
+        (["--executor", "dask", "--scheduler", "a", "--workers", "2"], "Dask has workers of its own: leave --workers"),
+        (["--set", "lr=1", "--set", "lr=2"], "--set lr is said twice"),
+        (["--set", "lr=" + "[" * 10_000], "--set needs KEY=VALUE"),
+        (["--data-dir", "/"], "no run of the specification reads --data-dir: leave it out"),
         (["--executor", "slurm"], "unknown executor 'slurm'; the known ones are processes, dask, mpi"),
         (["--executor", "dask"], "--executor dask and --scheduler ADDRESS go together"),
         (["--scheduler", "tcp://127.0.0.1:9"], "--executor dask and --scheduler ADDRESS go together"),
@@ -596,6 +658,27 @@ def test_runs_without_an_estimator_can_be_specified(script, flags):
     assert flags.items() <= run.values.items()
 
 
+def test_where_the_data_are_is_said_to_the_runs_that_read_some():
+    found = {"script": "train_vae", "grid": {"data": ["digits", "mnist"]}}
+    runs = Specification.of("x", found, small=False).runs(data_dir="here")
+    assert [(r.config.data, r.config.data_dir) for r in runs] == [("digits", ""), ("mnist", "here")]
+
+
+def test_no_more_runs_than_the_window_are_with_the_executor(tmp_path, monkeypatch, here):
+    """What is done after each run goes through all that were submitted: 100,000 at a time would be quadratic."""
+    most, usual = [], sweeps.wait
+
+    def wait(futures, **options):
+        most.append(len(futures))
+        return usual(futures, **options)
+
+    monkeypatch.setattr(sweeps, "wait", wait)
+    monkeypatch.setattr(sweeps, "WINDOW", 2)
+    here(lambda command: subprocess.CompletedProcess(command, 2, "", "no"))
+    assert run(write(tmp_path, seeds=range(5)), tmp_path / "runs") == 2
+    assert max(most) == 2
+
+
 def test_set_replaces_what_is_said_about_a_flag_wherever_it_is_said(tmp_path, capsys):
     found = {
         "script": "train_vae",
@@ -651,11 +734,11 @@ def test_gpus_are_dealt_out_in_turns(monkeypatch, tmp_path):
     assert executors.visible_gpus() == ["3", "5"]
     given, barrier = [], threading.Barrier(4)
 
-    def record(command, env, **_):
+    def record(command, env):
         given.append(env["CUDA_VISIBLE_DEVICES"])
         barrier.wait(10)
 
-    monkeypatch.setattr(executors.subprocess, "run", record)
+    monkeypatch.setattr(executors, "start", record)
     with executors.processes(sweep.Flags(workers=4), {"cupy"}) as worker:
         assert worker.title == "4 at a time on 2 GPUs"
         for future in [worker.executor.submit(worker.start, []) for _ in range(4)]:
@@ -682,6 +765,7 @@ def test_the_overview_shows_who_does_what_and_how_far_it_is(tmp_path, monkeypatc
     key = runs[1].key
     state.lock(key).write_text("node7:4711")
     state.finished.add(runs[0].key)
+    state.submitted = {Future(): runs[1], Future(): runs[2]}
     (tmp_path / "runs" / key).mkdir()
     (tmp_path / "runs" / key / "metrics.jsonl").write_text('{"epoch": 2, "train": 9, "test": 41.25}\n{"epoch": 3, "tr')
     monkeypatch.setenv("COLUMNS", "120")

@@ -14,7 +14,8 @@ from experiments.loop import Loop
 from minigrad import Rng, grad
 
 ROOT = Path(__file__).parents[1]
-TINY = ["--epochs", "2", "--hidden", "16", "--variables", "2", "--categories", "4", "--quiet"]
+TINY = ["--epochs", "2", "--hidden", "16", "--variables", "2", "--quiet"]
+FOUR = ["--categories", "4"]
 
 
 def started(config):
@@ -33,7 +34,7 @@ def no_picture(monkeypatch):
 
 def test_a_run_leaves_its_results_and_ends_with_the_promised_line(tmp_path, capsys):
     out = tmp_path / "run"
-    assert train_vae.main([*TINY[:-1], "--out", str(out), "--bound-samples", "5"]) == 0
+    assert train_vae.main([*TINY[:-1], *FOUR, "--out", str(out), "--bound-samples", "5"]) == 0
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -126,7 +126,7 @@ def another_line(folder):
 
 VAE = Script(
     train_vae,
-    "--epochs 2 --hidden 16 --variables 2 --categories 4 --batch 20",
+    "--epochs 2 --hidden 16 --variables 2 --batch 20",
     spoil=lambda model: weights(model.decoder.layers[0].weight),
     resumed=(
         "--estimator reinmax --pixels dynamic",
@@ -163,6 +163,13 @@ VAE = Script(
         ("--estimator exact --variables 30", "outcomes: at most 16384 are allowed"),
         ("--variables 1000000000000", "does not fit into memory"),
         ("--hidden 100000000000000000000", "does not fit into memory"),
+        ("--code bernoulli --estimator st --categories 8", "bits have no categories: leave --categories out"),
+        ("--estimator rloo:samples=999999999", "a step would draw samples or evaluate the cost more than 100,000"),
+        ("--estimator gumbel-rao:samples=99999999", "a step would draw samples or evaluate the cost"),
+        ("--categories 99999999999", "this does not fit into memory (at least"),
+        ("--batch " + "9" * 5000, "is not a whole number of at most 30 digits"),
+        ("--lr " + "x" * 5000, "invalid float value: 'xxx"),
+        ("--gradient-draws 1000001", "--gradient-draws must be at most 1,000,000, got 1000001"),
         ("--anneal 0.1", "reinmax needs a temperature of at least 1: give --tau-least 1 or more"),
     ),
     moved=({"pixels": "dynamic"}, {"pixels": "fixed", "optimizer": "sgd"}, {"optimizer": "radam", "anneal": 0.1}),
@@ -171,7 +178,7 @@ VAE = Script(
 
 STRUCTURED = Script(
     train_structured,
-    "--epochs 2 --variables 4 --categories 3 --samples 5 --estimator reinforce-mean --batch 20",
+    "--epochs 2 --variables 4 --samples 5 --estimator reinforce-mean --batch 20",
     spoil=lambda model: weights(model.layers[-1].weight),
     resumed=(
         "--estimator nvil",
@@ -195,11 +202,14 @@ STRUCTURED = Script(
         ("--estimator gst-1.0", "Gapped straight-through is for categorical variables, not 'bernoulli'"),
         ("--estimator darn --code categorical", "DARN(½) is for bernoulli variables, not 'categorical'"),
         ("--estimator rloo --tau 1", "rloo has no option 'tau'"),
-        ("--estimator none --tau 1", "without an estimator has no temperature: leave out --tau and --anneal"),
-        ("--estimator none --anneal 0.1", "without an estimator has no temperature: leave out --tau and --anneal"),
+        ("--estimator none --tau 1", "without an estimator has no temperature: leave --tau out"),
+        ("--estimator none --anneal 0.1", "without an estimator has no temperature: leave --anneal out"),
         ("--variables 0", "--variables must be at least 1, got 0"),
         ("--categories 0", "--categories must be at least 1"),
         ("--layers 0", "--layers must be at least 1"),
+        ("--layers 200", "--layers must be at most 100, got 200"),
+        ("--layers 10 --estimator rloo:samples=4", "a step would draw samples or evaluate the cost more than 100,000"),
+        ("--categories 10", "bits have no categories: leave --categories out"),
         ("--samples 0", "--samples must be at least 1"),
         ("--train-samples 0", "--train-samples must be at least 1"),
         ("--estimator nvil --train-samples 2", "NVIL is no sample with a rule"),
@@ -226,7 +236,7 @@ SEMI_SUPERVISED = Script(
         "",
         "--method sample --anneal 0.1 --anneal-every 2",
         "--method sample --estimator reinforce-mean --pixels gray",
-        "--method sample --estimator nvil --labelled-only",
+        "--labelled-only",
         "--batch 15 --pixels fixed",  # fewer images in a batch than there are labels
     ),
     stops=(1, 4),
@@ -251,6 +261,8 @@ SEMI_SUPERVISED = Script(
         ("--tau 1", "without --method sample the class is summed over: leave --tau out"),
         ("--anneal 0.1", "without --method sample the class is summed over: leave --anneal out"),
         ("--momentum 0.5", "adam takes no momentum: leave --momentum out"),
+        ("--momentum 0.9", "adam takes no momentum: leave --momentum out"),  # said, though it is the default
+        ("--labelled-only --method sample", "with --labelled-only no class is unknown: leave --method out"),
         ("--method sample --estimator magic", "unknown estimator 'magic'; the known ones are exact"),
         ("--method sample --estimator vimco", "is a bound of several samples, which needs the density of each z"),
         ("--method sample --estimator st-identity", "is for bernoulli variables, not 'categorical'"),
@@ -294,6 +306,8 @@ CONDITIONAL = Script(
         ("--gate sigmoid --tau 1", "the baseline sigmoid has no temperature: leave --tau out"),
         ("--gate rectifier --sparsity 1", "the baseline rectifier has no sparsity cost: leave --sparsity out"),
         ("--gate rectifier --beta 2", "the baseline rectifier has no Beta noise: leave --beta out"),
+        ("--gate sigmoid --target 0.2", "the baseline sigmoid has --experts 20, all of them on: leave --target out"),
+        ("--gate sigmoid:x=1", "the baseline sigmoid has no options: give --gate sigmoid"),
         ("--beta 1", "--beta must be 0, or above 1 and at most 1e9, got 1.0"),
         ("--beta nan", "--beta must be 0, or above 1 and at most 1e9, got nan"),
         ("--beta 1e20", "--beta must be 0, or above 1 and at most 1e9, got 1e+20"),
@@ -346,7 +360,8 @@ LISTOPS = Script(
         ("--generate 0", "--generate must be at least 1, got 0"),
         ("--generate 1000000000000", "--generate must be at most 2,000,000, got 1000000000000"),
         ("--generate 1 --max-length 5", ": no sequence has 2 to 5 tokens: raise --max-length."),
-        ("--data-dir /nonexistent", "/nonexistent has no listops/train.tsv, valid.tsv or test.tsv"),
+        ("--data-dir /nonexistent", "there is no folder '/nonexistent': give --data-dir a folder with data"),
+        ("--data-dir /", "/ has no listops/train.tsv, valid.tsv or test.tsv"),
         ("--dim 0", "--dim must be at least 1, got 0"),
         ("--hidden -1", "--hidden must be at least 1, got -1"),
         ("--max-length 4", "--max-length must be at least 5, got 4"),
@@ -745,7 +760,9 @@ BAD = (
 )
 BAD_IMAGES = (
     ("--data cifar", "unknown data set 'cifar'; the known ones are digits, mnist"),
-    ("--data mnist --data-dir /nonexistent", "has neither train-images-idx3-ubyte nor"),
+    ("--data mnist --data-dir /", "has neither train-images-idx3-ubyte nor"),
+    ("--data-dir /", "the digits are embedded: leave --data-dir out"),
+    ("--data mnist --data-dir /nonexistent", "there is no folder '/nonexistent': give --data-dir a folder"),
     ("--pixels red", "unknown pixels 'red'; the known ones are gray, dynamic, fixed"),
 )
 BAD_OPTIMIZER = (("--optimizer lion", "unknown optimizer 'lion'; the known ones are sgd, adam, radam"),)
@@ -906,7 +923,7 @@ def test_a_default_folder_whose_name_is_too_long_is_a_sentence(tmp_path, capsys,
     (tmp_path / "runs").mkdir()
     name = "--gate" if script is CONDITIONAL else "--estimator"
     others = ("--method", "sample") if script is SEMI_SUPERVISED else ()
-    assert script.main(name, "x" * 300, *others) == 2
+    assert script.main(name, f"reinforce-mean:decay=0.5{'0' * 300}", *others) == 2
     assert "File name too long" in one_sentence(capsys)
 
 
@@ -918,8 +935,8 @@ def test_a_batch_of_any_size_is_one_step(script):
 
 def test_final_numbers_that_are_not_finite_are_not_written(tmp_path, capsys):
     """The loss of so large a step is finite, and the square of its gradient is not."""
-    flags = "--epochs 1 --batch 2000 --lr 1e12 --estimator st-identity --gradient-draws 2"
-    assert VAE.run(tmp_path / "run", *flags.split()) == 2
+    flags = "--epochs 1 --hidden 16 --variables 2 --batch 2000 --lr 1e12 --estimator st-identity --gradient-draws 2"
+    assert VAE.main(*flags.split(), "--out", tmp_path / "run") == 2
     assert "the evaluation became infinite or NaN" in one_sentence(capsys)
     assert len(metrics(tmp_path / "run")) == 1
 

@@ -10,14 +10,13 @@ as a binary tree, which adds nothing to the tokens:
 from __future__ import annotations
 
 import logging
-import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .errors import DataError
+from .errors import DataError, data_folder
 
 log = logging.getLogger(__name__)
 
@@ -191,26 +190,35 @@ def write(path, sequences) -> None:
 
 
 def files(data_dir=None) -> dict[str, Path]:
-    """The files listops/{train,valid,test}.tsv that exist in `data_dir`, else in MINIGRAD_DATA, by split."""
-    data_dir = data_dir or os.environ.get("MINIGRAD_DATA")
-    paths = {name: Path(data_dir) / "listops" / f"{name}.tsv" for name in SPLITS} if data_dir else {}
+    """The files listops/{train,valid,test}.tsv that exist in `data_dir`, else in MINIGRAD_DATA, by split.
+
+    DataError if that is no folder.
+    """
+    folder = data_folder(data_dir)
+    paths = {name: folder / "listops" / f"{name}.tsv" for name in SPLITS} if folder else {}
     return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def sources(data_dir=None) -> str:
+    """Which splits `load` reads and which it generates, a clause."""
+    found, folder = files(data_dir), data_folder(data_dir)
+    parts = {f"read from {folder and folder / 'listops'}": [*found], "generated": [n for n in SPLITS if n not in found]}
+    return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
 
 
 def load(data_dir=None, counts=(90_000, 1_000, 10_000), seed: int = 0) -> dict[str, list[tuple[bytes, int]]]:
     """{"train", "valid", "test"}: from `listops/{train,valid,test}.tsv` of a data directory, where they exist.
 
     data_dir: else the environment variable MINIGRAD_DATA, else everything is generated.  Splits without a file are
-    generated, `counts` sequences each, and share no sequence with each other or with a file; where there are files for
-    some only, that is logged.
+    generated, `counts` sequences each, and share no sequence with each other or with a file; if a data directory lacks
+    some, that is logged.
     """
     paths = files(data_dir)
     splits = {name: read(path) for name, path in paths.items()}
     missing = [(name, count) for name, count in zip(SPLITS, counts, strict=True) if name not in splits]
     if missing:
-        if splits:
-            read_, made = (", ".join(names) for names in (splits, [name for name, _ in missing]))
-            log.warning("read from %s: %s; generated: %s.", next(iter(paths.values())).parent, read_, made)
+        if data_folder(data_dir):
+            log.warning("%s.", sources(data_dir))
         taken = {tokens for sequences in splits.values() for tokens, _ in sequences}
         wanted = sum(count for _, count in missing)
         fresh = [item for item in generate(wanted + len(taken), seed) if item[0] not in taken]

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from .errors import DataError
+from .errors import DataError, data_folder
 
 # of the uncompressed files
 SHA256 = {
@@ -32,8 +31,8 @@ MIRRORS = (
 
 def load(data_dir=None):
     """((train images (60000, 28, 28) uint8, labels (60000,)), (test images (10000, 28, 28), labels (10000,)), 255)."""
-    data_dir = data_dir or os.environ.get("MINIGRAD_DATA")
-    read = (lambda name: read_verified(Path(data_dir) / "mnist", name)) if data_dir else download
+    folder = data_folder(data_dir)
+    read = (lambda name: read_verified(folder / "mnist", name)) if folder else download
     train, train_labels, test, test_labels = (parse_idx(name, read(name)) for name in SHA256)
     return (train, train_labels), (test, test_labels), 255
 

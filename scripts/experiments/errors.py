@@ -21,6 +21,9 @@ from pathlib import Path
 class UserError(Exception):
     """Something the user can mend. The message is one sentence; commands print it and exit with code 2."""
 
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())  # a name in it can have several lines
+
 
 def require(condition: object, sentence: str) -> None:
     """UserError with the sentence unless the condition holds."""
@@ -46,7 +49,8 @@ def size_errors() -> Iterator[None]:
     try:
         yield
     except (MemoryError, OverflowError) as error:
-        raise UserError(f"this does not fit into memory ({error}): choose smaller sizes.") from error
+        why = f" ({error})" if str(error) else ""
+        raise UserError(f"this does not fit into memory{why}: choose smaller sizes.") from error
 
 
 @contextlib.contextmanager

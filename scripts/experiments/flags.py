@@ -13,12 +13,14 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from .errors import UserError, require
 
 DTYPES = ("float32", "float64")
+LARGEST = 10**30  # of a whole number: beyond, it is a mistake, and no longer a float everywhere
 
 
 def flag(default: Any, text: str, **argparse_options: Any) -> Any:
@@ -28,6 +30,7 @@ def flag(default: Any, text: str, **argparse_options: Any) -> Any:
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        message = re.sub(r"\S{100,}", lambda found: f"{found[0][:40]}…", message)
         raise UserError(f"{message.rstrip('.')}; see --help.")
 
 
@@ -44,11 +47,14 @@ def parse_flags(config_class: type, description: str | None, argv: Sequence[str]
         if type(f.default) is bool:
             options["action"] = "store_true"
         else:
-            options.setdefault("type", type(f.default))
+            kind = options.setdefault("type", type(f.default))
+            options["type"] = whole if kind is int else kind
         parser.add_argument(option(f.name), default=argparse.SUPPRESS, help=text, **options)
     for name, options in extra:
         parser.add_argument(name, **({"default": argparse.SUPPRESS} | options))
     given = vars(parser.parse_args(argv))
+    for name, _ in extra:
+        require(given.get(name.strip("-")) != "", f"{name.strip('-')} is empty: give it a name, or leave it out.")
     names = {f.name for f in fields}
     return {k: v for k, v in given.items() if k in names}, {k: v for k, v in given.items() if k not in names}
 
@@ -61,7 +67,8 @@ def read_values(config_class: type, values: Mapping[str, Any], texts: bool = Fal
     """
     fields, found = {f.name: f for f in dataclasses.fields(config_class)}, {}
     for key, value in values.items():
-        require(key in fields, f"unknown key {key!r}; the flags are {', '.join(fields)}.")
+        if key not in fields:
+            raise UserError(f"unknown key {key[:80]!r}; the flags are {', '.join(fields)}.")
         found[key] = _read_value(fields[key], value, texts)
     return found
 
@@ -71,20 +78,22 @@ def _read_value(field: dataclasses.Field, value: Any, texts: bool) -> Any:
     kind = convert if default is None else type(default)
     if isinstance(value, list | tuple) and kind is tuple:
         element = type(default[0])
-        if all(type(part) is element for part in value):
+        if all(type(part) is element and (element is not int or abs(part) < LARGEST) for part in value):
             return tuple(value)
     elif value is None and default is None:
         return None
+    elif type(value) is int and abs(value) >= LARGEST:
+        pass
     elif type(value) is kind:
         return value
     elif kind is float and type(value) is int:
         return float(value)
     elif texts and isinstance(value, str) and kind is not bool:
         try:
-            return (convert or kind)(value)
+            return (whole if kind is int else convert or kind)(value)
         except (ValueError, argparse.ArgumentTypeError):
             pass
-    raise UserError(f"{field.name} cannot be {json.dumps(value, default=str)}.")
+    raise UserError(f"{field.name} cannot be {in_short(value)}.")
 
 
 def shown(value: Any) -> Any:
@@ -94,13 +103,38 @@ def shown(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
+def as_text(value: Any) -> str:
+    """A value of a file as it is written there."""
+    try:
+        return json.dumps(value, default=str, ensure_ascii=False)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or lists in lists in lists
+        return f"a {'whole number' if isinstance(value, int) else type(value).__name__} that is too large to show"
+
+
+def in_short(value: Any) -> str:
+    """A value for a message, however long it is."""
+    text = as_text(value)
+    return text if len(text) <= 80 else f"{text[:60]}…"
+
+
+def whole(text: str) -> int:
+    """The type of a flag that is a whole number."""
+    try:
+        number = int(text)
+    except ValueError:  # no number, or one of thousands of digits
+        number = LARGEST
+    if abs(number) >= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at most 30 digits")
+    return number
+
+
 def sizes(text: str) -> tuple[int, ...]:
     """The type of a flag like --hidden 512,256; "none" is the empty list."""
     if text == "none":
         return ()
     try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
+        return tuple(map(whole, text.split(",")))
+    except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers like 512,256") from None
 
 
@@ -115,8 +149,16 @@ def at_least(least: int, config: Any, *names: str) -> None:
     """UserError for a number below `least`, or not finite; None is left alone."""
     for name in names:
         value = getattr(config, name)
-        range_ = f"at least {least}" + (" and finite" if isinstance(value, float) else "")
-        require(value is None or least <= value < math.inf, f"{option(name)} must be {range_}, got {value}.")
+        if value is not None and not least <= value < math.inf:
+            range_ = f"at least {least}" + (" and finite" if isinstance(value, float) else "")
+            raise UserError(f"{option(name)} must be {range_}, got {value}.")
+
+
+def at_most(most: int, config: Any, *names: str) -> None:
+    """UserError for a number above `most`."""
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or value <= most, f"{option(name)} must be at most {most:,}, got {value}.")
 
 
 def check_lr(config: Any) -> None:
@@ -134,7 +176,7 @@ def one_of(config: Any, **names: Iterable[str]) -> None:
         require(value in known, f"unknown {name} {value!r}; the known ones are {', '.join(filter(None, known))}.")
 
 
-def unused(config: Any, why: str, *names: str) -> None:
-    """UserError for a flag that would have no effect and has another value than its default; `why` is a sentence."""
-    for name in names:
-        require(getattr(config, name) == getattr(type(config), name), f"{why}: leave {option(name)} out.")
+def check_read(given: Iterable[str], unread: Mapping[str, str]) -> None:
+    """UserError for a flag that was given and has no effect.   unread: {flag: why, a clause}"""
+    for name, why in unread.items():
+        require(name not in given, f"{why}: leave {option(name)} out.")

@@ -21,7 +21,8 @@ from models.tree_lstm import LEAVES, TreeLSTM
 
 from . import loop
 from .errors import require
-from .flags import at_least, flag, one_of, unused
+from .flags import at_least, flag, one_of
+from .memory import check_memory
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +72,12 @@ class Config(loop.Config):
             self.encoder != "lstm" or self.leaves == "lstm",
             "the encoder lstm is the leaf LSTM itself: it cannot have affine leaves; leave --leaves out.",
         )
-        if self.encoder != "latent":
-            unused(self, f"the encoder {self.encoder} chooses no tree", "estimator", "tau")
+
+    def unread(self, estimator) -> dict[str, str]:
+        found = super().unread(estimator)
+        if estimator is None:
+            found |= dict.fromkeys(("estimator", "tau"), f"the encoder {self.encoder} chooses no tree")
+        return found
 
     def create_estimator(self):
         if self.encoder != "latent":
@@ -83,6 +88,8 @@ class Config(loop.Config):
 
 
 def make_model(config: Config, tokenizer, rng: Rng) -> TreeLSTM:
+    numbers = 10 * config.dim**2 + config.dim * config.hidden
+    check_memory(numbers, config.dtype, "--dim or --hidden")
     encoder = config.encoder if config.encoder in ("latent", "lstm") else "tree"
     sizes = {"dim": config.dim, "hidden": config.hidden, "dropout": config.dropout}
     options = {"encoder": encoder, "leaves": config.leaves, "dtype": np.dtype(config.dtype)}

@@ -35,7 +35,7 @@ from minigrad.optim import OPTIMIZERS
 from models.data import DATASETS, PIXELS, DataError, binarise, load_images
 
 from .errors import UserError, disk_errors, require, size_errors, user_errors
-from .flags import DTYPES, at_least, check_lr, check_seed, flag, one_of, option, parse_flags, unused
+from .flags import DTYPES, at_least, check_lr, check_read, check_seed, flag, one_of, option, parse_flags
 from .run_folder import CHECKPOINT, Interrupt, RunFolder, check_new, default_folder
 from .start import keep_freed_memory
 
@@ -72,6 +72,21 @@ class Config:
         that is unknown or cannot train the model."""
         return None
 
+    def unread(self, estimator: Any) -> dict[str, str]:
+        """{flag: why, a clause} of the flags that have no effect beside the others.   estimator: the one they want"""
+        return {}
+
+    def check_given(self, given: Iterable[str]) -> dict[str, str]:
+        """All that can be checked before a run begins; UserError. -> those that are not read, see `unread`
+
+        given: the names of the flags that somebody gave
+        """
+        self.check()
+        with user_errors(SettingError):
+            unread = self.unread(self.create_estimator())
+        check_read(given, unread)
+        return unread
+
 
 @dataclass(frozen=True)
 class ImageConfig(Config):
@@ -86,6 +101,10 @@ class ImageConfig(Config):
             value = getattr(self, name)
             require(value in known, f"unknown {what} {value!r}; the known ones are {', '.join(known)}.")
 
+    def unread(self, estimator: Any) -> dict[str, str]:
+        embedded = {"data_dir": "the digits are embedded"} if self.data == "digits" else {}
+        return super().unread(estimator) | embedded
+
 
 @dataclass(frozen=True)
 class Optimizing(Config):
@@ -98,8 +117,10 @@ class Optimizing(Config):
         super().check()
         one_of(self, optimizer=OPTIMIZERS)
         require(0.0 <= self.momentum < 1.0, f"--momentum must be at least 0 and below 1, got {self.momentum}.")
-        if self.optimizer != "sgd":
-            unused(self, f"{self.optimizer} takes no momentum", "momentum")
+
+    def unread(self, estimator: Any) -> dict[str, str]:
+        without = {} if self.optimizer == "sgd" else {"momentum": f"{self.optimizer} takes no momentum"}
+        return super().unread(estimator) | without
 
     def optimizer_for(self, model: Any) -> Any:
         options = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
@@ -120,8 +141,10 @@ class Annealing(Config):
         at_least(0, self, "anneal")
         at_least(1, self, "anneal_every")
         require(0.0 < self.tau_least < math.inf, f"--tau-least must be positive and finite, got {self.tau_least}.")
-        if not self.anneal:
-            unused(self, "without --anneal the temperature stays", "anneal_every", "tau_least")
+
+    def unread(self, estimator: Any) -> dict[str, str]:
+        stays = "without --anneal the temperature stays"
+        return super().unread(estimator) | ({} if self.anneal else {"anneal_every": stays, "tau_least": stays})
 
     def first_tau(self, estimator: Any) -> float | None:
         """Where the temperature of the estimator begins to fall; None if it does not. UserError for one whose
@@ -175,6 +198,8 @@ class Experiment:
     reports_per_epoch: ClassVar[int] = 1
     progress_key: ClassVar[str] = ""  # which metric the progress bar shows
     may_change: ClassVar[tuple[str, ...]] = ("epochs", "data_dir")  # flags that a resumed run may change
+
+    remarks: Sequence[str] = ()  # what to say before the first step
 
     model: Any
     optimizer: Any
@@ -495,6 +520,7 @@ def run(experiment_class: type[Experiment], argv: Sequence[str] | None = None) -
         require("out" not in other, "--out and --resume exclude each other: a resumed run stays in its folder.")
         return resume(experiment_class, other["resume"], given, other["quiet"])
     config = experiment_class.config_class(**given)
+    config.check_given(given)
     return begin(experiment_class, config, other.get("out"), other["quiet"])
 
 
@@ -510,6 +536,7 @@ def begin(experiment_class: type[Experiment], config: Any, out: Any = None, quie
 def resume(experiment_class: type[Experiment], path: Any, given: dict[str, Any], quiet: bool = False) -> int:
     """Go on with the run in a folder.   given: flags, of which only `may_change` may differ. -> the exit code"""
     folder, config = RunFolder.resume(path, experiment_class.config_class, given, experiment_class.may_change)
+    config.check_given(given)
     return _train(experiment_class(config), folder, quiet, resumed=True)
 
 
@@ -521,7 +548,7 @@ def _train(experiment: Experiment, folder: RunFolder, quiet: bool, resumed: bool
             loop.restore()
             folder.write_config(experiment.config, experiment.backend)  # --epochs may have changed
         if not quiet:
-            print(f"run folder {folder.path}", file=sys.stderr)
+            print("\n".join([f"run folder {folder.path}", *experiment.remarks]), file=sys.stderr)
         if not loop.run():
             at = f"epoch {experiment.epoch + 1}, step {experiment.step_in_epoch}"
             again = f"python {sys.argv[0]} --resume {shlex.quote(str(folder.path))}"

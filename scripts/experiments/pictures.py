@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .errors import require
+
+MOST_PANELS, MOST_ROWS = 12, 200  # of a comparison: a picture can be 65,535 pixels high
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,11 +28,20 @@ def check_picture(path) -> None:
     require(not kind or kind in known, f"{path}: no picture ends in .{kind}, choose one of {', '.join(known)}.")
 
 
+def plain(name: str, most: int = 40) -> str:
+    """A name as a text of a picture, in one line of at most so many characters: nothing in it is mathematics, and none
+    is left out of a legend, as those that begin with _ would be."""
+    text = "".join(c if c.isprintable() else " " for c in str(name))
+    text = text if len(text) <= most else f"{text[: most - 1]}…"
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of that size in inches; `figure.savefig(path, dpi=150)` ends a picture."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for what the font does not have
     return FigureCanvasAgg(Figure(figsize=(width, height), layout="constrained")).figure
 
 
@@ -157,10 +169,10 @@ def comparison_curves(path, panels) -> None:
             mean, sd = np.asarray(mean), np.asarray(sd)
             style = {"linestyle": ("-", "--", ":", "-.")[n // 10 % 4]}  # there are ten colours
             style |= {"marker": "o" if len(epochs) < 5 else None, "markersize": 3}
-            (line,) = axes.plot(epochs, mean, label=name, **style)
+            (line,) = axes.plot(epochs, mean, label=plain(name), **style)
             axes.fill_between(epochs, mean - sd, mean + sd, color=line.get_color(), alpha=0.2, linewidth=0)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(label)
+        axes.set_ylabel(plain(label))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7, **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(rows) > 10 else {}))
 
@@ -181,9 +193,14 @@ def comparison_bars(path, panels) -> None:
         ends = [*np.subtract(means, sds), *np.add(means, sds), *(p for p, _ in known)]
         margin = 0.1 * (max(ends) - min(ends)) or 0.1 * abs(max(ends)) or 1.0
         axes.set_xlim(min(ends) - margin, max(ends) + margin)
-        axes.set_yticks(places, [name for name, *_ in rows])
+        axes.set_yticks(places, [plain(name) for name, *_ in rows])
         axes.invert_yaxis()
-        axes.set_xlabel(f"{label}; the axis does not begin at 0")
+        axes.set_xlabel(f"{plain(label)}; the axis does not begin at 0")
+
+
+def that_fit(panels: list) -> list:
+    """Of the panels of a comparison, the first ones, with their first rows, for which there is room in a picture."""
+    return [(*about, rows[:MOST_ROWS]) for *about, rows in panels[:MOST_PANELS]]
 
 
 def _grid(path, panels, columns: int = 2):
@@ -194,7 +211,7 @@ def _grid(path, panels, columns: int = 2):
     figure = new_figure(6.5 * columns, height * rows)
     grid = np.ravel(figure.subplots(rows, columns, squeeze=False))
     for axes, panel in zip(grid, panels, strict=False):
-        axes.set_title(panel[0], fontsize=9)
+        axes.set_title(plain(panel[0], 80), fontsize=9)
         yield axes, panel
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
@@ -206,9 +223,9 @@ def several_curves(path, curves: dict[str, tuple[list, list]], label: str) -> No
     figure = new_figure(7, 4.5)
     axes = figure.subplots()
     for name, (epochs, values) in curves.items():
-        axes.plot(epochs, values, marker="o", markersize=3, label=name)
+        axes.plot(epochs, values, marker="o", markersize=3, label=plain(name))
     axes.set_xlabel("epoch")
-    axes.set_ylabel(label.replace("_", " "))
+    axes.set_ylabel(plain(label.replace("_", " ")))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -25,7 +25,7 @@ def read_result(folder: Path) -> dict | None:
         return result
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}).") from error
 
 
@@ -41,7 +41,7 @@ def check_folder(folder: Path, config: dict[str, Any]) -> str:
         rest = [p.name for p in folder.iterdir() if p.suffix != ".part"]  # a run was killed while it made the folder
         require(not rest, f"{folder} is no run folder, since it has no {CONFIG}: move it, or choose another --out.")
         return ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{folder} is no run folder: its {CONFIG} is damaged ({error}): move it, or choose another --out."
         ) from error

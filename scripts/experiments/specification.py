@@ -25,7 +25,7 @@
     epochs = 2                            # flags; published numbers are then left out, since they are of other runs
 
 `sweep.py --set KEY=VALUE` replaces what is said about a flag, too; then the published numbers stay, and the title says
-what was changed.
+what was changed. A specification has at most 100,000 runs, all of which are checked before the first one begins.
 
 A run's folder is named by a hash of the script and its complete configuration, defaults included. `data_dir` is not
 part of it: it says where files are and not what is computed, so that results can move to another machine.
@@ -34,10 +34,12 @@ part of it: it says where files are and not what is computed, so that results ca
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import itertools
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterable
@@ -45,14 +47,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from estimators.base import SettingError
-
-from .errors import UserError, require, user_errors
-from .flags import read_values
+from .errors import UserError, require
+from .flags import as_text, check_seed, in_short, read_values
 from .loop import Experiment
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 PATH_FLAGS = ("data_dir",)  # flags that do not change what is computed
+MOST_RUNS = 100_000
+LARGEST_NUMBER = 1e100  # in a report: squares do not overflow
 
 TOP = ("script", "title", "fixed", "grid", "cases", "small", "report")
 SMALL = ("fixed", "grid")
@@ -83,12 +85,12 @@ class Run:
     row: str
     published: dict
 
-    @property
+    @functools.cached_property
     def values(self) -> dict[str, Any]:
         """The configuration as JSON has it."""
         return as_json(self.config)
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         return run_key(self.script, self.values)
 
@@ -99,7 +101,7 @@ class Run:
 
 def as_json(config: Any) -> dict[str, Any]:
     """A configuration as it is read from JSON again."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(config).items()}
 
 
 def without_path_flags(config: dict) -> dict:
@@ -135,7 +137,9 @@ class Specification:
             return cls.of(path.stem + ("-small" if small else ""), found, small, changes)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except RecursionError as error:
+            raise UserError(f"{path} is nested too deep: a specification has tables and lists of values.") from error
+        except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, and a number of thousands of digits
             raise UserError(f"{path} is not TOML: {error}.") from error
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
@@ -146,7 +150,7 @@ class Specification:
         known(found, TOP, "the specification")
         for key, kind in tables.items():
             require(isinstance(found.get(key, kind()), kind), f"{key} must be a table.")
-        require(isinstance(found.get("title", ""), str), f"title must be a text, got {found.get('title')!r}.")
+        require(isinstance(found.get("title", ""), str), f"title must be a text, got {in_short(found.get('title'))}.")
         script = found.get("script")
         require(isinstance(script, str), 'there is no script, as in script = "train_vae".')
         fixed, grid, cases = found.get("fixed", {}), found.get("grid", {}), found.get("cases", [])
@@ -162,9 +166,9 @@ class Specification:
             cases = [{k: v for k, v in case.items() if k != "published"} for case in cases]
         fixed, grid, cases = replace(fixed, grid, cases, **parse_changes(changes))
         for key, values in grid.items():
-            require(isinstance(values, list), f"[grid] {key} must be a list of values, got {values!r}.")
+            require(isinstance(values, list), f"[grid] {key} must be a list of values, got {in_short(values)}.")
             require(values, f"[grid] {key} is empty: give it at least one value.")
-            require(len({repr(v) for v in values}) == len(values), f"[grid] {key} has a value twice.")
+            require(len({as_text(v) for v in values}) == len(values), f"[grid] {key} has a value twice.")
             n = key.count(",") + 1
             fits = n == 1 or all(isinstance(v, list) and len(v) == n for v in values)
             require(fits, f"[grid] {key!r} needs lists of {n} values.")
@@ -173,6 +177,8 @@ class Specification:
             flags = [*fixed, *(flag for key in grid for flag in key.split(",")), *case]
             twice = sorted({key for key in flags if flags.count(key) > 1})
             require(not twice, f"{', '.join(twice)} is said twice: in two of [fixed], [grid] and [[cases]].")
+        count = math.prod(map(len, grid.values())) * max(1, len(cases))
+        require(count <= MOST_RUNS, f"the grid and the cases make more than {MOST_RUNS:,} runs: take fewer values.")
         report = check_report(found.get("report", {}))
         for case in cases:
             check_published(case.get("published", {}), report["metrics"])
@@ -182,11 +188,11 @@ class Specification:
             name += "-" + re.sub(r"[^\w.=]+", "-", ",".join(changes).replace(" ", "")).strip("-")
         return cls(name, script, title, fixed, grid, cases, report)
 
-    def runs(self, **override: Any) -> list[Run]:
-        """All runs, in the order of the file, each once.   override: flags from the command line
-        UserError for an unknown script, flag or estimator, or a value out of range."""
+    def runs(self, data_dir: str = "", **override: Any) -> list[Run]:
+        """All runs, in the order of the file.   data_dir: for the runs that read one;  override: flags of all runs
+        UserError for an unknown script, flag or estimator, a value out of range, or a run that is there twice."""
         experiment = load_experiment(self.script)
-        panels, found, groups = self.report["panels"], {}, {}
+        panels, found, groups, names, checked = self.report["panels"], {}, {}, {}, {}
         known(panels, [f.name for f in dataclasses.fields(experiment.config_class)], "[report] panels")
         points = [(key.split(","), values) for key, values in self.grid.items()]
         shown = [k for keys, values in points for k in keys if len(values) > 1 and k != "seed" and k not in panels]
@@ -196,7 +202,7 @@ class Specification:
                 flags = self.fixed | {k: v for k, v in case.items() if k not in CASE}
                 for (keys, _), value in zip(points, point, strict=True):
                     flags = flags | dict(zip(keys, value if len(keys) > 1 else [value], strict=True))
-                config = configuration(experiment, flags | override)
+                config = configuration(experiment, flags | override, checked, data_dir)
                 values = as_json(config)
                 panel = describe({k: values[k] for k in panels})
                 row = ", ".join(filter(None, (case_name(case), describe({k: values[k] for k in shown}))))
@@ -206,7 +212,16 @@ class Specification:
                     groups.setdefault((panel, row), group) == group,
                     f"two cases are called {run.row!r}: give each its name.",
                 )
-                found.setdefault(run.key, run)
+                other = found.setdefault(run.key, run)
+                if other is not run:
+                    same = " and ".join(dict.fromkeys((other.name, run.name)))
+                    raise UserError(f"two runs are one, {same}: nothing that is computed differs, leave one out.")
+                same_name = names.setdefault(run.name, run) is run
+                require(same_name, f"two runs are called {run.name!r}: give the cases other names.")
+        require(
+            not data_dir or any(run.config.data_dir for run in found.values()),
+            "no run of the specification reads --data-dir: leave it out.",
+        )
         return list(found.values())
 
 
@@ -221,12 +236,14 @@ def parse_changes(changes) -> dict[str, dict]:
     """Texts KEY=VALUE, the value as in TOML -> {"fixed": …, "grid": …}; a list is a grid. UserError for other texts."""
     found = {"fixed": {}, "grid": {}}
     for text in changes:
-        key, _, value = map(str.strip, text.partition("="))
+        key, _, written = map(str.strip, text.partition("="))
         try:
-            (value,) = tomllib.loads(f"value = {value}").values()
-        except ValueError:  # no TOML, or more than one value
+            (value,) = tomllib.loads(f"value = {written}").values()
+        except (ValueError, RecursionError):  # no TOML, more than one value, or too large a one
             key = ""
-        require(key, f"--set needs KEY=VALUE, the value as in a specification, as in lr=[1e-3,3e-4]; got {text!r}.")
+        form = "--set needs KEY=VALUE, the value as in a specification, as in lr=[1e-3,3e-4]"
+        require(key, f"{form}; got {text if len(text) < 80 else f'{text[:60]}…'!r}.")
+        require(key not in found["fixed"] | found["grid"], f"--set {key} is said twice.")
         found["grid" if isinstance(value, list) else "fixed"][key] = value
     return found
 
@@ -240,31 +257,37 @@ def check_report(found: dict) -> dict:
         require(isinstance(names, list) and all(map(is_text, names)), f"[report] {key} must be a list of names.")
     require(report["metrics"], "[report] metrics is empty: give it at least one name.")
     for key in ("curve", "source"):
-        require(is_text(report[key]), f"[report] {key} must be a text, got {report[key]!r}.")
+        require(is_text(report[key]), f"[report] {key} must be a text, got {in_short(report[key])}.")
     for key, fits in (("scale", is_number), ("unit", is_text)):
         values = report[key].values() if isinstance(report[key], dict) else [report[key]]
-        require(all(map(fits, values)), f"[report] {key} must be one value or a table of them, got {report[key]!r}.")
+        got = in_short(report[key])
+        require(all(map(fits, values)), f"[report] {key} must be one value or a table of them, got {got}.")
     require(report["better"] in ("lower", "higher"), '[report] better must be "lower" or "higher".')
     return report | {"curve": report["curve"] or report["metrics"][0]}
 
 
 def check_published(found, metrics: list) -> None:
     """UserError, one sentence, if these are no numbers for metrics of the report."""
-    require(isinstance(found, dict), f"published must be a table, as in {{ {metrics[0]} = 1.0 }}, got {found!r}.")
+    require(
+        isinstance(found, dict), f"published must be a table, as in {{ {metrics[0]} = 1.0 }}, got {in_short(found)}."
+    )
     known(found, metrics, "published, which is for [report] metrics")
     for key, value in found.items():
-        pair = isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
-        sentence = f"published {key} must be a mean, or a mean and its standard deviation, got {value!r}."
+        pair = isinstance(value, list) and len(value) == 2 and is_number(value[0])
+        pair = pair and (value[1] is None or is_number(value[1]))  # None where a manifest has the mean alone
+        sentence = f"published {key} must be a mean, or a mean and its standard deviation, got {in_short(value)}."
         require(pair or is_number(value), sentence)
 
 
 def is_number(x) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool)
+    """Is it a number that one can compute with, neither NaN nor infinite?"""
+    return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= LARGEST_NUMBER
 
 
 def known(names_given, names, where: str) -> None:
     for key in names_given:
-        require(key in names, f"unknown key {key!r} in {where}; the known ones are {', '.join(names)}.")
+        if key not in names:
+            raise UserError(f"unknown key {key[:80]!r} in {where}; the known ones are {', '.join(names)}.")
 
 
 def case_name(case: dict) -> str:
@@ -293,10 +316,18 @@ def load_experiment(name: str) -> type[Experiment]:
     return found
 
 
-def configuration(experiment: type[Experiment], flags: dict) -> Any:
-    """The complete configuration for these flags. UserError, one sentence, for what the command would refuse."""
-    config = experiment.config_class(**read_values(experiment.config_class, flags, texts=True))
-    config.check()
-    with user_errors(SettingError):
-        config.create_estimator()
-    return config
+def configuration(experiment: type[Experiment], flags: dict, checked: dict, data_dir: str = "") -> Any:
+    """The complete configuration for these flags. UserError, one sentence, for what the command would refuse.
+
+    checked: what is known of others; only the seed is checked of one that differs in it alone.
+    data_dir: where the data are, if the run reads any
+    """
+    values = read_values(experiment.config_class, flags, texts=True)
+    config = experiment.config_class(**values)
+    check_seed(config)
+    group = tuple(v for k, v in vars(config).items() if k != "seed")
+    if group not in checked:
+        given = [k for k, v in values.items() if v != getattr(experiment.config_class, k)]
+        checked[group] = config.check_given(given)
+    unread = checked[group]
+    return config if not data_dir or "data_dir" in unread else dataclasses.replace(config, data_dir=data_dir)

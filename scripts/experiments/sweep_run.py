@@ -5,7 +5,8 @@
 A folder without a usable checkpoint is begun anew, one with a checkpoint is resumed, one with a result is left alone.
 The result is written last and in one step, so that a folder has all of it or none. A lock keeps two processes from
 working in one folder, for example when a cluster takes a worker for dead that is not. The process saves and stops when
-the sweep asks for it by a file, or when whoever started it has gone.
+the sweep asks for it by a file, when whoever started it has gone, so that its standard input ends, and, for a sweep on
+another machine, when that has not touched its file for a while.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if __name__ == "__main__":  # before anything heavy is imported
     try:
         task = json.loads(sys.argv[1])
         stopped = os.path.exists(task["stop"])
-        _ = [task[name] for name in ("script", "folder", "lock", "config")]
+        _ = [task[name] for name in ("script", "folder", "lock", "alive", "config")]
     except (IndexError, ValueError, KeyError, TypeError):
         print("sweep_run.py: error: it is started by sweep.py, with a run as JSON; see --help.", file=sys.stderr)
         sys.exit(2)
@@ -52,6 +53,7 @@ from experiments.specification import as_json, load_experiment
 from minigrad import checkpoint
 
 LOOK_EVERY = 0.25  # seconds
+PATIENCE = 120.0  # seconds that a sweep may be silent for
 
 
 @contextlib.contextmanager
@@ -72,10 +74,21 @@ def locked(path: Path):
             file.truncate(0)
 
 
-def watch(stop: Path, parent: int) -> None:
-    """Interrupt this process when the file `stop` appears or the process `parent` has ended."""
-    while not stop.exists() and os.getppid() == parent:
+def watch_input() -> None:
+    """Interrupt this process when its standard input ends: see `executors`."""
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def watch(stop: str, alive: str) -> None:
+    """Interrupt this process when the file `stop` appears, or `alive`, if there is one, is not touched for PATIENCE
+    seconds. Only its own times are compared: clocks differ between machines."""
+    touched, since = 0.0, time.monotonic()
+    while not os.path.exists(stop) and (not alive or time.monotonic() - since < PATIENCE):
         time.sleep(LOOK_EVERY)
+        with contextlib.suppress(OSError):
+            if alive and os.stat(alive).st_mtime != touched:
+                touched, since = os.stat(alive).st_mtime, time.monotonic()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -117,7 +130,8 @@ def perform(script: str, folder: Path, values: dict) -> int:
 def main(argv=None) -> int:
     # outside of a training, too, a request to stop ends the run in order: the lock is emptied
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    threading.Thread(target=watch, args=(Path(task["stop"]), os.getppid()), daemon=True).start()
+    threading.Thread(target=watch_input, daemon=True).start()
+    threading.Thread(target=watch, args=(task["stop"], task["alive"]), daemon=True).start()
     sys.argv[0] = f"{task['script']}.py"  # whose errors they are
     with locked(Path(task["lock"])):
         return perform(task["script"], Path(task["folder"]), task["config"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -18,13 +19,15 @@ from typing import Any, TextIO
 
 from minigrad import checkpoint
 
-from .errors import UserError
+from .errors import UserError, disk_errors
 from .executors import Worker
 from .results import MANIFEST, check_folder, read_result
 from .run_folder import METRICS, Interrupt
 from .specification import Run, Specification, is_number
 
 CHILD = Path(__file__).with_name("sweep_run.py")
+WINDOW = 1000  # runs that are with the executor at one time: what is done after each run goes through all of them
+TOUCH_EVERY = 10.0  # seconds
 
 
 class Sweep:
@@ -37,7 +40,9 @@ class Sweep:
         self.finished = {key for key, has in self.state.items() if has == "result"}
         self.failed: dict[str, str] = {}
         self.lost = Counter()
-        self.stop = out / ".sweep" / f"stop-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+        about = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+        self.stop, self.alive = (out / ".sweep" / f"{name}-{about}" for name in ("stop", "alive"))
+        self.submitted: dict[Future, Run] = {}
 
     def write_manifest(self) -> None:
         runs = [
@@ -47,7 +52,7 @@ class Sweep:
         about = {"name": self.spec.name, "title": self.spec.title, "script": self.spec.script}
         about |= {"report": self.spec.report, "runs": runs}
         (self.out / ".sweep").mkdir(parents=True, exist_ok=True)
-        text = json.dumps(about, indent=1) + "\n"
+        text = json.dumps(about) + "\n"  # with an indent it would take minutes for 100,000 runs
         checkpoint.write_atomically(self.out / f"{self.spec.name}{MANIFEST}", text.encode())
 
     def command(self, run: Run) -> list[str]:
@@ -56,6 +61,7 @@ class Sweep:
             "folder": str(self.out.resolve() / run.key),
             "lock": str(self.lock(run.key).resolve()),
             "stop": str(self.stop.resolve()),
+            "alive": "" if self.flags.executor == "processes" else str(self.alive.resolve()),
             "config": run.values,
         }
         return [sys.executable, str(CHILD), json.dumps(task)]
@@ -65,11 +71,17 @@ class Sweep:
 
     def perform(self, worker: Worker, overview: Overview) -> bool:
         """Do what is left. False if the user interrupted."""
-        submit = lambda run: worker.executor.submit(worker.start, self.command(run))
-        left = [run for key, run in self.runs.items() if key not in self.finished]
+        left = [run for key, run in reversed(self.runs.items()) if key not in self.finished]
+        futures, touched = self.submitted, -math.inf
         with Interrupt() as interrupt, self.asked_to_stop_by_errors():
-            futures = {submit(run): run for run in left}
-            while futures:
+            while futures or (left and not interrupt.requested):
+                if time.monotonic() - touched > TOUCH_EVERY:
+                    touched = time.monotonic()
+                    with disk_errors():
+                        self.alive.touch()
+                while left and len(futures) < WINDOW and not interrupt.requested:
+                    run = left.pop()
+                    futures[worker.executor.submit(worker.start, self.command(run))] = run
                 done, _ = wait(futures, timeout=0.25, return_when=FIRST_COMPLETED)
                 if not worker.alive():
                     raise UserError(
@@ -82,9 +94,10 @@ class Sweep:
                 for future in done:
                     run = futures.pop(future)
                     if self.handle_result(run, future, overview, interrupt.requested):
-                        futures[submit(run)] = run
+                        left.append(run)
                 overview.show(self)
         self.stop.unlink(missing_ok=True)
+        self.alive.unlink(missing_ok=True)
         return not interrupt.requested
 
     def ask_to_stop(self) -> None:
@@ -151,7 +164,7 @@ class Sweep:
     def at_work(self) -> dict[str, tuple[str, dict]]:
         """The runs at work: {key: (who does it, the latest line of its metrics)}."""
         found = {}
-        for key in self.runs.keys() - self.finished - self.failed.keys():
+        for key in {run.key for run in self.submitted.values()}:
             with contextlib.suppress(OSError):
                 who = self.lock(key).read_text()
                 if who:

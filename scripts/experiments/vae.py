@@ -9,11 +9,13 @@ from estimators import ESTIMATORS, create
 from models.vae import BernoulliVAE, CategoricalVAE
 
 from .errors import require
-from .flags import at_least, flag, one_of, sizes, unused
+from .flags import at_least, at_most, flag, one_of, sizes
 from .loop import Annealing, ImageConfig, ImageExperiment, Optimizing
+from .memory import check_evaluations, check_memory, draws, weights
 
 FAMILIES = ("", "categorical", "bernoulli")
 PRIORS = ("uniform", "learned")
+MOST_DRAWS = 1_000_000  # at the end of a run, where nobody sees how far they are
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,19 @@ class Config(Annealing, Optimizing, ImageConfig):
         super().check()
         at_least(1, self, "variables", "categories")
         at_least(0, self, "gradient_draws", "bound_samples")
+        at_most(MOST_DRAWS, self, "gradient_draws", "bound_samples")
         require(self.gradient_draws != 1, "--gradient-draws must be 0 or at least 2, got 1.")
         one_of(self, code=FAMILIES, prior=PRIORS)
         require(min(self.hidden, default=1) >= 1, f"--hidden needs widths of at least 1, got {self.hidden}.")
         require(0.0 <= self.slope < 1.0, f"--slope must be at least 0 and below 1, got {self.slope}.")
+
+    def unread(self, estimator: Any) -> dict[str, str]:
+        found = super().unread(estimator)
+        if estimator.family.name == "bernoulli":
+            found["categories"] = "bits have no categories"
         if not self.hidden:
-            unused(self, "a network without hidden layers has no ReLU", "slope")
+            found["slope"] = "a network without hidden layers has no ReLU"
+        return found
 
     def create_estimator(self) -> Any:
         return create(self.estimator, self.tau, self.code or None)
@@ -55,9 +64,15 @@ class VAEExperiment(ImageExperiment):
         self.warn_of(self.estimator)
         bits = self.estimator.family.name == "bernoulli"
         variables = c.variables or (24 if bits else 8)
-        self.check_size(variables, 2 if bits else c.categories)
+        categories = 2 if bits else c.categories
+        self.check_size(variables, categories)
+        check_evaluations(self.estimator, variables, categories)
         self.load()
-        pixels = self.train.shape[1]
+        pixels, latent = self.train.shape[1], variables if bits else variables * categories
+        rows = min(c.batch, len(self.train)) * draws(self.estimator)
+        numbers = 6 * weights(pixels, *c.hidden, latent) + rows * (latent + sum(c.hidden) + pixels)
+        flags = "--variables, --categories, --hidden, --batch or fewer samples"
+        check_memory(numbers, self.dtype, flags, self.backend.name)
         shape = (pixels, variables) if bits else (pixels, variables, c.categories)
         settings = {"hidden": c.hidden, "rng": self.rng.site("weights"), "dtype": self.dtype}
         settings |= {"slope": c.slope, "learned_prior": c.prior == "learned"}
