@@ -50,7 +50,7 @@ from estimators import ESTIMATORS, create
 from estimators.base import SettingError
 from experiments.errors import UserError, command, disk_errors, require, size_errors, user_errors
 from experiments.flags import DTYPES, at_least, check_lr, check_seed, flag, one_of, parse_flags
-from experiments.memory import check_evaluations, check_memory, draws
+from experiments.memory import check_memory, draws
 from experiments.pictures import new_figure
 from experiments.run_folder import RunFolder, default_folder
 from minigrad import Rng, Tensor
@@ -179,7 +179,6 @@ class Race:
         require(
             not estimator.multi_sample, f"{c.estimator} lowers {of}, which is not E f(z): choose another estimator."
         )
-        check_evaluations(estimator, 1, 2)
         numbers = c.batch * c.variables * (4 + draws(estimator))
         check_memory(numbers, c.dtype, "--batch, --variables or fewer samples", self.backend.name)
         self.rng = Rng(c.seed)

@@ -26,7 +26,7 @@ from estimators import ESTIMATORS, create
 from experiments.errors import command, require
 from experiments.flags import at_least, flag, one_of, sizes
 from experiments.loop import Annealing, ImageConfig, ImageExperiment, Optimizing, batches, run
-from experiments.memory import check_evaluations, check_memory, draws, weights
+from experiments.memory import check_memory, draws, weights
 from experiments.pictures import learning_curves, page
 from minigrad import Rng, Tensor
 from models.data import PIXELS
@@ -112,7 +112,6 @@ class SemiSupervised(ImageExperiment):
         classes = int(self.images.train_labels.max()) + 1
         if self.estimator is not None:
             self.check_size(1, classes)
-            check_evaluations(self.estimator, 1, classes)
             self.warn_of(self.estimator)
         self.keep_labels(classes)
         pixels, rows = self.train.shape[1], min(c.batch, len(self.train)) * draws(self.estimator)

@@ -291,7 +291,7 @@ BAD_FLAGS = [
     (["--taus", "1", "1.0"], "--taus has 1.0 twice"),
     (["--estimators", "reinforce", "--samples", "40"], "all these estimators are enumerated: leave --samples out"),
     (["--estimators", "reinforce", "--taus", "1"], "takes a temperature from --taus: leave --taus out"),
-    (["--estimators", "rloo:samples=99999999"], "a step would draw samples or evaluate the cost more than 100,000"),
+    (["--estimators", "rloo:samples=99999999"], "samples must be an integer of at least 2 and at most 10000"),
     (["--samples", "10000000"], "--samples must be at most 1,000,000, got 10000000"),
     (["--images", "9" * 5000], "is not a whole number of at most 30 digits"),
     (["--images", "100000000000"], "this does not fit into memory"),

@@ -164,8 +164,11 @@ VAE = Script(
         ("--variables 1000000000000", "does not fit into memory"),
         ("--hidden 100000000000000000000", "does not fit into memory"),
         ("--code bernoulli --estimator st --categories 8", "bits have no categories: leave --categories out"),
-        ("--estimator rloo:samples=999999999", "a step would draw samples or evaluate the cost more than 100,000"),
-        ("--estimator gumbel-rao:samples=99999999", "a step would draw samples or evaluate the cost"),
+        ("--estimator rloo:samples=999999999", "samples must be an integer of at least 2 and at most 10000"),
+        (
+            "--estimator local-expectation --variables 1000 --categories 102",
+            "a step would draw samples or evaluate the cost more than 100,000 times",
+        ),
         ("--categories 99999999999", "this does not fit into memory (at least"),
         ("--batch " + "9" * 5000, "is not a whole number of at most 30 digits"),
         ("--lr " + "x" * 5000, "invalid float value: 'xxx"),
