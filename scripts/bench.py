@@ -15,27 +15,30 @@ second, and a contender's figure is the median over all its steps.  The sequence
 
 from __future__ import annotations
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+from experiments.start import before_numpy
+
+before_numpy()
+
+import contextlib
 import functools
 import importlib.util
 import itertools
 import math
 import multiprocessing
-import os
 import platform
+import signal
 import statistics
-import sys
-from pathlib import Path
+from multiprocessing import resource_tracker
 from time import perf_counter
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from experiments.start import before_numpy
-
-before_numpy()
 
 import numpy as np
 
 from estimators import create
-from experiments.errors import command, disk_errors, require, user_errors
+from experiments.errors import UserError, command, disk_errors, require, user_errors
 from experiments.flags import Parser, at_least, at_most, whole
 from experiments.pictures import check_picture, speed
 from experiments.start import KERNELS, keep_freed_memory
@@ -380,6 +383,11 @@ def _contender(benchmark, name, arguments, pipe):
         pipe.send(f"{type(error).__name__}: {error}")
         return
     pipe.send(None)
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent was killed
+        _measure_on_request(pipe, steps)
+
+
+def _measure_on_request(pipe, steps) -> None:
     while (seconds := pipe.recv()) is not None:
         for step in list(steps.values())[:1] * 3:
             step()
@@ -392,6 +400,25 @@ def _contender(benchmark, name, arguments, pipe):
         pipe.send(times)
 
 
+def _start(process) -> None:
+    """Start it deaf to Ctrl-C, which a terminal sends to all: its parent ends it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        return process.start()
+    resource_tracker.ensure_running()  # with the first process it would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        return process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _answer(name: str, pipe):
+    try:
+        return pipe.recv()
+    except EOFError:
+        raise UserError(f"{name}: its process has ended; is there enough memory?") from None
+
+
 def measure(benchmark: str, rounds: int, seconds: float, *arguments) -> dict[str, dict]:
     """{name: {size or None: median seconds of a step}} for each contender that is installed and works."""
     spawn = multiprocessing.get_context("spawn")
@@ -402,16 +429,16 @@ def measure(benchmark: str, rounds: int, seconds: float, *arguments) -> dict[str
             continue
         pipe, other = spawn.Pipe()
         process = spawn.Process(target=_contender, args=(benchmark, name, arguments, other), daemon=True)
-        process.start()
+        _start(process)
         other.close()
-        if problem := pipe.recv():
+        if problem := _answer(name, pipe):
             print(f"{name}: left out, {problem.splitlines()[0]}", file=sys.stderr)
             continue
         running[name], times[name] = (process, pipe), {}
     for _ in range(rounds):
         for name, (_, pipe) in running.items():
             pipe.send(seconds)
-            for key, found in pipe.recv().items():
+            for key, found in _answer(name, pipe).items():
                 times[name].setdefault(key, []).extend(found)
     for process, pipe in running.values():
         pipe.send(None)

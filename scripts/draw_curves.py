@@ -5,13 +5,15 @@ python scripts/draw_curves.py runs/A runs/B --metric valid_accuracy --out curves
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 from experiments.start import before_numpy
 
 before_numpy()
+
+from pathlib import Path
 
 from experiments.errors import command, disk_errors, require
 from experiments.flags import Parser

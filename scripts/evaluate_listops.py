@@ -10,16 +10,18 @@ and with --trees the trees that a latent-tree model chose for the first sequence
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import os
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 from experiments.start import before_numpy
 
 before_numpy()
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 

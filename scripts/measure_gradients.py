@@ -16,6 +16,14 @@ The time of a call is that of the estimator and the cost, forward and backward, 
 
 from __future__ import annotations
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+from experiments.start import before_numpy
+
+before_numpy()
+
 import dataclasses
 import functools
 import inspect
@@ -23,16 +31,10 @@ import itertools
 import json
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from experiments.start import before_numpy
-
-before_numpy()
 
 import numpy as np
 
@@ -45,7 +47,7 @@ from experiments.errors import command, disk_errors, require, size_errors, user_
 from experiments.flags import DTYPES, at_least, at_most, check_read, check_seed, flag, one_of, parse_flags
 from experiments.memory import check_evaluations, check_memory, draws
 from experiments.pictures import new_figure
-from experiments.run_folder import CHECKPOINT, RunFolder, check_new, default_folder
+from experiments.run_folder import CHECKPOINT, RunFolder, new_folder
 from minigrad import Rng, Tensor, grad, no_grad
 from minigrad.backend import Backend
 from minigrad.fused import bce_with_logits
@@ -476,7 +478,7 @@ def between(lines, step: float):
 @command
 def main(argv=None) -> int:
     extra = (
-        ("--out", {"help": "the folder to make for the results (default: a new one below runs/)"}),
+        ("--out", {"help": "the folder to make for the results, or an empty one (default: a new one below runs/)"}),
         ("--quiet", {"action": "store_true", "default": False, "help": "print nothing but the table"}),
     )
     given, other = parse_flags(Config, __doc__, argv, extra)
@@ -486,9 +488,7 @@ def main(argv=None) -> int:
         given = {"problem": "vae"} | given
     config = Config(**given)
     config.check(given)
-    with disk_errors():
-        path = Path(other.get("out") or default_folder("gradients", config.problem, f"s{config.seed}"))
-        check_new(path)  # before anything is made or said
+    path = new_folder(other.get("out"), "gradients", config.problem, f"s{config.seed}")
     with size_errors():
         problem, facts = make_problem(config)
     family = problem.family.name
@@ -515,20 +515,21 @@ def main(argv=None) -> int:
     require(math.isfinite(norm), "the exact gradient is not finite: the model's parameters are damaged.")
     with user_errors(ValueError):
         table.check_norm()
-    RunFolder.create(path, config, Backend())
-    (N, *_), seconds = table.outcomes.shape, time.perf_counter() - begun
-    remark(f"folder {path}\nexact gradient of {config.images} × {N} outcomes in {seconds:.2f} s, norm {norm:.4g}")
-
-    width = 2 + max(len("estimator"), *(len(row.spec) for row in todo))
-    print(line(("estimator", "tau", *COLUMNS), width), flush=True)
-    results, rng = [], Rng(config.seed)
-    for row in todo:
-        results.append(measure_row(row, problem, table, rng, config.samples) | facts)
-        with disk_errors(), open(path / RESULTS, "a") as file:
-            file.write(json.dumps(results[-1], allow_nan=False) + "\n")
-        print(line(cells(results[-1]), width), flush=True)
-    with disk_errors():
-        draw(path / "bias_variance", results, negligible=float(np.sqrt(np.finfo(config.dtype).eps)))
+    seconds = time.perf_counter() - begun
+    with RunFolder.create(path, config, Backend(), numbered="out" not in other) as folder:
+        N = table.outcomes.shape[0]
+        about = f"exact gradient of {config.images} × {N} outcomes in {seconds:.2f} s, norm {norm:.4g}"
+        remark(f"folder {folder.path}\n{about}")
+        width = 2 + max(len("estimator"), *(len(row.spec) for row in todo))
+        print(line(("estimator", "tau", *COLUMNS), width), flush=True)
+        results, rng = [], Rng(config.seed)
+        for row in todo:
+            results.append(measure_row(row, problem, table, rng, config.samples) | facts)
+            with disk_errors(), open(folder.path / RESULTS, "a") as file:
+                file.write(json.dumps(results[-1], allow_nan=False) + "\n")
+            print(line(cells(results[-1]), width), flush=True)
+        with disk_errors():
+            draw(folder.path / "bias_variance", results, negligible=float(np.sqrt(np.finfo(config.dtype).eps)))
     return 0
 
 

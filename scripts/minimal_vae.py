@@ -8,7 +8,12 @@ checkpoints, pictures, other data and other optimizers.
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # Ctrl-C is a line, here too
+    signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"minimal_vae.py: interrupted.\n") and 130))
 
 from estimators import create
 from minigrad import Rng
@@ -59,4 +64,4 @@ def train(name: str = ESTIMATOR) -> Iterator[tuple[float, float]]:
 
 if __name__ == "__main__":
     for number, (trained, tested) in enumerate(train(), start=1):
-        print(f"epoch {number:3}   train −ELBO {trained:7.3f}   test −ELBO {tested:7.3f}")
+        print(f"epoch {number:3}   train -ELBO {trained:7.3f}   test -ELBO {tested:7.3f}")

@@ -33,15 +33,16 @@ Each variable of each row of the batch is an example of its own, so that no esti
 
 from __future__ import annotations
 
-import math
+import os
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 from experiments.start import before_numpy
 
 before_numpy()
+
+import math
+from dataclasses import dataclass
 
 import numpy as np
 from tqdm import tqdm
@@ -52,7 +53,7 @@ from experiments.errors import UserError, command, disk_errors, require, size_er
 from experiments.flags import DTYPES, at_least, check_lr, check_seed, flag, one_of, parse_flags
 from experiments.memory import check_memory, draws
 from experiments.pictures import new_figure
-from experiments.run_folder import RunFolder, default_folder
+from experiments.run_folder import RunFolder, new_folder
 from minigrad import Rng, Tensor
 from minigrad.backend import BACKENDS, BackendUnavailable, get_backend
 from minigrad.ops import stable_sigmoid
@@ -252,23 +253,22 @@ def draw(path, config: Config, metrics: list[dict]) -> None:
 @command
 def main(argv=None) -> int:
     extra = (
-        ("--out", {"help": "the run folder to make (default: a new one below runs/)"}),
+        ("--out", {"help": "the run folder to make, or an empty one (default: a new one below runs/)"}),
         ("--quiet", {"action": "store_true", "default": False, "help": "print nothing but the last line"}),
     )
     given, other = parse_flags(Config, __doc__, argv, extra)
     config, quiet = Config(**given), other["quiet"]
-    race = Race(config)
     name = config.estimator.replace(":", "-")
-    with disk_errors():
-        path = other.get("out") or default_folder("polynomial", name, f"p{config.power:g}", f"s{config.seed}")
-        folder = RunFolder.create(path, config, race.backend)
-    if not quiet:
-        known = ", ".join(f"{k} {v:.6f}" for k, v in levels(config.target, config.power).items())
-        print(f"run folder {folder.path}\nlevels: {known}", file=sys.stderr)
-    race.run(folder, quiet)
-    metrics = folder.metrics()
-    with disk_errors():
-        draw(folder.path / "curve.png", config, metrics)
+    path = new_folder(other.get("out"), "polynomial", name, f"p{config.power:g}", f"s{config.seed}")
+    race = Race(config)
+    with RunFolder.create(path, config, race.backend, numbered="out" not in other) as folder:
+        if not quiet:
+            known = ", ".join(f"{k} {v:.6f}" for k, v in levels(config.target, config.power).items())
+            print(f"run folder {folder.path}\nlevels: {known}", file=sys.stderr)
+        race.run(folder, quiet)
+        metrics = folder.metrics()
+        with disk_errors():
+            draw(folder.path / "curve.png", config, metrics)
     print(f"final loss {metrics[-1]['loss']:.6f} exact {metrics[-1]['exact_loss']:.6f}")
     return 0
 

@@ -10,6 +10,14 @@ interval stands for itself, so that among many pairs some exclude 0 by chance.
 
 from __future__ import annotations
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+from experiments.start import before_numpy
+
+before_numpy()
+
 import csv
 import io
 import itertools
@@ -17,14 +25,8 @@ import json
 import math
 import re
 import statistics
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from experiments.start import before_numpy
-
-before_numpy()
 
 from scipy.special import stdtrit
 

@@ -19,17 +19,20 @@ same files and have the same Python; which GPU they use is up to them.
 
 from __future__ import annotations
 
-import math
-import shlex
+import os
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 from experiments.start import before_numpy
 
 before_numpy()
 
+import math
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments import signals
 from experiments.errors import UserError, command, disk_errors, require
 from experiments.executors import EXECUTORS, MOST_WORKERS
 from experiments.flags import at_least, at_most, check_read, flag, parse_flags
@@ -96,6 +99,7 @@ def main(argv=None) -> int:
             return 0
         sweep.write_manifest()
         overview, again = Overview(), shlex.join([sys.argv[0], *(argv if argv is not None else sys.argv[1:])])
+        signals.kept = f"; go on with: python {again}"
         resumed = sum(has == "checkpoint" for has in sweep.state.values())
         begun = f"{len(sweep.finished)} finished before, {resumed} to resume"
         finished = True
@@ -106,8 +110,8 @@ def main(argv=None) -> int:
                 overview.clear()
     state = f"{len(sweep.finished)} of {len(runs)} runs are finished"
     if not finished:
-        print(f"stopped: {state}; go on with: python {again}", file=sys.stderr)
-        return 130
+        print(f"stopped: {state}{signals.kept}", file=sys.stderr)
+        return signals.CODE
     require(
         not sweep.failed,
         f"{len(sweep.failed)} of {len(runs)} runs failed, {state}; the first one: "

@@ -12,18 +12,19 @@ All flags are listed by --help.
 
 from __future__ import annotations
 
-import itertools
-import math
-import statistics
+import os
 import sys
-import time
-from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 from experiments.start import before_numpy
 
 before_numpy()
+
+import itertools
+import math
+import statistics
+import time
+from dataclasses import dataclass
 
 import numpy as np
 

@@ -9,15 +9,15 @@ The published size and settings are in README.md; all flags are listed by --help
 
 from __future__ import annotations
 
-import hashlib
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 from experiments.start import before_numpy
 
 before_numpy()
 
+import hashlib
 
 from experiments.errors import command, require, user_errors
 from experiments.listops import BEST, Config, evaluate, known_trees, make_model, short_enough, spelled, summary

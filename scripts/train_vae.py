@@ -9,10 +9,10 @@ All flags are listed by --help.
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 from experiments.start import before_numpy
 
 before_numpy()

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from . import signals
 
 
 class UserError(Exception):
@@ -58,37 +58,41 @@ def disk_errors() -> Iterator[None]:
     """What a file system refuses: a full disk, a name that is too long, a folder without permission."""
     try:
         yield
-    except BrokenPipeError:
-        raise  # is said of the standard output, in `command`
     except OSError as error:
         raise UserError(f"{error.filename or 'the disk'}: {error.strerror or error}.") from error
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Run `main(argv)` as a command: a UserError is a line on standard error and exit code 2, Ctrl-C exit code 130.
+    """Run `main(argv)` as a command: a UserError is a line on standard error and exit code 2, a signal exit code 130.
 
     Every other exception goes its way, with its traceback.
     """
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # where it has no − and no τ
+        signals.kept = "."
         try:
-            code = main(argv) or 0
-            print(end="", flush=True)
-            return code
-        except UserError as error:
-            return _say(f"error: {error}", 2)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python does not try at its exit
-            return _say("error: the standard output was closed.", 2)
+            try:
+                signals.handle(signals.interrupt)
+                code, said = _run(main, argv), ""
+            except UserError as error:
+                code, said = 2, f"error: {error}"
+            signals.handle(signals.end_with(code))
         except KeyboardInterrupt:
-            return _say("interrupted.", 130)
+            code, said = signals.CODE, f"interrupted{signals.kept}"
+            signals.handle(signals.end_with(code))
+        if said:
+            print(f"{Path(sys.argv[0]).name}: {said}", file=sys.stderr)
+        return code
 
     return wrapped
 
 
-def _say(text: str, code: int) -> int:
-    print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
+def _run(main: Callable[..., int | None], argv: list[str] | None) -> int:
+    try:
+        code = main(argv) or 0
+    except SystemExit:  # after --help
+        sys.stdout.flush()
+        raise
+    print(end="", flush=True)
     return code

@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,14 +33,15 @@ from minigrad.backend import BACKENDS, BackendUnavailable, get_backend
 from minigrad.optim import OPTIMIZERS
 from models.data import DATASETS, PIXELS, DataError, binarise, load_images
 
+from . import signals
 from .errors import UserError, disk_errors, require, size_errors, user_errors
 from .flags import DTYPES, at_least, check_lr, check_read, check_seed, flag, one_of, option, parse_flags
-from .run_folder import CHECKPOINT, Interrupt, RunFolder, check_new, default_folder
+from .run_folder import CHECKPOINT, RunFolder, new_folder
 from .start import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
-COUNTS = ("epoch", "step_in_epoch", "metrics_bytes")  # of a checkpoint
+COUNTS = ("epoch", "step_in_epoch")  # of a checkpoint
 CHECK_EVERY = 100  # steps between two looks at the losses; each look waits for the device
 
 
@@ -345,7 +345,7 @@ class Loop:
         epochs, done = x.config.epochs, x.steps
         bar = {"total": epochs * x.steps_per_epoch, "initial": done, "unit": "step", "smoothing": 0.05}
         # losses, parameters and metrics are looked at explicitly; NumPy's own warnings would only blur the message
-        with tqdm(**bar, disable=self.quiet, dynamic_ncols=True) as progress, Interrupt() as interrupt:
+        with tqdm(**bar, disable=self.quiet, dynamic_ncols=True) as progress, signals.Interrupt() as interrupt:
             if not done:
                 self.save()
             while x.epoch < epochs:
@@ -360,11 +360,11 @@ class Loop:
                         self.report((x.step_in_epoch - first) / max(time.perf_counter() - start, 1e-9), progress)
                         start, first = time.perf_counter(), x.step_in_epoch
                         if interrupt.requested:
-                            return x.epoch == epochs
+                            return False
                     elif interrupt.requested:
                         self.save()
                         return False
-        return True
+            return not interrupt.requested
 
     def step(self, argument: Any) -> None:
         x = self.experiment
@@ -445,6 +445,7 @@ class Loop:
             with disk_errors():
                 self.experiment.before_saving(self.folder, arrays, info)
         self.folder.save(arrays, info)
+        signals.kept = go_on(self.folder)
 
     def restore(self) -> None:
         """Go on where the checkpoint stands. UserError, and the folder is as it was, if it does not fit."""
@@ -459,18 +460,22 @@ class Loop:
         config = dataclasses.asdict(x.config)
         changed = [k for k, v in config.items() if v != saved.get(k) and k not in x.may_change]
         require(not changed, f"{folder.path} has a checkpoint of another configuration ({', '.join(changed)} differ).")
-        folder.rewind_metrics(info)
+        folder.rewind(info)
 
     def check_checkpoint(self, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
         """UserError unless the checkpoint has the form that `state` gives it."""
-        steps, path = self.experiment.steps_per_epoch, self.folder.path
-        missing = [name for name in (*COUNTS, "config", *self.experiment.info()) if name not in info]
+        steps, path, own = self.experiment.steps_per_epoch, self.folder.path, self.experiment.info()
+        lines = "metrics_bytes" if "metrics_bytes" in info else "metrics_lines"
+        missing = [name for name in (*COUNTS, lines, "config", *own) if name not in info]
         missing += ["losses"] if "losses" not in arrays else []
         require(not missing, f"{path} has a checkpoint of another program ({', '.join(missing)} missing).")
-        counts, losses = [info[name] for name in COUNTS], arrays["losses"]
-        fits = all(type(n) is int and n >= 0 for n in counts) and isinstance(info["config"], dict)
-        at = info["step_in_epoch"]
-        why = f"step {at} of {steps}" if fits and at >= steps else "" if fits else "its counts are no counts"
+        counts, losses, at = [info[name] for name in (*COUNTS, lines)], arrays["losses"], info["step_in_epoch"]
+        fits = all(type(n) is int and n >= 0 for n in counts)
+        why = "" if fits else "its counts are no counts"
+        if fits and at >= steps:
+            why = f"step {at} of {steps}"
+        if not isinstance(info["config"], dict) or any(type(info[name]) is not type(own[name]) for name in own):
+            why = "what it says of the run has another form"
         if losses.ndim != 2 or losses.shape[1] != len(self.experiment.losses):
             why = f"its losses have the shape {losses.shape}"
         require(not why, f"{path / CHECKPOINT} is damaged ({why}): restore it, or start a new run.")
@@ -510,7 +515,7 @@ def run(experiment_class: type[Experiment], argv: Sequence[str] | None = None) -
     """The whole of a training command: parse the flags, make or resume the run folder, train. -> the exit code"""
     names = [option(name) for name in experiment_class.may_change]
     extra = (
-        ("--out", {"help": "the run folder to make (default: a new one below runs/)"}),
+        ("--out", {"help": "the run folder to make, or an empty one (default: a new one below runs/)"}),
         ("--resume", {"help": f"a run folder to go on with; only {', '.join(names[:-1])} and {names[-1]} may change"}),
         ("--quiet", {"action": "store_true", "default": False, "help": "print nothing but warnings and the last line"}),
     )
@@ -526,34 +531,42 @@ def run(experiment_class: type[Experiment], argv: Sequence[str] | None = None) -
 
 def begin(experiment_class: type[Experiment], config: Any, out: Any = None, quiet: bool = False) -> int:
     """A new run in the folder `out`, or in one with a default name. -> the exit code"""
-    with disk_errors():  # before any data is made or read
-        out = Path(out or default_folder(*experiment_class.folder_parts(config)))
-        check_new(out)
+    signals.kept = ": nothing was kept."
+    path = new_folder(out, *experiment_class.folder_parts(config))
     experiment = experiment_class(config)
-    return _train(experiment, RunFolder.create(out, config, experiment.backend), quiet, resumed=False)
+    with RunFolder.create(path, config, experiment.backend, numbered=not out) as folder:
+        return _train(Loop(experiment, folder, quiet))
 
 
 def resume(experiment_class: type[Experiment], path: Any, given: dict[str, Any], quiet: bool = False) -> int:
     """Go on with the run in a folder.   given: flags, of which only `may_change` may differ. -> the exit code"""
     folder, config = RunFolder.resume(path, experiment_class.config_class, given, experiment_class.may_change)
     config.check_given(given)
-    return _train(experiment_class(config), folder, quiet, resumed=True)
+    signals.kept = go_on(folder)
+    with folder.locked():
+        folder.check_writable()
+        loop = Loop(experiment_class(config), folder, quiet)
+        loop.restore()
+        at = {name: getattr(loop.experiment, name) for name in COUNTS}
+        folder.record(config, loop.experiment.backend, at)  # --epochs may have changed
+        return _train(loop)
 
 
-def _train(experiment: Experiment, folder: RunFolder, quiet: bool, resumed: bool) -> int:
+def go_on(folder: RunFolder) -> str:
+    return f"; go on with: python {sys.argv[0]} --resume {shlex.quote(str(folder.path))}"
+
+
+def _train(loop: Loop) -> int:
+    x, folder = loop.experiment, loop.folder
     keep_freed_memory()
-    with folder.locked(), np.errstate(all="ignore"):
-        loop = Loop(experiment, folder, quiet)
-        if resumed:
-            loop.restore()
-            folder.write_config(experiment.config, experiment.backend)  # --epochs may have changed
-        if not quiet:
-            print("\n".join([f"run folder {folder.path}", *experiment.remarks]), file=sys.stderr)
+    with np.errstate(all="ignore"):
+        if not loop.quiet:
+            print("\n".join([f"run folder {folder.path}", *x.remarks]), file=sys.stderr)
         if not loop.run():
-            at = f"epoch {experiment.epoch + 1}, step {experiment.step_in_epoch}"
-            again = f"python {sys.argv[0]} --resume {shlex.quote(str(folder.path))}"
-            print(f"stopped at {at}; go on with: {again}", file=sys.stderr)
-            return 130
+            last = x.epoch == x.config.epochs
+            at = "after the last epoch" if last else f"at epoch {x.epoch + 1}, step {x.step_in_epoch}"
+            print(f"stopped {at}{go_on(folder)}", file=sys.stderr)
+            return signals.CODE
         loop.finish()
     return 0
 

@@ -22,7 +22,8 @@ from minigrad import checkpoint
 from .errors import UserError, disk_errors
 from .executors import Worker
 from .results import MANIFEST, check_folder, read_result
-from .run_folder import METRICS, Interrupt
+from .run_folder import METRICS
+from .signals import Interrupt
 from .specification import Run, Specification, is_number
 
 CHILD = Path(__file__).with_name("sweep_run.py")

@@ -5,10 +5,10 @@ python scripts/tools/draw_merges.py --out models/merges.png
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 from experiments.start import before_numpy
 
 before_numpy()
