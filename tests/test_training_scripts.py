@@ -101,6 +101,26 @@ def garble(path):
     path.write_bytes(b"x" * path.stat().st_size)
 
 
+def edit_text(path, before, after):
+    path.write_text(path.read_text().replace(before, after))
+
+
+def another_number(folder):
+    """A digit of the first line is another one, and all is JSON."""
+    first, rest = (folder / "metrics.jsonl").read_text().split("\n", 1)
+    digit = first[first.index("train") :].translate(str.maketrans("123456789", "912345678"))
+    (folder / "metrics.jsonl").write_text(f"{first[: first.index('train')]}{digit}\n{rest}")
+
+
+def nested(path):
+    path.write_text(100_000 * "[" + "\n")
+
+
+def a_folder(path):
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
 def changed(**changes):
     return lambda folder: edit(folder, **changes)
 
@@ -512,12 +532,22 @@ MISFITS = (
     (lambda f: truncate(f / "config.json", 0.5), "", "config.json is missing or damaged"),
     (lambda f: (f / "metrics.jsonl").unlink(), "", "metrics.jsonl is shorter than when the checkpoint was made"),
     (lambda f: truncate(f / "metrics.jsonl", 0.3), "", "metrics.jsonl is shorter than when the checkpoint was made"),
-    (lambda f: garble(f / "metrics.jsonl"), "", "metrics.jsonl is damaged"),
+    (lambda f: garble(f / "metrics.jsonl"), "", "metrics.jsonl is shorter than when the checkpoint was made"),
     (another_line, "", "metrics.jsonl is damaged"),
+    (another_number, "", "metrics.jsonl is not as it was when the checkpoint was made"),
+    (lambda f: nested(f / "metrics.jsonl"), "", "metrics.jsonl is damaged"),
+    (lambda f: nested(f / "config.json"), "", "config.json is missing or damaged"),
+    (lambda f: a_folder(f / "metrics.jsonl"), "", "metrics.jsonl is a folder, where the run needs a file"),
+    (lambda f: a_folder(f / "checkpoint.safetensors.part"), "", "checkpoint.safetensors.part is a folder"),
     (rewritten(1, epoch="2"), "", "checkpoint.safetensors is damaged"),
     (rewritten(1, epoch=1.5), "", "checkpoint.safetensors is damaged"),
     (rewritten(1, step_in_epoch=10**6), "", "checkpoint.safetensors is damaged (step 1000000 of "),
-    (rewritten(1, metrics_bytes=[]), "", "checkpoint.safetensors is damaged"),
+    (rewritten(1, metrics_lines=[]), "", "checkpoint.safetensors is damaged (its counts are no counts)"),
+    (rewritten(1, metrics_bytes=-1), "", "checkpoint.safetensors is damaged (its counts are no counts)"),
+    (rewritten(1, epoch=float("inf")), "", "checkpoint.safetensors is damaged (its counts are no counts)"),
+    (rewritten(1, metrics_crc32="7"), "", "metrics.jsonl is not as it was when the checkpoint was made"),
+    (lambda f: checkpoint.save(f / "checkpoint.safetensors", {}, []), "", "is a checkpoint of another program"),
+    (lambda f: edit_text(f / "config.json", '"lr": ', '"lr": 1' + 400 * "0"), "", "config.json is missing or damaged"),
     (rewritten(1, config=[]), "", "checkpoint.safetensors is damaged"),
     (
         rewritten(0, **{"optimizer.steps": np.zeros(0)}),
@@ -542,11 +572,12 @@ def test_a_resume_folder_that_does_not_fit_is_left_as_it_is(tmp_path, capsys, fi
     shutil.copytree(finished(script), folder)
     if spoil:
         spoil(folder)
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    content = lambda: {p.name: p.read_bytes() if p.is_file() else None for p in folder.iterdir()}
+    before = content()
     capsys.readouterr()
     assert script.resume(folder, *flags.split()) == 2
     assert message in one_sentence(capsys)
-    assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert before == content()
 
 
 # ---- the device
@@ -899,8 +930,10 @@ def test_metrics_are_on_the_disk_before_the_checkpoint_that_counts_on_them(tmp_p
         on_disk[about.st_ino] = about.st_size
 
     def look(path, arrays, info):
-        if info.get("metrics_bytes"):  # a best model counts on none
-            counted.append((info["metrics_bytes"], on_disk.get((path.parent / "metrics.jsonl").stat().st_ino)))
+        if info.get("metrics_lines"):  # a best model counts on none
+            metrics = path.parent / "metrics.jsonl"
+            assert metrics.read_bytes().count(b"\n") == info["metrics_lines"]
+            counted.append((metrics.stat().st_size, on_disk.get(metrics.stat().st_ino)))
         save(path, arrays, info)
 
     monkeypatch.setattr(os, "fsync", note)

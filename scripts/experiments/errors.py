@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import signals
+from . import signals, start  # noqa: F401 (`start` makes the streams of the program usable)
 
 
 class UserError(Exception):

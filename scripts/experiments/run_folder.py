@@ -86,7 +86,8 @@ class RunFolder:
             raise UserError(cannot_be_written(path, error.strerror)) from error
         folder = cls(path)
         with folder.locked():
-            require(not any(path.iterdir()), f"the output folder {path} exists already: choose another --out.")
+            with disk_errors():
+                require(_is_free(path), f"the output folder {path} exists already: choose another --out.")
             try:
                 folder.logged = 0
                 folder.record(config, backend)
@@ -97,11 +98,9 @@ class RunFolder:
 
     def remove_unless_begun(self, made: list[Path]) -> None:
         """Remove the folders that were made, the inner one first, unless one holds more than a configuration."""
-        own = {CONFIG, *(f"{name}.part" for name in (CONFIG, CHECKPOINT, METRICS))}
         with contextlib.suppress(OSError):
-            files = list(self.path.iterdir())
-            if own.issuperset(file.name for file in files):
-                for file in files:
+            if _is_free(self.path):
+                for file in self.path.iterdir():
                     file.unlink()
                 for folder in made:
                     folder.rmdir()
@@ -219,6 +218,13 @@ class RunFolder:
         return data[: data.rfind(b"\n") + 1][:size].splitlines()
 
 
+def _is_free(path: Path) -> bool:
+    """Is the folder empty, but for what a run leaves that is killed before its first checkpoint?"""
+    names = {file.name for file in path.iterdir()}
+    own = {CONFIG, *(f"{name}.part" for name in (CONFIG, CHECKPOINT, METRICS))}
+    return names <= own and (CONFIG not in names or b'"minigrad":' in (path / CONFIG).read_bytes())
+
+
 def _make(path: Path, numbered: bool) -> tuple[Path, bool]:
     """(the folder, was it made?)"""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -246,7 +252,7 @@ def new_folder(out: str | None, *parts: object) -> Path:
     name = "-".join([*map(str, parts), time.strftime("%Y%m%d-%H%M%S")]).replace("/", "_")
     path = Path(out or Path("runs") / name)
     with disk_errors():
-        taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+        taken = path.exists() and not (path.is_dir() and _is_free(path))
         require(not (out and taken), f"the output folder {path} exists already: choose another --out.")
         base = next(folder for folder in (path, *path.parents) if folder.exists())
     require(base.is_dir(), cannot_be_written(path, f"{base} is no folder"))

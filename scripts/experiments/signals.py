@@ -14,6 +14,7 @@ of an `Interrupt`. What is ignored when the program begins, as SIGHUP is under n
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -57,7 +58,7 @@ def end_with(code: int) -> Callable[..., None]:
     return lambda *_: os._exit(code)
 
 
-def handle(handler: Callable[..., None]) -> None:
+def handle(handler: Callable[..., None] | signal.Handlers) -> None:
     """Have the program's signals handled so from now on."""
     for number in _handled:
         signal.signal(number, handler)
@@ -75,6 +76,7 @@ _handled = [number for number in SIGNALS if is_program() and signal.getsignal(nu
 handle(leave)
 if _handled:
     sys.unraisablehook = _unraisable
+    atexit.register(handle, signal.SIG_IGN)  # the last one of them; after it Python would let signals kill the process
 
 
 class Interrupt:
