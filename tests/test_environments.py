@@ -73,7 +73,7 @@ def together(*names):
     return {k: v for name in names for k, v in ENVIRONMENTS[name][0].items()}
 
 
-BARE = together("python -OO", "safe path", "Jupyter", "no home", "the C locale", "no folder for temporary files")
+BARE = together("safe path", "Jupyter", "no home", "the C locale", "no folder for temporary files")
 
 
 def test_a_run_in_a_bare_environment(tmp_path):
@@ -94,7 +94,7 @@ def test_a_full_standard_output_is_one_sentence(tmp_path, flags, unbuffered):
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
 def test_an_error_that_cannot_be_said_is_one_still(tmp_path, redirection):
-    ran = run(tmp_path, "train_vae.py --epochs 0", {}, redirection)
+    ran = run(tmp_path, "train_vae.py --epochs 0", together("python -OO"), redirection)
     assert (ran.returncode, ran.stdout) == (2, "")
 
 

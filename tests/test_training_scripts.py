@@ -101,10 +101,6 @@ def garble(path):
     path.write_bytes(b"x" * path.stat().st_size)
 
 
-def edit_text(path, before, after):
-    path.write_text(path.read_text().replace(before, after))
-
-
 def another_number(folder):
     """A digit of the first line is another one, and all is JSON."""
     first, rest = (folder / "metrics.jsonl").read_text().split("\n", 1)
@@ -547,7 +543,7 @@ MISFITS = (
     (rewritten(1, epoch=float("inf")), "", "checkpoint.safetensors is damaged (its counts are no counts)"),
     (rewritten(1, metrics_crc32="7"), "", "metrics.jsonl is not as it was when the checkpoint was made"),
     (lambda f: checkpoint.save(f / "checkpoint.safetensors", {}, []), "", "is a checkpoint of another program"),
-    (lambda f: edit_text(f / "config.json", '"lr": ', '"lr": 1' + 400 * "0"), "", "config.json is missing or damaged"),
+    (changed(lr=10**400), "", "config.json is missing or damaged (int too large to convert to float)"),
     (rewritten(1, config=[]), "", "checkpoint.safetensors is damaged"),
     (
         rewritten(0, **{"optimizer.steps": np.zeros(0)}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import sys
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,8 @@ def cpu() -> dict[str, Any]:
 def _openblas(name: str, kind: Any) -> Any:
     """What the OpenBLAS says that NumPy has loaded; None for another library. Its names differ from build to build."""
     try:
-        library = ctypes.CDLL(np._core._multiarray_umath.__file__)
-    except (AttributeError, OSError):
+        library = ctypes.CDLL(sys.modules["numpy._core._multiarray_umath"].__file__)  # its symbols, and those of BLAS
+    except (KeyError, OSError):
         return None
     for before, after in itertools.product(("scipy_openblas_", "openblas_"), ("64_", "")):
         function = getattr(library, f"{before}{name}{after}", None)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import signals, start  # noqa: F401 (`start` makes the streams of the program usable)
+from . import signals, start
 
 
 class UserError(Exception):
@@ -75,7 +75,7 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
             try:
                 signals.handle(signals.interrupt)
                 code, said = _run(main, argv), ""
-            except UserError as error:
+            except (UserError, start.OutputError) as error:
                 code, said = 2, f"error: {error}"
             signals.handle(signals.end_with(code))
         except KeyboardInterrupt:

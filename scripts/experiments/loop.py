@@ -543,7 +543,7 @@ def resume(experiment_class: type[Experiment], path: Any, given: dict[str, Any],
     folder, config = RunFolder.resume(path, experiment_class.config_class, given, experiment_class.may_change)
     config.check_given(given)
     signals.kept = go_on(folder)
-    with folder.locked():
+    with folder.locked(), np.errstate(all="ignore"):
         folder.check_writable()
         loop = Loop(experiment_class(config), folder, quiet)
         loop.restore()

@@ -7,7 +7,7 @@
 
 From the import on, signals end the program in order (`signals`), and its streams can be written to, whatever it was
 given: one that is closed is the null device. What standard error does not take is dropped, since no message changes how
-a program ends. What standard output does not take is a UserError: a result would be lost.
+a program ends. What standard output does not take is an OutputError: a result would be lost.
 
 OpenBLAS, which NumPy's wheels contain, chooses its kernels by the processor's model number and falls back to those for
 AVX2 on models it does not know. AMD's Zen 5 is one of them (OpenBLAS 0.3.31): its matrix products run about 1.5 times
@@ -33,6 +33,10 @@ _AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
 _ZEN5 = 26  # the family number of Zen 5; OpenBLAS knows Zen 1 to 4 (23 to 25)
 
 
+class OutputError(Exception):
+    """A result cannot be printed. For `errors.command` it is as a UserError."""
+
+
 class Output(io.FileIO):
     """Standard output or standard error of the program."""
 
@@ -42,10 +46,8 @@ class Output(io.FileIO):
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # it is said once, and not again at the exit
             if self.fileno() == 1:
-                from .errors import UserError
-
                 why = "was closed" if isinstance(error, BrokenPipeError) else f"cannot be written ({error.strerror})"
-                raise UserError(f"the standard output {why}.") from error
+                raise OutputError(f"the standard output {why}.") from error
             return len(data)
 
 
