@@ -34,6 +34,7 @@ import numpy as np
 
 from minigrad import Tensor, enable_grad, grad, op
 from minigrad.backend import Array, array_module, asarray_like, to_host
+from minigrad.checkpoint import StateError
 from minigrad.fused import MASKED, mask_logits
 
 from . import bernoulli, categorical
@@ -251,10 +252,10 @@ class Estimator:
         return state | (self.learned.state_dict() if self.learned else {})
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """ValueError if the state belongs to another estimator."""
+        """StateError if the state belongs to another estimator."""
         own = {name: value for name, value in state.items() if not name.startswith(LEARNED)}
         if own.keys() != set(self.state) or (len(own) < len(state) and self.learned is None):
-            raise ValueError(f"the saved state belongs to another estimator than {self.title}: load it into that one.")
+            raise StateError(f"the saved state belongs to another estimator than {self.title}: load it into that one.")
         for name, value in own.items():
             setattr(self, name, value[()] if value.ndim == 0 else value)
         self._latest = None

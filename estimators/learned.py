@@ -13,6 +13,7 @@ import numpy as np
 
 from minigrad import Tensor
 from minigrad.backend import Array, array_module, asarray_like
+from minigrad.checkpoint import StateError
 from minigrad.optim import Adam
 
 from .base import LEARNED, check_number
@@ -88,7 +89,7 @@ class Learned:
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """What waits for the next `step` is forgotten. Before the first use the state is kept until then.
 
-        ValueError if it belongs to another estimator.
+        StateError if it belongs to another estimator.
         """
         self._gradients = None
         if not state:  # saved before the first use: as if nothing had been learned
@@ -101,7 +102,7 @@ class Learned:
         if {name: value.shape for name, value in state.items() if "optimizer." not in name} != {
             name: p.shape for name, p in self.parameters.items()
         }:
-            raise ValueError("the saved state belongs to another estimator: load it into one made as that was.")
+            raise StateError("the saved state belongs to another estimator: load it into one made as that was.")
         for name, p in self.parameters.items():
             p.data[...] = asarray_like(state[name], p.data)
         self._optimizer.load_state_dict(

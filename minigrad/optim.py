@@ -131,7 +131,7 @@ class Optimizer:
                     "the saved optimizer state belongs to another model: build the one that it was saved from."
                 )
         if state["steps"].shape != (1,):
-            raise ValueError(
+            raise StateError(
                 "the saved optimizer state has no count of steps: load one that was saved by state_dict()."
             )
         for name, array in self.state.items():
@@ -301,7 +301,7 @@ class Plateau:
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """StateError if the state is not that of a plateau schedule."""
         if state.keys() != {"plateau"} or state["plateau"].shape != (3,):
-            raise ValueError(
+            raise StateError(
                 "the saved schedule is not a plateau schedule: load one that was saved by its state_dict()."
             )
         self.best, waited, self.optimizer.lr = map(float, state["plateau"])

@@ -30,7 +30,7 @@ from experiments.flags import flag, one_of, parse_flags, read_values
 from experiments.listops import BEST, SHORTEST, Config, evaluate, make_model, short_enough, spelled, summary
 from minigrad import Rng, checkpoint
 from minigrad.backend import BACKENDS, BackendUnavailable, get_backend
-from minigrad.checkpoint import CheckpointError
+from minigrad.checkpoint import CheckpointError, StateError
 from models import trees
 from models.data import DataError, listops
 
@@ -73,7 +73,7 @@ def restore(path: Path, backend):
         with size_errors():
             model = make_model(config, tokenizer, Rng(config.seed).site("weights"))
         prefix = "model."
-        with user_errors(ValueError):
+        with user_errors(StateError):
             model.load_state_dict({k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)})
     except UserError as error:
         raise UserError(f"{path} cannot be used: {str(error).rstrip('.')}.") from error

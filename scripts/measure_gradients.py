@@ -50,6 +50,7 @@ from experiments.pictures import new_figure
 from experiments.run_folder import CHECKPOINT, RunFolder, new_folder
 from minigrad import Rng, Tensor, grad, no_grad
 from minigrad.backend import Backend
+from minigrad.checkpoint import StateError
 from minigrad.fused import bce_with_logits
 from minigrad.ops import softplus, stable_sigmoid, tanh
 
@@ -203,7 +204,7 @@ def make_problem(c: Config):
         arrays, info = folder.load()
         run = vae.VAEExperiment(dataclasses.replace(stored, backend="numpy", data_dir=c.data_dir or stored.data_dir))
         prefix = "model."
-        with user_errors(ValueError, file=folder.path / CHECKPOINT):
+        with user_errors(StateError, file=folder.path / CHECKPOINT):
             run.model.load_state_dict({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
         facts["epoch"] = info.get("epoch")
     else:

@@ -134,7 +134,7 @@ class ListOps(Experiment):
     def load_best(self, folder) -> float:
         """Take the parameters of the best model. -> the epoch that they are from"""
         arrays, info = folder.load(BEST)
-        with user_errors(ValueError, file=folder.path / BEST):
+        with user_errors(checkpoint.StateError, file=folder.path / BEST):
             self.model.load_state_dict({k[len("model.") :]: v for k, v in arrays.items()})
         return info["epoch"] + info["step_in_epoch"] / self.steps_per_epoch
 

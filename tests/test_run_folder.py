@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 import shutil
 import sys
@@ -17,7 +18,7 @@ import train_vae
 from experiments import environment, loop, run_folder
 from experiments.errors import UserError
 from experiments.run_folder import RunFolder
-from minigrad import checkpoint
+from minigrad import checkpoint, nn
 from minigrad.backend import Backend
 from models.data import load_images
 
@@ -190,6 +191,21 @@ def test_metrics_that_were_edited_and_say_the_same_are_continued(folder, finishe
     assert metrics(folder) == metrics(finished)
 
 
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "checkpoint.safetensors"])
+def test_a_full_disk_names_the_file(tmp_path, capsys, monkeypatch, name):
+    def full(descriptor):
+        if name in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(28, "No space left on device")
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("there is no /proc")
+    monkeypatch.setattr(os, "fsync", full)
+    assert train_vae.main([*TINY, "--out", str(tmp_path / "run")]) == 2
+    said = f"{Path(sys.argv[0]).name}: error: {tmp_path / 'run' / name}: No space left on device.\n"
+    assert capsys.readouterr().err == said
+    assert (tmp_path / "run").exists() == (name == "metrics.jsonl")
+
+
 def test_a_line_that_was_not_written_to_its_end_is_none(folder):
     before = metrics(folder)
     with open(folder / "metrics.jsonl", "a") as file:
@@ -206,6 +222,17 @@ def test_a_folder_that_cannot_be_written_is_refused_first(folder, capsys, monkey
     assert train_vae.main([*TINY, "--out", str(folder.parent / "new")]) == 2
     assert "cannot be written (Permission denied): choose another --out.\n" in capsys.readouterr().err
     assert content(folder) == before
+
+
+def test_an_error_of_a_part_s_own_is_no_damaged_checkpoint(folder, monkeypatch):
+    def broken(*_):
+        raise error
+
+    error = ValueError("operands could not be broadcast together")
+    monkeypatch.setattr(nn.Module, "load_state_dict", broken)
+    with pytest.raises(ValueError, match="broadcast") as caught:
+        resume(folder)
+    assert caught.value is error
 
 
 def assert_refused_or_the_same(folder, finished, capsys):

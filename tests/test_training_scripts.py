@@ -542,8 +542,8 @@ MISFITS = (
     (rewritten(1, metrics_bytes=-1), "", "checkpoint.safetensors is damaged (its counts are no counts)"),
     (rewritten(1, epoch=float("inf")), "", "checkpoint.safetensors is damaged (its counts are no counts)"),
     (rewritten(1, metrics_crc32="7"), "", "metrics.jsonl is not as it was when the checkpoint was made"),
-    (lambda f: checkpoint.save(f / "checkpoint.safetensors", {}, []), "", "is a checkpoint of another program"),
-    (changed(lr=10**400), "", "config.json is missing or damaged (int too large to convert to float)"),
+    (lambda f: checkpoint.save(f / "checkpoint.safetensors", {}, {}), "", "has a checkpoint of another program"),
+    (changed(lr=10**400), "", "config.json is missing or damaged ("),
     (rewritten(1, config=[]), "", "checkpoint.safetensors is damaged"),
     (
         rewritten(0, **{"optimizer.steps": np.zeros(0)}),

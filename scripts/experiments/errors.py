@@ -54,12 +54,15 @@ def size_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def disk_errors() -> Iterator[None]:
-    """What a file system refuses: a full disk, a name that is too long, a folder without permission."""
+def disk_errors(file: Path | None = None) -> Iterator[None]:
+    """What a file system refuses: a full disk, a name that is too long, a folder without permission.
+
+    file: what is written; for a full disk Python does not say it
+    """
     try:
         yield
     except OSError as error:
-        raise UserError(f"{error.filename or 'the disk'}: {error.strerror or error}.") from error
+        raise UserError(f"{error.filename or file or 'the disk'}: {error.strerror or error}.") from error
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from estimators.base import SettingError, TemperedSampler
 from minigrad import Rng
 from minigrad.backend import BACKENDS, BackendUnavailable, get_backend
+from minigrad.checkpoint import StateError
 from minigrad.optim import OPTIMIZERS
 from models.data import DATASETS, PIXELS, DataError, binarise, load_images
 
@@ -452,7 +453,7 @@ class Loop:
         x, folder = self.experiment, self.folder
         arrays, info = folder.load()
         self.check_checkpoint(arrays, info)
-        with user_errors(ValueError, file=folder.path / CHECKPOINT):  # other names or shapes than the parts have
+        with user_errors(StateError, file=folder.path / CHECKPOINT):
             self.load_state(arrays, info)
         x.check_folder(folder)
         require(x.epoch <= x.config.epochs, f"{folder.path} is at epoch {x.epoch}: --epochs must not be less.")

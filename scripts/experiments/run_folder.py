@@ -132,7 +132,7 @@ class RunFolder:
             earlier = [*(earlier if isinstance(earlier, list) else []), {"until": at, **before}]
         about = {"config": dataclasses.asdict(config), "python": platform.python_version(), **now}
         self.about = about | ({"earlier": earlier} if earlier else {})
-        with disk_errors():
+        with disk_errors(self.path / CONFIG):
             checkpoint.write_atomically(self.path / CONFIG, (json.dumps(self.about, indent=2) + "\n").encode())
 
     @classmethod
@@ -161,7 +161,7 @@ class RunFolder:
         """Replace the checkpoint. `info` also remembers the lines of the metrics, so that a resumed run adds to them
         where this checkpoint stands and not where a later crash happened."""
         info = info | {"metrics_lines": self.logged, "metrics_crc32": self.checksum}
-        with disk_errors():
+        with disk_errors(self.path / CHECKPOINT):
             checkpoint.save(self.path / CHECKPOINT, arrays, info)
 
     def load(self, name: str = CHECKPOINT) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -189,7 +189,7 @@ class RunFolder:
     def log(self, line: dict[str, Any]) -> str:
         """Append one JSON line to the metrics, and have it on the disk before a checkpoint counts on it; returns it."""
         text, path = json.dumps(line), self.path / METRICS
-        with disk_errors():
+        with disk_errors(path):
             if self.rewound:
                 data = b"".join(kept + b"\n" for kept in [*self._lines()[: self.logged], text.encode()])
                 checkpoint.write_atomically(path, data)
