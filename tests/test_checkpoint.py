@@ -70,6 +70,24 @@ def test_what_is_no_dictionary_is_a_damaged_checkpoint(text, tmp_path, monkeypat
         checkpoint.load(tmp_path / "c")
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [(b'"I64"', b'"F64"'), (b'"I64"', b'"U64"'), (b'"shape":[2,3]', b'"shape":[3,2]')]
+)
+def test_the_checksum_sees_what_kind_of_numbers_they_are(before, after, tmp_path):
+    checkpoint.save(tmp_path / "c", {"steps": np.arange(6).reshape(2, 3)}, {})
+    (tmp_path / "c").write_bytes((tmp_path / "c").read_bytes().replace(before, after))
+    with pytest.raises(checkpoint.CheckpointError, match="its checksum is wrong"):
+        checkpoint.load(tmp_path / "c")
+
+
+def test_a_checkpoint_of_earlier_versions_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_crc32", checkpoint._crc32_of_values)
+    checkpoint.save(tmp_path / "c", {"a": np.arange(3)}, {"epoch": 1})
+    monkeypatch.undo()
+    arrays, info = checkpoint.load(tmp_path / "c")
+    assert (arrays["a"].tolist(), info) == ([0, 1, 2], {"epoch": 1})
+
+
 def test_the_whole_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     sizes, fsync = [], os.fsync
     monkeypatch.setattr(

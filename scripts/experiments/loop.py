@@ -554,7 +554,9 @@ def resume(experiment_class: type[Experiment], path: Any, given: dict[str, Any],
 
 
 def go_on(folder: RunFolder) -> str:
-    return f"; go on with: python {sys.argv[0]} --resume {shlex.quote(str(folder.path))}"
+    path = str(folder.path)
+    path = f"./{path}" if path.startswith("-") else path  # else it would be taken for a flag
+    return f"; go on with: python {shlex.quote(sys.argv[0])} --resume {shlex.quote(path)}"
 
 
 def _train(loop: Loop) -> int:
