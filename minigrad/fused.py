@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
-from .backend import Array, array_module, check_index, check_unit_interval
+from .backend import Array, array_module, check_index, check_unit_interval, on_host
 from .ops import check_mask, gather, stable_sigmoid
 from .random import unchecked_one_hot
 from .tensor import op, unbroadcast
@@ -189,9 +187,9 @@ def bce_with_logits(logits, x):
     nats -= xp.log(log_sigmoid, out=log_sigmoid)
     nats += (0.5 - x) * y
     total = nats.sum(axis=-1)
-    if xp is np and (total != total).any():  # ∞ − ∞, or there was a NaN
-        infinite = (abs(y) == np.inf) & (x == x)
-        nats[infinite] = np.inf
+    if on_host(total) and (total != total).any():  # ∞ − ∞, or there was a NaN
+        infinite = (abs(y) == math.inf) & (x == x)
+        nats[infinite] = math.inf
         nats[infinite & (x == (y > 0))] = 0.0
         total = nats.sum(axis=-1)
 
