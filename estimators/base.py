@@ -169,10 +169,7 @@ class Estimator:
             return checked_cost(cost(d), logits.shape[:1], logits.dtype)
 
         logits = self._masked(logits, mask, rng)
-        if isinstance(inputs, Tensor):
-            raise TypeError("the inputs must be an array, not a Tensor: pass its .data.")
-        if inputs is not None and len(inputs) != len(logits):
-            raise ValueError(f"the inputs need a row for each of the {len(logits)} examples, got {len(inputs)}.")
+        check_inputs(inputs, len(logits))
         if not logits.size:  # no examples, or none with a variable: nothing to draw, and nothing to learn from
             return attach_gradient(per_example(Tensor(logits.data)), logits, logits.data)
         self.inputs, seen = inputs, self._latest
@@ -343,6 +340,16 @@ class TemperedSampler(Sampler):
             raise SettingError(f"{self.title} needs a temperature of at least {self.min_tau:g}, got {tau}.")
 
 
+def check_inputs(inputs: Array | None, examples: int) -> None:
+    """What learned baselines look at: TypeError unless it is an array, ValueError unless it has a row for each."""
+    if isinstance(inputs, Tensor):
+        raise TypeError("the inputs must be an array, not a Tensor: pass its .data.")
+    if inputs is not None and not getattr(inputs, "ndim", 0):
+        raise TypeError(f"the inputs must be an array (B, ...), got {type(inputs).__name__}: make it one first.")
+    if inputs is not None and len(inputs) != examples:
+        raise ValueError(f"the inputs need a row for each of the {examples} examples, got {len(inputs)}.")
+
+
 def masked(logits: Tensor, mask: np.ndarray | None) -> Tensor:
     """The logits with the classes outside the mask at probability 0; the mask is checked where it is, on the host.
 
@@ -438,6 +445,22 @@ def check_count(name: str, value: int, least: int, most: int = MOST_SAMPLES) -> 
     return int(value)
 
 
+def check_draws(logits: Array, *draws: Array, averaged: Array | None = None, family: Family = categorical) -> None:
+    """ValueError unless what was drawn for the logits has their shape, and `averaged` an axis for its draws before it.
+
+    What does not would broadcast, with the gradient of another function.
+    """
+    shape = logits.shape
+    if family is categorical and not shape:
+        raise ValueError("logits need a last axis for the classes: for bits pass family=bernoulli.")
+    if any(d.shape != shape for d in draws):
+        raise ValueError(f"samples and noise must have the shape of the logits, {shape}: draw them for these.")
+    if averaged is not None and averaged.shape[1:] != shape:
+        raise ValueError(
+            f"noise to be averaged over must be (S, ...) for logits (...): got {averaged.shape} for {shape}."
+        )
+
+
 def leave_one_out_mean(x: Array) -> Array:
     """(1/(S−1)) Σ_{t≠s} xₜ for each s along the first axis."""
     return (x.sum(axis=0) - x) / (len(x) - 1)
@@ -463,8 +486,12 @@ def attach_gradient(value, logits, g):
     """`value` (B,), unchanged, now also carrying the gradient g (B, ..., K) towards `logits` (B, ..., K).
 
     Backwards, the weight w (B,) of each example's value passes on to `value`, and w·g is added to the logits. What is
-    logged, tested and applied is the same array g.
+    logged, tested and applied is the same array g. ValueError unless the shapes are these.
     """
+    if g.shape != logits.shape or value.shape != logits.shape[: value.ndim]:
+        raise ValueError(
+            f"value (B,) and g (B, ...) must fit logits (B, ...): they are {value.shape}, {g.shape} and {logits.shape}."
+        )
 
     def backward(w):
         return w, lambda: scale_per_example(w, g), None

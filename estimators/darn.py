@@ -9,7 +9,7 @@ from minigrad.backend import Array, array_module
 from minigrad.ops import stable_sigmoid
 
 from . import bernoulli
-from .base import Cost, Sampler, SettingError, attach_gradient, value_and_grad
+from .base import Cost, Sampler, SettingError, attach_gradient, check_draws, value_and_grad
 from .enumeration import Noise
 
 
@@ -34,6 +34,7 @@ def darn(logits, b):
 
     logits, b (...)   ->   b, with gradients towards the logits
     """
+    check_draws(logits, b, family=bernoulli)
     return b, lambda g: (0.5 * g * abs(b - stable_sigmoid(logits)), None)
 
 

@@ -8,7 +8,7 @@ from minigrad.fused import inner, softmax_array, softmax_vjp
 from minigrad.random import argmax_one_hot
 
 from . import categorical
-from .base import LARGEST, TemperedSampler, check_number
+from .base import LARGEST, TemperedSampler, check_draws, check_number
 from .enumeration import Noise
 
 
@@ -70,6 +70,7 @@ def gapped_straight_through(logits, onehot, *, gap=1.0, tau=1.0, consistent=True
     gap: a number ≥ 0 (GST-1.0: 1), or "p" for the mean gap that Gumbel noise would leave, `expected_gap` (GST-p).
     logits, onehot (..., K)   ->   onehot, with gradients towards the logits
     """
+    check_draws(logits, onehot)
 
     def backward(g):
         def dlogits():

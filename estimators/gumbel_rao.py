@@ -5,7 +5,7 @@ from __future__ import annotations
 from minigrad import Tensor, op
 from minigrad.fused import inner, softmax_array
 
-from .base import AveragedSampler
+from .base import AveragedSampler, check_draws
 from .categorical import conditional_gumbel
 from .enumeration import Noise
 
@@ -31,6 +31,7 @@ def gumbel_rao(logits, onehot, exponential, *, tau=1.0):
 
     logits, onehot (..., K), exponential (S, ..., K)   ->   onehot, with gradients towards the logits
     """
+    check_draws(logits, onehot, averaged=exponential)
 
     def backward(g):
         def dlogits():

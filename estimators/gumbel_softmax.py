@@ -9,7 +9,7 @@ from __future__ import annotations
 from minigrad import Tensor, op
 
 from . import categorical
-from .base import DecoupledSampler, TemperedSampler
+from .base import DecoupledSampler, TemperedSampler, check_draws
 from .enumeration import Noise
 
 
@@ -27,6 +27,7 @@ def gumbel_softmax(logits, noise, *, tau=1.0, family=categorical):
 
     logits, noise (..., K)   ->   y (..., K) in the simplex;    for bits (...), in [0, 1]
     """
+    check_draws(logits, noise, family=family)
     y = family.probability((logits + noise) / tau)
 
     def backward(g):
@@ -52,6 +53,7 @@ def st_gumbel_softmax(logits, noise, *, tau=1.0, family=categorical):
 
     logits, noise (..., K)   ->   D (..., K) one-hot;    for bits (...)
     """
+    check_draws(logits, noise, family=family)
     z = logits + noise
 
     def backward(g):
@@ -77,6 +79,7 @@ def decoupled_st_gumbel_softmax(logits, noise, *, tau_f=1.0, tau_b=1.0, family=c
 
     logits, noise (..., K)   ->   D (..., K) one-hot;    for bits (...)
     """
+    check_draws(logits, noise, family=family)
 
     def backward(g):
         return lambda: family.vjp(family.probability(logits / tau_b + noise), g) / tau_b, None

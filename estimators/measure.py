@@ -67,7 +67,7 @@ from scipy.special import stdtrit
 from minigrad import Rng, Tensor, grad, no_grad
 
 from . import create
-from .base import Estimator, attach_gradient, checked_cost, cost_and_gradient, value_and_grad
+from .base import Estimator, attach_gradient, check_inputs, checked_cost, cost_and_gradient, value_and_grad
 from .enumeration import Given
 from .exact import check_outcomes, exact_gradient
 
@@ -173,8 +173,7 @@ class EnumeratedCost:
         self.family = FAMILIES[family]
         self.logits = checked_logits(logits, family)
         B, (L, K) = len(self.logits), self.family.sizes(self.logits.shape)
-        if inputs is not None and len(inputs) != B:
-            raise ValueError(f"inputs need a row for each of the {B} examples, got {len(inputs)}.")
+        check_inputs(inputs, B)
         self.inputs = inputs
         self._cost, self._takes_index, self._slopes = cost, needs_index(cost), slopes
         check_outcomes(L, K)
@@ -295,8 +294,8 @@ def checked_logits(logits: np.ndarray, family: str) -> np.ndarray:
     if array.dtype not in (np.float32, np.float64):
         raise TypeError(f"the logits must be float32 or float64, got {array.dtype}: use logits.astype(float).")
     axes = "(B, ..., K)" if family == "categorical" else "(B, ...)"
-    if array.ndim < (2 if family == "categorical" else 1) or not len(array):
-        raise ValueError(f"the logits must be {axes} with at least one example, got the shape {array.shape}.")
+    if array.ndim < (2 if family == "categorical" else 1) or not array.size:
+        raise ValueError(f"the logits must be {axes} with at least one example and logit, got the shape {array.shape}.")
     return array
 
 

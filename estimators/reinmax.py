@@ -5,7 +5,7 @@ from __future__ import annotations
 from minigrad import Tensor, op
 
 from . import categorical
-from .base import TemperedSampler
+from .base import TemperedSampler, check_draws
 from .enumeration import Noise
 
 
@@ -33,6 +33,7 @@ def reinmax(logits, d, *, tau=1.0, family=categorical):
 
     logits, d (..., K)   ->   d, with gradients towards the logits;    for bits (...)
     """
+    check_draws(logits, d, family=family)
 
     def backward(g):
         def dlogits():

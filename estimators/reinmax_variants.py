@@ -10,7 +10,7 @@ from minigrad import Tensor, op
 from minigrad.fused import softmax_array, softmax_vjp
 
 from . import categorical
-from .base import LARGEST, AveragedSampler, SettingError, check_number
+from .base import LARGEST, AveragedSampler, SettingError, check_draws, check_number
 from .categorical import conditional_gumbel
 from .enumeration import Noise
 
@@ -47,6 +47,7 @@ def reinmax_rao(logits, onehot, exponential, *, tau=1.0):
 
     logits, onehot (..., K), exponential (S, ..., K)   ->   onehot, with gradients towards the logits
     """
+    check_draws(logits, onehot, averaged=exponential)
 
     def backward(g):
         def dlogits():
@@ -84,6 +85,7 @@ def reinmax_cv(logits, onehot, exponential, gumbel, *, tau=1.0, scale=1.0):
 
     logits, onehot, gumbel (..., K), exponential (S, ..., K)   ->   onehot, with gradients towards the logits
     """
+    check_draws(logits, onehot, gumbel, averaged=exponential)
 
     def backward(g):
         def dlogits():

@@ -9,7 +9,7 @@ from minigrad import Tensor, op
 from minigrad.backend import array_module
 
 from . import bernoulli, categorical
-from .base import LARGEST, DecoupledSampler, Sampler, SettingError, TemperedSampler, check_number
+from .base import LARGEST, DecoupledSampler, Sampler, SettingError, TemperedSampler, check_draws, check_number
 from .enumeration import Noise
 
 
@@ -33,6 +33,7 @@ def straight_through(logits, d, *, tau=1.0, family=categorical):
 
     logits, d (..., K)   ->   d, with gradients towards the logits;    for bits (...)
     """
+    check_draws(logits, d, family=family)
 
     def backward(g):
         return lambda: family.vjp(family.probability(logits / tau), g) / tau, None
@@ -53,6 +54,7 @@ def identity_straight_through(logits, d):
 
     logits, d (...)   ->   d, with gradients towards the logits
     """
+    check_draws(logits, d, family=bernoulli)
     return d, lambda g: (g, None)
 
 
@@ -69,6 +71,7 @@ def hard_sigmoid_straight_through(logits, d, *, slope):
 
     logits, d (...)   ->   d, with gradients towards the logits
     """
+    check_draws(logits, d, family=bernoulli)
     return d, lambda g: ((0.5 * slope) * g * (abs(slope * logits) < 1.0), None)
 
 

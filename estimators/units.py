@@ -11,7 +11,7 @@ from minigrad.backend import Array, array_module
 from minigrad.ops import stable_sigmoid
 
 from . import bernoulli
-from .base import Sampler, SettingError
+from .base import Sampler, SettingError, check_draws
 from .enumeration import Noise
 
 NO_BIT = "its output is no bit, so that what it trains is another model than the one that is evaluated with bits"
@@ -32,6 +32,7 @@ def stochastic_times_smooth(logits, b):
 
     logits, b (...)   ->   h (...) in [0, 1)
     """
+    check_draws(logits, b, family=bernoulli)
     p = stable_sigmoid(logits)
     root = array_module(p).sqrt(p)
     return b * root, lambda g: (g * b * (0.5 * root * (1.0 - p)), None)
@@ -48,6 +49,7 @@ def noisy_rectifier(logits, noise):
 
     logits, noise (...)   ->   h (...) ≥ 0
     """
+    check_draws(logits, noise, family=bernoulli)
     h = array_module(logits).maximum(logits + noise, 0.0)
     return h, lambda g: (g * (h > 0), None)
 

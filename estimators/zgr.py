@@ -5,7 +5,7 @@ from __future__ import annotations
 from minigrad import Tensor, op
 
 from . import categorical
-from .base import Sampler
+from .base import Sampler, check_draws
 from .enumeration import Noise
 
 
@@ -30,6 +30,7 @@ def zgr(logits, d, *, family=categorical):
 
     logits, d (..., K)   ->   d, with gradients towards the logits;    for bits (...)
     """
+    check_draws(logits, d, family=family)
 
     def backward(g):
         def dlogits():

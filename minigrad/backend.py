@@ -67,6 +67,11 @@ def asarray_like(host: np.ndarray, like: Array) -> Array:
     return array_module(like).asarray(host)
 
 
+def on_host(x: Array) -> bool:
+    """Can its values be looked at without waiting for a device?"""
+    return array_module(x) is np
+
+
 def to_host(x: Array) -> np.ndarray:
     """Copy an array of any backend to a NumPy array. This is the one door from a device to the host."""
     return x.get() if hasattr(x, "get") else np.asarray(x)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from .backend import Array, array_module, check_index, check_unit_interval
+from .backend import Array, array_module, check_index, check_unit_interval, on_host
 from .ops import check_mask, gather, stable_sigmoid
 from .random import unchecked_one_hot
 from .tensor import op, unbroadcast
@@ -120,8 +120,8 @@ def kl_to_standard_normal(mean, log_variance):
     and E z² = μ² + σ²:     −½ log σ² − ½ + ½ (μ² + σ²).
     dμ = g μ       dv = ½ g (σ² − 1)
     """
-    variance = array_module(log_variance).exp(log_variance)
-    terms = 0.5 * (mean * mean + variance - 1.0 - log_variance)
+    variance = array_module(log_variance).exp(1.0 * log_variance)  # of floats: e^x of small integers has few digits …
+    terms = 0.5 * (mean**2.0 + variance - 1.0 - log_variance)  # … and their squares overflow
     if not terms.ndim:
         raise ValueError("kl_to_standard_normal needs an axis to sum over: reshape the mean to (1,).")
 
@@ -171,6 +171,7 @@ def bce_with_logits(logits, x):
     terms are  ½|y| − log(½ + ½|t|) + (½ − x) y,  which never overflow; their small absolute error is all that counts.
     dy = g (σ(y) − x)       dx = −g y
 
+    An infinite logit is the pixel that it stands for: it costs 0 where x is that, else ∞ (on the host).
     ValueError, on the host, for an x outside [0, 1]: no distribution has this density.
     """
     y, xp = logits, array_module(logits)
@@ -185,6 +186,12 @@ def bce_with_logits(logits, x):
     log_sigmoid += 0.5
     nats -= xp.log(log_sigmoid, out=log_sigmoid)
     nats += (0.5 - x) * y
+    total = nats.sum(axis=-1)
+    if on_host(total) and (total != total).any():  # ∞ − ∞, or there was a NaN
+        infinite = (abs(y) == math.inf) & (x == x)
+        nats[infinite] = math.inf
+        nats[infinite & (x == (y > 0))] = 0.0
+        total = nats.sum(axis=-1)
 
     def backward(g):
         g = g[..., None]
@@ -198,7 +205,7 @@ def bce_with_logits(logits, x):
 
         return dy, lambda: unbroadcast(-g * y, x.shape)
 
-    return nats.sum(axis=-1), backward
+    return total, backward
 
 
 @op

@@ -60,7 +60,7 @@ class FlatBuffer:
         """A parameter that no gradient reached has gradient 0; one that was set by hand is copied to its place.
         RuntimeError if another optimizer was made for these parameters since, or one was given another array."""
         for p, (data, buffer) in zip(self.parameters, self._views, strict=True):
-            if id(p.grad_buffer) != id(buffer):
+            if p.grad_buffer is not None and id(p.grad_buffer) != id(buffer):  # `Module.to` leaves none
                 raise RuntimeError("a parameter has gone over to an optimizer that was made later: step that one.")
             if p.data is not data:
                 raise RuntimeError("a parameter's .data was replaced: write into it, or make the optimizer afterwards.")

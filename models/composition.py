@@ -60,6 +60,15 @@ def check_lengths(lengths, B: int, T: int) -> np.ndarray:
     return lengths.astype(np.int64)  # unsigned ones would wrap around where steps are counted down
 
 
+def check_states(h, c, w, b) -> None:
+    """ValueError unless the states and the cell's weights have the shapes above: some others would broadcast."""
+    H = h.shape[-1]
+    if h.ndim != 3 or c.shape != h.shape or w.shape != (2 * H, 5 * H) or b.shape != (5 * H,):
+        raise ValueError(
+            f"h, c (B, T, H), w (2H, 5H) and b (5H,) must fit: they are {h.shape}, {c.shape}, {w.shape} and {b.shape}."
+        )
+
+
 def candidate_mask(lengths, T: int, k: int):
     """Which pairs exist at step k, (B, T−1−k) booleans on the host. A sequence that is done keeps its first pair, since
     a sampler needs something to draw from."""
@@ -101,6 +110,7 @@ def compose_given(h, c, w, b, *, lengths, choices):
     backward:  from the root down, each node once, since it has one parent:
                da from `tree_lstm_cell`,   [dh_l, dh_r] = da Wᵀ,   and at the end dW = Σ [h_l, h_r]ᵀ da in one product
     """
+    check_states(h, c, w, b)
     xp, (B, T, H) = array_module(h), h.shape
     left, right, level_starts, root = levels(choices, check_lengths(lengths, B, T), T)
     left, right, root = (asarray_like(i, h) for i in (left, right, root))

@@ -26,7 +26,7 @@ from minigrad import Tensor, grad, op
 from minigrad.backend import array_module, asarray_like
 from minigrad.fused import cell_forward, cell_slopes, cell_vjp, log_softmax, mask_logits
 
-from .composition import candidate_mask, check_lengths
+from .composition import candidate_mask, check_lengths, check_states
 
 BLOCK = 192  # pairs whose arrays are worked on together, so that they stay in a CPU's cache
 
@@ -160,6 +160,7 @@ class Cell:
 
 def forward(h, c, w, b, q, lengths, choose) -> Trace:
     """All merges. choose(k, v, mask) -> the positions chosen (B,), an array on the device."""
+    check_states(h, c, w, b)
     xp, (B, T, _) = array_module(h), h.shape
     lengths = check_lengths(lengths, B, T)
     trace = empty_trace(h)

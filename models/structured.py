@@ -92,8 +92,10 @@ class StochasticNetwork(Module):
         x (B, I), y (B, O): arrays.  estimators: one for each stochastic layer, the first one next to x.  samples: M.
         ValueError if there are too many estimators or too few, if one serves two layers, is for the other kind of
         variables, or cannot be nested; for M > 1, if one of them is no sample with a rule (`estimators.Sampler`).
+        ValueError, too, for a y of another shape.
         """
         self.check(estimators, samples)
+        self._check_targets(x, y)
         self.logit_scale = [estimator.logit_scale for estimator in estimators]
         if samples == 1:
             return self._cost_given(Tensor(x), 0, y, estimators, rng)
@@ -131,6 +133,12 @@ class StochasticNetwork(Module):
                     f"estimates for all layers but the last: take another one for layer {l} of {self.depth}."
                 )
 
+    def _check_targets(self, x, y) -> None:
+        """ValueError unless y is (B, O): one row, or one column, would be compared with all."""
+        shape = (len(x), *self.layers[-1].bias.shape)
+        if y.shape != shape:
+            raise ValueError(f"y must be (B, O), which is {shape} for this x, got {y.shape}.")
+
     def mean_field(self, x) -> Tensor:
         """The logits of y in the deterministic network that passes probabilities on instead of samples.  -> (B, O)"""
         below, mean = Tensor(x), sigmoid if self.family == "bernoulli" else softmax
@@ -153,10 +161,12 @@ class StochasticNetwork(Module):
     def nll(self, x, y, rng: Rng, samples: int = 1000, chunk: int = 100):
         """−log (1/M) Σₘ p(y|dₘ) with M hard samples, (B,) in nats: above −log p(y|x) in the mean, and tight as M → ∞.
 
-        chunk: how many samples are drawn at a time.  ValueError if it or `samples` is below 1.
+        chunk: how many samples are drawn at a time.  ValueError if it or `samples` is below 1, or for a y of another
+        shape.
         """
         if samples < 1 or chunk < 1:
             raise ValueError(f"samples and chunk must be at least 1, got {samples} and {chunk}.")
+        self._check_targets(x, y)
         parts = []
         for start in range(0, samples, chunk):
             logits = self.sample(x, min(chunk, samples - start), rng.site(start))

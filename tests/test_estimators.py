@@ -495,6 +495,9 @@ def test_inputs_of_other_examples_are_refused():
         call(np.zeros((4, 2)))
     with pytest.raises(TypeError, match="the inputs must be an array, not a Tensor: pass its"):
         call(Tensor(np.zeros((3, 2))))
+    for wrong in (3, [[1.0]] * 3, np.array(3.0), "abc"):
+        with pytest.raises(TypeError, match=r"the inputs must be an array \(B, ...\), got"):
+            call(wrong)
 
 
 def test_noise_that_is_no_rng_is_refused():

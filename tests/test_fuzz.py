@@ -5,11 +5,15 @@ failing trial is repeated by its op and number alone: `trial("getitem", 17)`.
 """
 
 import array
+import importlib
+import inspect
 import math
+import pkgutil
 
 import numpy as np
 import pytest
 
+import estimators
 from minigrad import Tensor, fused, grad, ops
 from minigrad.tensor import op, unbroadcast
 
@@ -473,3 +477,27 @@ def logsumexp(x, *, axis=None, keepdims=False):
 def test_a_planted_error_is_found(wrong):
     with pytest.raises(AssertionError, match=r"trial\("):
         [trial(wrong.__name__, number, wrong) for number in range(TRIALS)]
+
+
+ESTIMATOR_OPS = {
+    f.__name__: f
+    for found in pkgutil.iter_modules(estimators.__path__)
+    for f in vars(importlib.import_module(f"estimators.{found.name}")).values()
+    if hasattr(f, "rule") and f.__module__.startswith("estimators.")
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATOR_OPS)
+def test_what_was_drawn_for_other_logits_is_refused(name):
+    """It would broadcast: the output has one shape, and the surrogate whose gradient is passed back has another."""
+    function, logits = ESTIMATOR_OPS[name], (2, 3)
+    shapes = {"exponential": (4, *logits), "value": (2,)}
+    spec = inspect.getfullargspec(function.rule)
+    shapes = {p: shapes.get(p, logits) for p in spec.args}
+    settings = dict.fromkeys(spec.kwonlyargs, 0.5) if not spec.kwonlydefaults else {}
+    call = lambda shapes: function(*(Tensor(np.full(of, 0.5), p == "logits") for p, of in shapes.items()), **settings)
+    call(shapes)
+    for other in shapes.keys() - {"logits"}:
+        for of in [(3,), (1,), (2, 1), (1, 3), (3, 2), (6, 5, 2, 3)]:
+            with pytest.raises(ValueError, match="logits"):
+                call(shapes | {other: of})

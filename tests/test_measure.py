@@ -734,13 +734,15 @@ REFUSED = {
     "no axis for the examples": (
         lambda: measure("st", L[0, 0], f),
         ValueError,
-        r"^the logits must be \(B, ..., K\) with at least one example, got the shape \(3,\).$",
+        r"^the logits must be \(B, ..., K\) with at least one example and logit, got the shape \(3,\).$",
     ),
     "no examples": (lambda: measure("st", L[:0], f), ValueError, "^the logits must be .* got the shape \\(0, 2, 3\\)"),
+    "no variables": (lambda: measure("st", L[:, :0], f), ValueError, "^the logits must be .* shape \\(2, 0, 3\\)"),
+    "no classes": (lambda: measure("st", L[..., :0], f), ValueError, "^the logits must be .* shape \\(2, 2, 0\\)"),
     "inputs of other examples": (
         lambda: measure("nvil", L, f, inputs=np.zeros((3, 5))),
         ValueError,
-        "^inputs need a row for each of the 2 examples, got 3.$",
+        "^the inputs need a row for each of the 2 examples, got 3.$",
     ),
 }
 

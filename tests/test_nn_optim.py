@@ -219,6 +219,15 @@ def test_an_optimizer_whose_parameter_was_given_another_array_says_so():
         optimizer.step()
 
 
+def test_an_optimizer_made_before_its_model_was_moved_says_so():
+    model = nn.Linear(2, 1, Rng(0))
+    optimizer = SGD(model.parameters(), lr=1.0)
+    model.to(Backend(), np.float64)
+    model(np.ones((1, 2))).sum().backward()
+    with pytest.raises(RuntimeError, match=r"\.data was replaced: .* make the optimizer afterwards"):
+        optimizer.step()
+
+
 def test_an_optimizer_that_has_lost_its_parameters_to_another_one_says_so():
     p = Tensor(np.ones(3), requires_grad=True)
     first, second = SGD([p], lr=1.0), SGD([p], lr=1.0)

@@ -316,6 +316,28 @@ def test_the_logarithm_of_a_sum_of_exponentials_with_infinite_terms(x, y, gradie
     assert_array_equal(x.grad, [gradient, [0.0] * len(gradient)])
 
 
+@np.errstate(invalid="ignore")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_pixel_with_an_infinite_logit_costs_nothing_if_it_is_that(dtype):
+    y = Tensor(np.array([[np.inf, -np.inf], [-np.inf, 0.0], [np.inf, 0.0], [np.inf, np.nan]], dtype), True)
+    x = np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.0], [1.0, 0.0]], dtype)
+    nats = fused.bce_with_logits(y, x)
+    nats.backward(np.ones(4, dtype))
+    assert nats.dtype == dtype
+    assert_array_equal(nats.data, [0.0, np.inf, np.inf, np.nan])
+    assert_array_equal(y.grad, [[0.0, 0.0], [-1.0, 0.5], [0.5, 0.5], [0.0, np.nan]])
+
+
+def test_the_divergence_of_small_integers_is_that_of_their_values():
+    """uint8 squares overflow, and NumPy's e^x of int8 has half precision."""
+    for mean, log_variance in ((200, 3), (-7, 5)):
+        found = [
+            fused.kl_to_standard_normal(Tensor([1.0 * mean]), np.array([log_variance], np.int8)).item(),
+            fused.kl_to_standard_normal(np.array([mean], np.int16), Tensor([1.0 * log_variance])).item(),
+        ]
+        np.testing.assert_allclose(found, 0.5 * (mean**2 + np.exp(log_variance) - 1 - log_variance), rtol=1e-12)
+
+
 @pytest.mark.parametrize("bad", [-0.1, 1.5, 255.0])
 def test_targets_that_are_no_probabilities_are_refused(bad):
     with pytest.raises(ValueError, match="images must lie in"):

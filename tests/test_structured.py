@@ -323,6 +323,16 @@ def test_estimators_that_do_not_fit_are_refused_in_one_sentence(make, message):
         model.cost(x, y, make(), Rng(0))
 
 
+def test_targets_that_would_be_compared_with_all_rows_or_all_pixels_are_refused():
+    model, x, y = tiny("bernoulli")
+    x, y = np.concatenate([x, x]), np.concatenate([y, y])
+    for wrong in (y[:1], y[:, :1], y[0], y[None]):
+        with pytest.raises(ValueError, match=r"y must be \(B, O\), which is"):
+            model.cost(x, wrong, estimators_of(model, "st"), Rng(0))
+        with pytest.raises(ValueError, match=r"y must be \(B, O\), which is"):
+            model.nll(x, wrong, Rng(0))
+
+
 @pytest.mark.parametrize("sizes", [(0, 3, 2), (4, 0, 2), (4, 3, 0), (4, 3, 2, 0), (4, 3, 2, 2, 0)])
 def test_sizes_below_one_are_refused(sizes):
     with pytest.raises(ValueError, match="sizes must be at least 1, got inputs"):

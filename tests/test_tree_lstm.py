@@ -263,6 +263,19 @@ def test_lengths_out_of_range_are_refused():
                 evaluate(*arrays, lengths=np.array(lengths), sampler=create("st"), rng=Rng(0))
 
 
+def test_states_and_weights_that_do_not_fit_are_refused():
+    """By the op itself, not on the way back."""
+    h, c, w, b, q = (Tensor(a) for a in (*states([4, 4]), *weights()))
+    choices = {"lengths": np.array([4, 4]), "choices": np.zeros((2, 3), int)}
+    drawn = {"lengths": np.array([4, 4]), "sampler": create("st"), "rng": Rng(0)}
+    for wrong in ({"c": c.reshape(2, -1)}, {"c": c[:1]}, {"h": h[0]}, {"b": b[:1]}, {"b": b[0]}, {"w": w.T}):
+        first = {"h": h, "c": c, "w": w, "b": b} | wrong
+        with pytest.raises(ValueError, match="must fit"):
+            compose_given(*first.values(), **choices)
+        with pytest.raises(ValueError, match="must fit"):
+            compose(*first.values(), q, **drawn)
+
+
 @pytest.mark.parametrize("encoder", tree_lstm.ENCODERS)
 @pytest.mark.parametrize("lengths", WRONG_LENGTHS)
 def test_every_encoder_refuses_lengths_out_of_range(encoder, lengths):
