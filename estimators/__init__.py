@@ -119,6 +119,8 @@ def create(spec: str, tau: float | None = None, family: str | None = None, *, co
         close = difflib.get_close_matches(name.lower().replace("_", "-"), ESTIMATORS, n=1)
         meant = f", did you mean {close[0]!r}?" if close else ";"
         raise SettingError(f"unknown estimator {name!r}{meant} the known ones are {', '.join(ESTIMATORS)}.")
+    if code is not None and family not in (None, code):
+        raise SettingError(f"family is {family!r} and code, its former name, {code!r}: leave code out.")
     known = _options(ESTIMATORS[name])
     options: dict[str, float | str] = {} if tau is None else {"tau": tau}
     for item in filter(None, text.split(",")):

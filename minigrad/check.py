@@ -155,6 +155,9 @@ def gradcheck(function: Callable, inputs: Iterable, tolerance: float = 1e-6, see
     >>> gradcheck(lambda a, b: (a * b).sum(), [[1.0, 2.0], [3.0, 4.0]])
     """
 
+    if isinstance(inputs, Tensor):
+        raise TypeError("gradcheck: the inputs must be a list of arrays or Tensors, not one Tensor.")
+
     def rule(*arrays):
         tensors = [Tensor(a, requires_grad=True) for a in arrays]
         y = function(*tensors)

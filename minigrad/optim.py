@@ -58,13 +58,16 @@ class FlatBuffer:
 
     def collect_gradients(self) -> None:
         """A parameter that no gradient reached has gradient 0; one that was set by hand is copied to its place.
-        RuntimeError if another optimizer was made for these parameters since, or one was given another array."""
+        ValueError if that has another shape. RuntimeError if another optimizer was made for these parameters since, or
+        one was given another array."""
         for p, (data, buffer) in zip(self.parameters, self._views, strict=True):
             if p.grad_buffer is not None and id(p.grad_buffer) != id(buffer):  # `Module.to` leaves none
                 raise RuntimeError("a parameter has gone over to an optimizer that was made later: step that one.")
             if p.data is not data:
                 raise RuntimeError("a parameter's .data was replaced: write into it, or make the optimizer afterwards.")
             if p.grad is not buffer:
+                if p.grad is not None and p.grad.shape != p.shape:
+                    raise ValueError(f"a gradient that was set has the shape {p.grad.shape}, its parameter {p.shape}.")
                 buffer[...] = 0.0 if p.grad is None else p.grad
                 p.grad = buffer
 

@@ -114,7 +114,10 @@ class Rng:
         return _send(np.sqrt(-2.0 * np.log(u[0])) * np.cos((2.0 * np.pi) * u[1]), like)
 
     def one_hot(self, logits: Array) -> Array:
-        """D ~ Cat(softmax(logits)), one-hot in the last axis, by the Gumbel-max trick. logits (..., K) -> (..., K)."""
+        """D ~ Cat(softmax(logits)), one-hot in the last axis, by the Gumbel-max trick. logits (..., K) -> (..., K).
+
+        Here and below a logit that is NaN gives a sample all the same; estimators make NaN of it.
+        """
         return argmax_one_hot(logits + self.gumbel(logits.shape, like=logits))
 
     def bernoulli(self, logits: Array) -> Array:

@@ -137,6 +137,11 @@ def test_an_input_without_elements_may_stand_beside_others():
     assert result.ok, str(result)
 
 
+def test_gradcheck_wants_a_list_of_inputs():
+    with pytest.raises(TypeError, match="must be a list of arrays or Tensors, not one Tensor"):
+        gradcheck(lambda x: x.sum(), Tensor(np.ones(2)))
+
+
 def test_gradcheck_catches_a_wrong_op():
     bad = op(wrong_factor)
     with pytest.raises(CheckFailed):

@@ -727,3 +727,9 @@ def test_a_bad_estimator_is_refused_in_one_sentence(spec, tau, message):
 def test_a_kind_of_variables_that_an_estimator_does_not_handle_is_refused(name, family):
     with pytest.raises(ValueError, match=f"is for .* variables, not '{family}'"):
         create(name, family=family)
+
+
+def test_a_family_and_its_former_name_must_agree():
+    assert create("st", code="bernoulli", family="bernoulli").family is bernoulli
+    with pytest.raises(ValueError, match="family is 'categorical' and code, its former name, 'bernoulli'"):
+        create("st", code="bernoulli", family="categorical")

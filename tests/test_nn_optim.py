@@ -205,6 +205,10 @@ def test_a_gradient_that_the_user_sets_is_the_one_that_counts():
     assert clip_grad_norm(optimizer, 100.0) == pytest.approx(np.sqrt(4.0 + 9.0 + 1.0 + 1.0))
     optimizer.step()
     np.testing.assert_allclose([a.data, b.data], [[0.8, 0.7], [0.9, 0.9]])
+    for wrong in (np.ones(1), np.ones((2, 2)), np.float64(1.0)):
+        a.grad = wrong
+        with pytest.raises(ValueError, match="a gradient that was set has the shape"):
+            optimizer.step()
 
 
 def test_an_optimizer_whose_parameter_was_given_another_array_says_so():
