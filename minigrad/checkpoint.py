@@ -29,6 +29,7 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     path = Path(path)
     part = path.with_name(path.name + ".part")
     try:
+        part.unlink(missing_ok=True)  # what is left there may be a link, or without permission to write
         with open(part, "wb") as file:
             file.write(data)
             file.flush()
@@ -68,6 +69,7 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}: give another one, or begin anew.")
     try:
+        open(path, "rb").close()  # of a file without permission safetensors says that there is none
         with safe_open(path, framework="numpy") as file:
             checksum, text = (file.metadata() or {})["info"].split(" ", 1)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)

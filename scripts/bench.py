@@ -373,17 +373,17 @@ def _contender(benchmark, name, arguments, pipe):
     """A process: build the steps, then time them for a while whenever asked."""
     if "minigrad" in name:
         keep_freed_memory()  # as the training scripts do
-    try:
-        steps = CONTENDERS[benchmark][name][0](*arguments)
-        steps = steps if isinstance(steps, dict) else {None: steps}
-        for step in steps.values():
-            for _ in range(5 if len(steps) == 1 else 1):
-                step()
-    except Exception as error:
-        pipe.send(f"{type(error).__name__}: {error}")
-        return
-    pipe.send(None)
-    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent was killed
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent was killed
+        try:
+            steps = CONTENDERS[benchmark][name][0](*arguments)
+            steps = steps if isinstance(steps, dict) else {None: steps}
+            for step in steps.values():
+                for _ in range(5 if len(steps) == 1 else 1):
+                    step()
+        except Exception as error:
+            pipe.send(f"{type(error).__name__}: {error}")
+            return
+        pipe.send(None)
         _measure_on_request(pipe, steps)
 
 
@@ -412,10 +412,12 @@ def _start(process) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _answer(name: str, pipe):
+def _answer(name: str, pipe, *request: float):
     try:
+        for seconds in request:
+            pipe.send(seconds)
         return pipe.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):
         raise UserError(f"{name}: its process has ended; is there enough memory?") from None
 
 
@@ -437,8 +439,7 @@ def measure(benchmark: str, rounds: int, seconds: float, *arguments) -> dict[str
         running[name], times[name] = (process, pipe), {}
     for _ in range(rounds):
         for name, (_, pipe) in running.items():
-            pipe.send(seconds)
-            for key, found in _answer(name, pipe).items():
+            for key, found in _answer(name, pipe, seconds).items():
                 times[name].setdefault(key, []).extend(found)
     for process, pipe in running.values():
         pipe.send(None)

@@ -34,7 +34,7 @@ from experiments.errors import UserError, command, disk_errors, require
 from experiments.flags import flag, parse_flags
 from experiments.pictures import comparison_bars, comparison_curves, that_fit
 from experiments.results import MANIFEST, read_result
-from experiments.run_folder import METRICS
+from experiments.run_folder import METRICS, read_file
 from experiments.specification import check_published, check_report, describe, is_number, without_path_flags
 from minigrad import checkpoint
 
@@ -164,7 +164,7 @@ def read_sweep(folder: Path, about: dict, notes: list[str]) -> list[Panel]:
 
 def read_metrics(path: Path) -> list[dict]:
     try:
-        return [numbers(json.loads(line)) for line in path.read_text().splitlines()]
+        return [numbers(json.loads(line)) for line in read_file(path).splitlines()]
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is missing or damaged ({error}).") from error
 

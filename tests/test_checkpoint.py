@@ -110,6 +110,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["c"]  # nothing is left of the new one, which would fill a full disk further
 
 
+def test_what_is_left_of_an_earlier_write_is_not_written_through(tmp_path):
+    (tmp_path / "other").write_bytes(b"other")
+    (tmp_path / "c.part").symlink_to(tmp_path / "other")
+    checkpoint.write_atomically(tmp_path / "c", b"12345")
+    assert not (tmp_path / "c").is_symlink()
+    assert (tmp_path / "other").read_bytes() == b"other"
+
+
 def test_a_name_that_could_not_be_read_again_is_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be called '__metadata__'"):
         checkpoint.save(tmp_path / "c", {"__metadata__": np.ones(2)}, {})

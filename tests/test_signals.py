@@ -20,7 +20,8 @@ INTERRUPTED, NOTHING = "train_vae.py: interrupted.\n", "train_vae.py: interrupte
 # Python runs it first. It sends the signals NAMES, each when a function is called: FILE:FUNCTION, or its number among
 # all calls after the handlers were set
 SENDER = """
-import atexit, os, signal, sys
+import atexit, ctypes, os, sys
+kill = ctypes.CDLL(None).kill
 todo, calls = [(*name.split(",")[0].rsplit(":"), int(name.split(",")[1])) for name in os.environ["NAMES"].split()], 0
 def watch(frame, event, _):
     global calls
@@ -33,7 +34,7 @@ def watch(frame, event, _):
         *at, number = todo[0]
         if calls == int(at[0]) if len(at) == 1 else name == at[1] and frame.f_code.co_filename.endswith(at[0]):
             todo.pop(0)
-            os.kill(os.getpid(), number)
+            return [*map(kill, [os.getpid()], [number])]  # not handled in here, where an exception would end the watch
     elif "COUNT" not in os.environ:
         sys.setprofile(None)
 sys.setprofile(watch)
@@ -63,6 +64,7 @@ CASES = {
     "the data": ([("data/__init__.py:load_images", HUP)], NOTHING),
     "the folder": ([("run_folder.py:record", HUP)], NOTHING),
     "twice in the folder": ([("run_folder.py:record", INT), ("run_folder.py:remove_unless_begun", INT)], NOTHING),
+    "twice, in the last line": ([("data/__init__.py:load_images", HUP), ("experiments/start.py:write", INT)], NOTHING),
     "the first checkpoint": ([("checkpoint.py:save", INT)], f"stopped at epoch 1, step 1{GO_ON}"),
     "a step, by the terminal": ([("train_vae.py:step", HUP)], f"stopped at epoch 1, step 1{GO_ON}"),
     "a step, by a cluster": (
@@ -87,7 +89,7 @@ def test_a_signal_is_one_line_that_says_how_to_go_on(tmp_path, case):
     at, said = CASES[case]
     ran = run(tmp_path, VAE, *at)
     assert (ran.returncode, ran.stderr) == (130 if said else 0, said)
-    assert (tmp_path / "run").exists() == ("--resume" in said or not said)
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists() == ("--resume" in said or not said)
 
 
 @pytest.mark.slow
@@ -102,7 +104,7 @@ def test_a_signal_at_any_call_of_the_whole_run(tmp_path):
         ran = run(folder, VAE, *((str(n), rng.choice((INT, TERM, HUP))) for n in at))
         assert ran.returncode in (0, 130), ran.stderr
         assert ran.stderr.count("\n") == (ran.returncode != 0), (at, ran.stderr)
-        kept = (folder / "run").exists()
+        kept = (folder / "run" / "checkpoint.safetensors").exists()
         assert ("--resume" in ran.stderr) == (kept and ran.returncode != 0), (at, ran.stderr)
         command = ["train_vae.py", "--resume", "run", "--quiet"] if kept else VAE
         assert run(folder, command, check=True).stderr == "", at
@@ -145,6 +147,19 @@ def test_ctrl_c_on_the_terminal_of_a_benchmark_is_one_line(tmp_path):
     out, err = process.communicate()
     lines = [line for line in err.splitlines() if "not installed" not in line and "left out" not in line]
     assert (process.returncode, out, lines) == (130, "", ["bench.py: interrupted."])
+
+
+@pytest.mark.slow
+def test_a_benchmark_that_is_killed_ends_its_contenders_in_silence(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "bench.py"), "ops", "--seconds", "0.3"]
+    with open(tmp_path / "err", "w+") as err:
+        process = subprocess.Popen(command, stderr=err, stdout=subprocess.PIPE, start_new_session=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.communicate(timeout=3)
+        process.kill()
+        process.communicate()  # its contenders have the output, too: until all have ended
+        err.seek(0)
+        assert "Traceback" not in err.read()
 
 
 @pytest.mark.slow

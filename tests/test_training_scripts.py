@@ -112,6 +112,11 @@ def nested(path):
     path.write_text(100_000 * "[" + "\n")
 
 
+def a_pipe(path):
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
 def a_folder(path):
     path.unlink(missing_ok=True)
     path.mkdir()
@@ -533,8 +538,11 @@ MISFITS = (
     (another_number, "", "metrics.jsonl is not as it was when the checkpoint was made"),
     (lambda f: nested(f / "metrics.jsonl"), "", "metrics.jsonl is damaged"),
     (lambda f: nested(f / "config.json"), "", "config.json is missing or damaged"),
-    (lambda f: a_folder(f / "metrics.jsonl"), "", "metrics.jsonl is a folder, where the run needs a file"),
-    (lambda f: a_folder(f / "checkpoint.safetensors.part"), "", "checkpoint.safetensors.part is a folder"),
+    (lambda f: a_folder(f / "metrics.jsonl"), "", "metrics.jsonl is no file, where the run needs one"),
+    (lambda f: a_folder(f / "checkpoint.safetensors.part"), "", "checkpoint.safetensors.part is no file"),
+    (lambda f: a_pipe(f / "metrics.jsonl"), "", "metrics.jsonl is no file, where the run needs one"),
+    (lambda f: a_pipe(f / "config.json"), "", "config.json is missing or damaged (config.json is no file)"),
+    (lambda f: a_pipe(f / "picture.png"), "", "picture.png is no file, where the run needs one"),
     (rewritten(1, epoch="2"), "", "checkpoint.safetensors is damaged"),
     (rewritten(1, epoch=1.5), "", "checkpoint.safetensors is damaged"),
     (rewritten(1, step_in_epoch=10**6), "", "checkpoint.safetensors is damaged (step 1000000 of "),

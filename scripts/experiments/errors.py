@@ -80,12 +80,13 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
                 code, said = _run(main, argv), ""
             except (UserError, start.OutputError) as error:
                 code, said = 2, f"error: {error}"
-            signals.handle(signals.end_with(code))
+            signals.handle(signals.overlook)
         except KeyboardInterrupt:
             code, said = signals.CODE, f"interrupted{signals.kept}"
-            signals.handle(signals.end_with(code))
+            signals.handle(signals.overlook)
         if said:
             print(f"{Path(sys.argv[0]).name}: {said}", file=sys.stderr)
+        signals.handle(signals.end_with(code))
         return code
 
     return wrapped

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError, require
-from .run_folder import CHECKPOINT, CONFIG
+from .run_folder import CHECKPOINT, CONFIG, read_file
 from .specification import without_path_flags
 
 RESULT = "result.json"
@@ -19,7 +19,7 @@ def read_result(folder: Path) -> dict | None:
     """What a finished run left, None where there is no result. UserError if it is damaged."""
     path = folder / RESULT
     try:
-        result = json.loads(path.read_bytes())
+        result = json.loads(read_file(path))
         if not (isinstance(result["config"], dict) and isinstance(result["metrics"], dict)):
             raise TypeError("it has no configuration or no metrics")
         return result
@@ -35,7 +35,7 @@ def check_folder(folder: Path, config: dict[str, Any]) -> str:
     if not folder.exists():
         return ""
     try:
-        stored = json.loads((folder / CONFIG).read_bytes())["config"]
+        stored = json.loads(read_file(folder / CONFIG))["config"]
         differ = sorted(k for k in stored.keys() | config.keys() if stored.get(k) != config.get(k))
     except FileNotFoundError:
         rest = [p.name for p in folder.iterdir() if p.suffix != ".part"]  # a run was killed while it made the folder

@@ -49,10 +49,17 @@ def lock(file: Any) -> bool:
     return True
 
 
+def read_file(path: Path) -> bytes:
+    """What a file of a run holds. OSError for a pipe, which would be waited for, or a device, which may never end."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path.name} is no file")
+    return path.read_bytes()
+
+
 def read_config(path: Path, config_class: type) -> tuple[Any, dict[str, Any]]:
     """(the configuration in a run folder, all that stands beside it). UserError if it is of another program."""
     try:
-        about = json.loads((path / CONFIG).read_bytes())
+        about = json.loads(read_file(path / CONFIG))
         stored = about["config"]
         names = {f.name for f in dataclasses.fields(config_class)}
         require(isinstance(stored, dict) and stored.keys() == names, "it belongs to another program")
@@ -154,8 +161,11 @@ class RunFolder:
     def check_writable(self) -> None:
         """UserError if what a run changes cannot be changed: now, and not after an epoch."""
         require(os.access(self.path, os.W_OK | os.X_OK), f"the run folder {self.path} cannot be written.")
-        for file in (self.path / (name + end) for name in (CONFIG, CHECKPOINT, METRICS) for end in ("", ".part")):
-            require(not file.is_dir(), f"{file} is a folder, where the run needs a file: move it.")
+        own = {name + end for name in (CONFIG, CHECKPOINT, METRICS) for end in ("", ".part")}
+        with disk_errors():
+            for file in self.path.iterdir():
+                fits = file.is_file() or not file.exists() or (file.is_dir() and file.name not in own)
+                require(fits, f"{file} is no file, where the run needs one: move it.")
 
     def save(self, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
         """Replace the checkpoint. `info` also remembers the lines of the metrics, so that a resumed run adds to them
@@ -214,7 +224,7 @@ class RunFolder:
     def _lines(self, size: int | None = None) -> list[bytes]:
         """The lines of the metrics that begin in the first `size` bytes. A last one without its end was not written."""
         path = self.path / METRICS
-        data = path.read_bytes() if path.exists() else b""
+        data = read_file(path) if path.exists() else b""
         return data[: data.rfind(b"\n") + 1][:size].splitlines()
 
 
@@ -222,7 +232,7 @@ def _is_free(path: Path) -> bool:
     """Is the folder empty, but for what a run leaves that is killed before its first checkpoint?"""
     names = {file.name for file in path.iterdir()}
     own = {CONFIG, *(f"{name}.part" for name in (CONFIG, CHECKPOINT, METRICS))}
-    return names <= own and (CONFIG not in names or b'"minigrad":' in (path / CONFIG).read_bytes())
+    return names <= own and (CONFIG not in names or b'"minigrad":' in read_file(path / CONFIG))
 
 
 def _make(path: Path, numbered: bool) -> tuple[Path, bool]:

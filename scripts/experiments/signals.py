@@ -53,6 +53,11 @@ def interrupt(_: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+def overlook(*_: object) -> None:
+    """A handler for when the last line is said, so that it is said once. Python reports a signal that comes just before
+    SIG_IGN is set."""
+
+
 def end_with(code: int) -> Callable[..., None]:
     """A handler for when all has been said and done."""
     return lambda *_: os._exit(code)
