@@ -5,6 +5,7 @@ import json
 import math
 import re
 
+import matplotlib as mpl
 import pytest
 from matplotlib.axes import Axes
 from scipy import stats
@@ -223,6 +224,12 @@ def test_markdown_shows_a_name_as_it_is():
     assert report.markdown_text("_a_ x_y $z$ <b> `c` a|b *") == r"\_a\_ x_y \$z\$ \<b\> \`c\` a\|b \*"
     assert pictures.plain("_a $x$\n") == r" _a \$x\$ "
     assert pictures.plain("x" * 100) == "x" * 39 + "…"
+
+
+def test_a_picture_needs_no_latex(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with mpl.rc_context({"text.usetex": True}):
+        pictures.curves(tmp_path / "curve.png", [{"epoch": 1, "train": 1.0, "test": 2.0}], pictures.plain("$a_b"))
 
 
 def test_a_sweep_that_is_too_large_for_a_picture_has_the_first_rows_in_it(tmp_path, capsys, monkeypatch):

@@ -38,9 +38,11 @@ def plain(name: str, most: int = 40) -> str:
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of that size in inches; `figure.savefig(path, dpi=150)` ends a picture."""
+    from matplotlib import rcParams
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    rcParams["text.usetex"] = False  # a matplotlibrc can want LaTeX, which need not be there, nor take our names
     warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for what the font does not have
     return FigureCanvasAgg(Figure(figsize=(width, height), layout="constrained")).figure
 
