@@ -38,7 +38,7 @@ COMMANDS = (
     "train_semi_supervised.py --epochs 1 --hidden 8 --latent 2 --images 250 --labels 20 --out OUT",
     "train_conditional.py --epochs 1 --experts 20 --gater 8 --batch 200 --out OUT",
     "polynomial.py --epochs 1 --steps 5 --out OUT",
-    "measure_gradients.py --images 5 --estimators st --samples 40 --taus 1 --out OUT",
+    "measure_gradients.py --images 5 --estimators st-gs --samples 40 --taus 1 --out OUT",
     "evaluate_listops.py LISTOPS sequences.tsv --trees 1",
     "draw_curves.py VAE --metric test --out OUT.png",
     "sweep.py sweep.toml --workers 1 --out OUT",
