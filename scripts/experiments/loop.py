@@ -33,6 +33,7 @@ from minigrad import Rng
 from minigrad.backend import BACKENDS, BackendUnavailable, get_backend
 from minigrad.optim import OPTIMIZERS
 from models.data import DATASETS, PIXELS, DataError, binarise, load_images
+from models.data.errors import data_folder
 
 from .errors import UserError, disk_errors, require, size_errors, user_errors
 from .flags import DTYPES, at_least, check_lr, check_read, check_seed, flag, one_of, option, parse_flags
@@ -85,6 +86,9 @@ class Config:
         with user_errors(SettingError):
             unread = self.unread(self.create_estimator())
         check_read(given, unread)
+        if "data_dir" not in unread:
+            with user_errors(DataError):
+                data_folder(self.data_dir)
         return unread
 
 
