@@ -238,7 +238,7 @@ def listops_batches(data_dir):
     sequences = listops.load(data_dir, counts=(1, 16_000, 1))["valid"]
     kept, _ = listops.within(sequences, tokenizer, LONGEST)
     batches = listops.batches(kept[: len(kept) // SEQUENCES * SEQUENCES], tokenizer, SEQUENCES)
-    chosen = [batches[round(i * (len(batches) - 1) / (BATCHES - 1))] for i in range(BATCHES)]
+    chosen = [batches[round(i * (len(batches) - 1) / (BATCHES - 1))] for i in range(BATCHES if batches else 0)]
     if len({batch.ids.shape[1] for batch in chosen}) < BATCHES:
         raise DataError(f"the sequences have too few lengths for {BATCHES} batches: choose another --data-dir.")
     return tokenizer, chosen
@@ -392,7 +392,7 @@ def _measure_on_request(pipe, steps) -> None:
         for step in list(steps.values())[:1] * 3:
             step()
         times, end = {key: [] for key in steps}, perf_counter() + seconds
-        while perf_counter() < end:
+        while not any(times.values()) or perf_counter() < end:
             for key, step in steps.items():
                 start = perf_counter()
                 step()
@@ -523,15 +523,16 @@ def main(argv=None) -> int:
     at_most(10_000, flags, "rounds")
     require(0.0 < flags.seconds < math.inf, f"--seconds must be positive and finite, got {flags.seconds}.")
     require(not flags.data_dir or flags.benchmark == "listops", "--data-dir is for listops: leave it out.")
+    require(not figure or flags.benchmark in AXES, f"--figure is for {' and '.join(AXES)}: leave it out.")
     if flags.benchmark == "listops":
         arguments, figure = (flags.data_dir,), figure or "listops-speed.png"
-        with user_errors(DataError):
+    if figure:
+        check_picture(figure)
+    if flags.benchmark == "listops":
+        with user_errors(DataError), disk_errors():
             if "valid" not in listops.files(flags.data_dir):
                 print("no listops/valid.tsv in --data-dir or MINIGRAD_DATA: sequences are generated", file=sys.stderr)
             listops_batches(flags.data_dir)
-    require(not figure or flags.benchmark in AXES, f"--figure is for {' and '.join(AXES)}: leave it out.")
-    if figure:
-        check_picture(figure)
     medians = measure(flags.benchmark, flags.rounds, flags.seconds, *arguments)
     show(flags.benchmark, medians)
     if figure:

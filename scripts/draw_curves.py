@@ -17,7 +17,7 @@ from pathlib import Path
 
 from experiments.errors import command, disk_errors, require
 from experiments.flags import Parser
-from experiments.pictures import check_picture, several_curves
+from experiments.pictures import MOST_ROWS, check_picture, several_curves
 from experiments.run_folder import METRICS, RunFolder
 from experiments.specification import is_number
 
@@ -30,6 +30,7 @@ def main(argv=None) -> int:
     parser.add_argument("--out", default="curves.png", help="where the picture goes (default curves.png)")
     flags, curves = parser.parse_args(argv), {}
     check_picture(flags.out)
+    require(len(flags.runs) <= MOST_ROWS, f"a picture has room for {MOST_ROWS} curves, got {len(flags.runs)}.")
     for text in flags.runs:
         with disk_errors():
             name, _, path = ("", "", text) if Path(text).is_dir() else text.rpartition("=")

@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.errors import UserError, command, disk_errors, require, size_errors, user_errors
-from experiments.flags import flag, one_of, parse_flags, read_values
-from experiments.listops import BEST, SHORTEST, Config, evaluate, make_model, short_enough, spelled, summary
+from experiments.flags import at_least, at_most, flag, one_of, parse_flags, read_values
+from experiments.listops import BEST, LONGEST, SHORTEST, Config, evaluate, make_model, short_enough, spelled, summary
 from minigrad import Rng, checkpoint
 from minigrad.backend import BACKENDS, BackendUnavailable, get_backend
 from minigrad.checkpoint import CheckpointError, StateError
@@ -42,15 +42,15 @@ POSITIONAL = (
 
 @dataclass(frozen=True)
 class Flags:
-    max_length: int | None = flag(None, "leave out sequences of more tokens", type=int)
+    max_length: int | None = flag(None, f"leave out sequences of more tokens, at most {LONGEST:,}", type=int)
     backend: str = flag("numpy", f"one of {', '.join(BACKENDS)}")
     trees: int = flag(0, "print the trees of the first N sequences", metavar="N")
 
     def check(self) -> None:
         """UserError, one sentence, for the first value out of range."""
-        most = self.max_length
-        require(most is None or most >= SHORTEST, f"--max-length must be at least {SHORTEST}, got {most}.")
-        require(self.trees >= 0, f"--trees must be at least 0, got {self.trees}.")
+        at_least(SHORTEST, self, "max_length")
+        at_most(LONGEST, self, "max_length")
+        at_least(0, self, "trees")
         one_of(self, backend=sorted(BACKENDS))
 
 
@@ -97,7 +97,7 @@ def main(argv=None) -> int:
         f"--trees is for a model that chooses trees: that of {path} has the encoder {config.encoder}.",
     )
     with user_errors(DataError):
-        sequences = short_enough(file, listops.read(file), tokenizer, flags.max_length)
+        sequences = short_enough({file: listops.read(file)}, tokenizer, flags.max_length)[file]
     with np.errstate(all="ignore"):  # the loss is looked at instead
         loss, right, choices = evaluate(model, config, sequences, tokenizer, backend)
     require(np.isfinite(loss).all(), f"{path} gives a loss that is infinite or NaN: the model is not usable.")

@@ -99,7 +99,7 @@ class Config:
         for name in ("estimators", "taus"):
             values = getattr(self, name)
             twice = [value for n, value in enumerate(values) if value in values[:n]]
-            require(not twice, f"--{name} has {twice and twice[0]} twice.")
+            require(not twice, f"--{name} has {twice and twice[0]} twice: leave one out.")
         least = 2 * GROUPS
         require(
             self.samples is None or self.samples >= least,
@@ -202,7 +202,9 @@ def make_problem(c: Config):
     if c.checkpoint:
         folder, stored = RunFolder.resume(c.checkpoint, vae.Config, {}, ())
         arrays, info = folder.load()
-        run = vae.VAEExperiment(dataclasses.replace(stored, backend="numpy", data_dir=c.data_dir or stored.data_dir))
+        stored = dataclasses.replace(stored, backend="numpy", data_dir=c.data_dir or stored.data_dir)
+        stored.check_given(["data_dir"] if c.data_dir else [])
+        run = vae.VAEExperiment(stored)
         prefix = "model."
         with user_errors(StateError, file=folder.path / CHECKPOINT):
             run.model.load_state_dict({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})

@@ -154,7 +154,7 @@ def read_sweep(folder: Path, about: dict, notes: list[str]) -> list[Panel]:
                 row.curves[seed] = read_metrics(folder / run["key"] / METRICS)
                 row.results[seed] = numbers(result["metrics"])
         except UserError as error:
-            notes.append(f"{str(error).rstrip('.')}: left out.")
+            notes.append(f"{str(error).rstrip('.')}: left out; move {folder / run['key']} and start the sweep again.")
             result = None
         unfinished += not result
     if unfinished:
@@ -365,6 +365,8 @@ def main(argv=None) -> int:
     with disk_errors():
         require(folder.is_dir(), f"there is no folder {folder}.")
         panels = read_sweeps(folder, notes)
+    nothing = f"{folder} has no sweep in or below it, no file *{MANIFEST}: start one with scripts/sweep.py."
+    require(panels, " ".join(notes) or nothing)
     shown = list(picture_data(panels))
     fit = that_fit(shown)
     if sum(len(rows) for *_, rows in fit) < sum(len(rows) for *_, rows in shown):
@@ -373,7 +375,6 @@ def main(argv=None) -> int:
         notes.append(f"only the first {MOST_COMPARED} rows of a table are compared with each other.")
     for note in notes:
         print(note, file=sys.stderr)
-    require(panels, f"{folder} has no sweep in or below it, no file *{MANIFEST}: start one with scripts/sweep.py.")
     with disk_errors():
         out.mkdir(parents=True, exist_ok=True)
         write = lambda name, data: checkpoint.write_atomically(out / name, data)

@@ -92,12 +92,12 @@ def main(argv=None) -> int:
         raise UserError(f"{where['spec']}: {error}") from error
     out = Path(flags.out or Path("runs") / spec.name)
     with disk_errors():
+        require(out.is_dir() or not out.exists(), f"{out} is no folder: choose another --out.")
         sweep = Sweep(spec, runs, out, flags)
         if flags.list:
             for key, run in sweep.runs.items():
                 print(f"{key}  {sweep.state[key] or 'not begun':10}  {run.name}")
             return 0
-        sweep.write_manifest()
         overview, again = Overview(), shlex.join([sys.argv[0], *(argv if argv is not None else sys.argv[1:])])
         signals.kept = f"; go on with: python {again}"
         resumed = sum(has == "checkpoint" for has in sweep.state.values())
@@ -105,9 +105,12 @@ def main(argv=None) -> int:
         finished = True
         if len(sweep.finished) < len(runs):
             with EXECUTORS[flags.executor](flags, {run.config.backend for run in runs}) as worker:
+                sweep.write_manifest()  # when it is sure that runs can begin
                 overview.say(f"{spec.name}: {len(runs)} runs in {out}, {begun}; {worker.title}")
                 finished = sweep.perform(worker, overview)
                 overview.clear()
+        else:
+            sweep.write_manifest()
     state = f"{len(sweep.finished)} of {len(runs)} runs are finished"
     if not finished:
         print(f"stopped: {state}{signals.kept}", file=sys.stderr)

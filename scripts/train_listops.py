@@ -19,7 +19,7 @@ before_numpy()
 
 import hashlib
 
-from experiments.errors import command, require, user_errors
+from experiments.errors import command, disk_errors, require, user_errors
 from experiments.listops import BEST, Config, evaluate, known_trees, make_model, short_enough, spelled, summary
 from experiments.loop import Experiment, run
 from experiments.pictures import forest, learning_curves
@@ -45,23 +45,21 @@ class ListOps(Experiment):
         return "listops", *how, f"s{c.seed}"
 
     def build(self, c: Config) -> None:
-        with user_errors(DataError):
+        self.tokenizer = listops.Tokenizer(c.split)
+        self.model = make_model(c, self.tokenizer, self.rng.site("weights")).to(self.backend)
+        with user_errors(DataError), disk_errors():
             found = listops.files(c.data_dir or None)
         require(
             found or not c.data_dir,
             f"{c.data_dir} has no listops/train.tsv, valid.tsv or test.tsv: give another --data-dir, or none.",
         )
         counts = (c.generate, max(10, min(1000, c.generate // 10)), max(10, c.generate // 9))
-        self.tokenizer = listops.Tokenizer(c.split)
         with user_errors(DataError):
             splits = listops.load(c.data_dir or None, counts, c.seed)
         self.remarks = (f"sequences {listops.sources(c.data_dir or None)}",)
-        self.sequences = {
-            name: short_enough(name, found, self.tokenizer, c.max_length) for name, found in splits.items()
-        }
+        self.sequences = short_enough(splits, self.tokenizer, c.max_length)
         self.steps_per_epoch = -(-len(self.sequences["train"]) // c.batch)
         self.fingerprint = hashlib.blake2b(repr(splits).encode(), digest_size=8).hexdigest()
-        self.model = make_model(c, self.tokenizer, self.rng.site("weights")).to(self.backend)
         self.optimizer = OPTIMIZERS[c.optimizer](self.model.parameters(), c.lr)
         self.schedule = Plateau(self.optimizer, patience=c.patience)
         self.best, self.is_best = -1.0, False  # validation accuracy

@@ -113,7 +113,6 @@ class SemiSupervised(ImageExperiment):
         classes = int(self.images.train_labels.max()) + 1
         if self.estimator is not None:
             self.check_size(1, classes)
-            self.warn_of(self.estimator)
         self.keep_labels(classes)
         pixels, rows = self.train.shape[1], min(c.batch, len(self.train)) * draws(self.estimator)
         numbers = 3 * weights(pixels, *c.hidden, c.latent, *c.hidden, pixels) + rows * (sum(c.hidden) + c.latent)
@@ -121,6 +120,8 @@ class SemiSupervised(ImageExperiment):
         shape, rng = (self.images.train.shape[1], classes, c.latent, c.hidden), self.rng.site("weights")
         self.model = SemiSupervisedVAE(*shape, rng=rng, dtype=self.dtype).to(self.backend)
         self.optimizer = c.optimizer_for(self.model)
+        if self.estimator is not None:
+            self.warn_of(self.estimator)
 
     def keep_labels(self, classes: int) -> None:
         c, images, to_device = self.config, self.images, self.backend.to_device

@@ -129,7 +129,6 @@ class Structured(ImageExperiment):
         variables, categories = c.variables or (200 if bits else 20), None if bits else c.categories
         rows = 1
         if self.estimator is not None:
-            self.warn_of(self.estimator)
             self.check_size(variables, 2 if bits else categories)
             check_evaluations(self.estimator, variables, 2 if bits else categories, c.layers)
             rows = draws(self.estimator) ** c.layers * c.train_samples
@@ -147,6 +146,7 @@ class Structured(ImageExperiment):
         if self.estimator is not None:
             with user_errors(ValueError):  # an estimator that cannot be nested, or not be given several samples
                 self.model.check(self.estimator, c.train_samples)
+            self.warn_of(self.estimator[0])
         self.optimizer = c.optimizer_for(self.model)
 
     def step(self, index, rng: Rng) -> tuple:

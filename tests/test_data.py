@@ -89,6 +89,9 @@ def test_a_missing_truncated_or_altered_file_is_named(tiny_mnist, monkeypatch):
     for load in (lambda: load_images("mnist"), lambda: listops.load(counts=(1, 1, 1))):
         with pytest.raises(DataError, match="give the environment variable MINIGRAD_DATA a folder"):
             load()
+    monkeypatch.setenv("MINIGRAD_DATA", "x" * 300)  # no file can have such a name
+    with pytest.raises(DataError, match="give the environment variable MINIGRAD_DATA a folder"):
+        listops.files()
     with pytest.raises(DataError, match="there is no folder"):
         load_images("mnist", folder / "elsewhere")
 

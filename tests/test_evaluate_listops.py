@@ -214,6 +214,8 @@ GOOD = "2\t( ( ( [MIN 2 ) 7 ) ] )"
         ("4\t[MIN 4 7", "the operator [MIN is not closed by a ]."),
         ("4\t[MIN 4 7 ] ]", "a ] without its operator."),
         ("4\t[AVG 4 7 ]", "unknown token '[AVG'."),
+        ("4\t[MIN 4 " + "7" * 5000, "unknown token '777777777777...7777777777777'."),
+        ("4" * 5000 + "\t[MIN 4 7 ]", "the label is '444444444444...4444444444444', but the sequence has the value 4."),
         ("4\t[MIN ]", "the operator [MIN has no arguments."),
         ("4\t", "it is empty."),
         ("", "an empty line."),
@@ -239,12 +241,16 @@ def test_a_file_without_sequences(trained, tmp_path, capsys):
     path.write_text("9\t[MAX 1 2 3 9 ]\n")
     error = refused(capsys, trained / "latent", path, "--max-length", 5)
     assert f"{path}: no sequence has 2 to 5 tokens: raise --max-length." in error
+    path.write_text("9\t[MAX 9 9 ]\n9\t[MAX" + " 9" * 10_000 + " ]\n")
+    error = refused(capsys, trained / "latent", path)
+    assert f"{path} has a sequence of 10,002 tokens: give --max-length 10000 or less." in error
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--max-length", "4"], "--max-length must be at least 5, got 4."),
+        (["--max-length", "10001"], "--max-length must be at most 10,000, got 10001."),
         (["--max-length", "many"], "argument --max-length: 'many' is not a whole number"),
         (["--trees", "-1"], "--trees must be at least 0, got -1."),
         (["--backend", "tpu"], "unknown backend 'tpu'; the known ones are auto, cupy, numpy"),

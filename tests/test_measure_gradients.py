@@ -340,6 +340,7 @@ def refused(capsys, message):
         (lambda f: (f / "config.json").write_text("{"), [], "config.json is missing or damaged"),
         (lambda f: spoil_weights(f), [], "the exact gradient is not finite: the model's parameters are damaged"),
         (lambda f: None, ["--code", "categorical"], "the checkpoint says what its model is like: leave --code out"),
+        (lambda f: None, ["--data-dir", "/"], "the digits are embedded: leave --data-dir out"),
         (lambda f: None, ["--images", "361"], "there are only 360 test images"),
         (lambda f: None, ["--estimators", "disarm"], "is for bernoulli variables"),
     ],

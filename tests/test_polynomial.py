@@ -316,7 +316,7 @@ BAD_FLAGS = [
     (["--out", "x" * 300], "File name too long"),
     (["--estimator", "vimco"], "vimco lowers −E log mean e^(−f), which is not E f(z): choose another"),
     (["--estimator", "rloo:samples=999999999"], "samples must be an integer of at least 2 and at most 10000"),
-    (["--out", ""], "out is empty: give it a name"),
+    (["--out", ""], "out is empty: give it a value"),
     (["--resume", "run"], "unrecognized arguments: --resume run"),
 ]
 

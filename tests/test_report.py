@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import warnings
 
 import matplotlib as mpl
 import pytest
@@ -251,6 +252,11 @@ def test_a_sweep_that_is_too_large_for_a_picture_has_the_first_rows_in_it(tmp_pa
         (["one", "--metric", "by"], "'one' has no metrics.jsonl with numbers for 'by'"),
         (["nothing"], "'nothing' has no metrics.jsonl with numbers"),
         (["one", "--out", "a.xyz"], "no picture ends in .xyz"),
+        (["one", "--out", "a.pgf"], "no picture ends in .pgf"),
+        (["one", "--out", "two"], "two is a folder: give the picture a name"),
+        (["one", "--out", "no/a.png"], "there is no folder no for the picture"),
+        (["one", "--out", ""], "out is empty: give it a value, or leave it out"),
+        ([f"{n}=one" for n in range(201)], "a picture has room for 200 curves, got 201"),
     ],
 )
 def test_curves_that_cannot_be_drawn_are_a_sentence(tmp_path, capsys, monkeypatch, flags, message):
@@ -265,6 +271,9 @@ def test_curves_that_cannot_be_drawn_are_a_sentence(tmp_path, capsys, monkeypatc
     assert not list(tmp_path.glob("*.png"))
     assert draw_curves.main(["lr=1", "b=one"]) == 0  # a folder's name may look like a curve's
     assert (tmp_path / "curves.png").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no room
+        assert draw_curves.main([f"curve number {n}=one" for n in range(200)]) == 0
 
 
 # ---- what is missing or damaged
@@ -304,7 +313,7 @@ def test_a_damaged_run_is_left_out_and_said(tmp_path, capsys, name, content, mes
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
     assert message in said[0]
-    assert key in said[0]
+    assert f"move {out / key} and start the sweep again" in said[0]
     assert rows_of(written(out), "A")[0][:3] == ["A", "2 of 3", "2.50 ± 0.71"]
 
 
@@ -331,6 +340,11 @@ def test_a_damaged_sweep_does_not_hide_another_one(tmp_path, capsys, spoil):
     assert report.main([str(out)]) == 0
     assert "other.sweep.json is damaged" in capsys.readouterr().err
     assert rows_of(written(out), "A")
+    (out / "tiny.sweep.json").unlink()
+    assert report.main([str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "other.sweep.json is damaged" in error
+    assert error.count("\n") == 1
 
 
 def test_a_curve_is_made_of_numbers(tmp_path):

@@ -439,7 +439,7 @@ def test_without_retries_a_lost_run_has_failed(tmp_path, capsys, here):
 
 
 @pytest.mark.parametrize("there", ["nothing", "no address", "a web server"])
-def test_a_scheduler_that_does_not_answer_is_a_sentence(tmp_path, there):
+def test_a_scheduler_that_does_not_answer_is_a_sentence_and_nothing_is_made(tmp_path, there):
     pytest.importorskip("distributed", reason="DASK NOT RUN: distributed is not installed")
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=refuse, args=(server,), daemon=True).start()
@@ -450,6 +450,7 @@ def test_a_scheduler_that_does_not_answer_is_a_sentence(tmp_path, there):
         result = subprocess.run([*script, *flags], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr == f"sweep.py: error: the scheduler {address} does not answer: is it running, and reachable?\n"
+    assert not (tmp_path / "runs").exists()
 
 
 def refuse(server):
@@ -508,8 +509,8 @@ BAD = {
     "[grid]\nseed = [1]": "there is no script",
     'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nmetric = 1': "unknown key 'metric' in [report]",
     'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nbetter = "up"': '[report] better must be "lower" or "higher"',
-    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nunit = 1': "unit must be one value or a table of them, got 1",
-    'script = "train_vae"\n[grid]\nseed = [1]\n[report.scale]\ntest = "a"': "scale must be one value or a table of",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nunit = 1': "unit must be a text or a table of them, got 1",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report.scale]\ntest = "a"': "scale must be a number other than 0 or a",
     'script = "train_vae"\ntitle = 3\n[grid]\nseed = [1]': "title must be a text, got 3",
     'script = "train_vae"\n[grid]\nseed = [1]\n[report]\npanels = ["taau"]': "unknown key 'taau' in [report] panels",
     'script = "train_vae"\n[grid]\nseed = [1]\n[report]\npanels = "tau"': "[report] panels must be a list of names",
@@ -530,9 +531,15 @@ BAD = {
     f'script = "train_vae"\n{"k" * 5000} = 1': "unknown key 'kkk",
     'script = "train_vae"\n[grid]\nlr = [1e-3, nan]': "the learning rate, must be positive and finite, got nan",
     'script = "train_vae"\n[grid]\nlr = [1e-3]\nseed = [0, -1]': "--seed must be an integer from 0",
-    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nscale = nan': "[report] scale must be one value or a table",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nscale = nan': "[report] scale must be a number other than 0",
     'script = "train_vae"\n[[cases]]\npublished = { test = inf }': "published test must be a mean, or a mean and its",
-    'script = "train_vae"\n[fixed]\ndata = "mnist"\n[grid]\ndata_dir = ["a", "b"]': "data_dir a, seed 0 and data_dir b",
+    'script = "train_vae"\n[fixed]\ndata = "mnist"\n[grid]\ndata_dir = [".", "/"]': "data_dir ., seed 0 and data_dir /",
+    'script = "train_vae"\n[fixed]\ndata = "mnist"\ndata_dir = "/no"\n[grid]\nseed = [1]': "there is no folder '/no'",
+    'script = "train_vae"\n[[cases]]\nname = ["a"]': 'the name of a case must be a text, got ["a"]',
+    'script = "train_vae"\n[[cases]]\npublished = { test = [1, -2] }': "published test must be a mean, or a mean and",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nscale = 0': "scale must be a number other than 0",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report.unit]\ntrain = "%"': "unknown key 'train' in [report] unit",
+    'script = "train_vae"\n[grid]\nseed = [1]\n[report]\nmetrics = ["test", "test"]': "metrics has a name twice",
     'script = "train_vae"\n[grid]\ntau = [1, 1.0]': "two runs are one, tau 1.0, seed 0: nothing that is",
     'script = "train_vae"\n[[cases]]\nname = "a"\n[[cases]]\nname = "b"': "two runs are one, a, seed 0 and b, seed 0",
     'script = "train_vae"\n[fixed]\ndata_dir = "/"\n[grid]\nseed = [1]': "the digits are embedded: leave --data-dir",
@@ -584,6 +591,9 @@ def test_a_bad_specification_is_a_sentence_and_nothing_is_made(tmp_path, capsys,
         (["--retries", "-1"], "--retries must be at least 0"),
         (["--backend", "tpu"], "unknown backend 'tpu'"),
         (["--out", "/proc/nothing"], "/proc/nothing"),
+        (["--out", "/dev/null"], "/dev/null is no folder: choose another --out"),
+        (["--out", "/dev/null", "--list"], "/dev/null is no folder: choose another --out"),
+        (["--data-dir", ""], "data-dir is empty: give it a value, or leave it out"),
     ],
 )
 def test_a_bad_flag_is_a_sentence(tmp_path, capsys, flags, message):
@@ -660,8 +670,10 @@ def test_runs_without_an_estimator_can_be_specified(script, flags):
 
 def test_where_the_data_are_is_said_to_the_runs_that_read_some():
     found = {"script": "train_vae", "grid": {"data": ["digits", "mnist"]}}
-    runs = Specification.of("x", found, small=False).runs(data_dir="here")
-    assert [(r.config.data, r.config.data_dir) for r in runs] == [("digits", ""), ("mnist", "here")]
+    spec = Specification.of("x", found, small=False)
+    assert [(r.config.data, r.config.data_dir) for r in spec.runs(data_dir="/")] == [("digits", ""), ("mnist", "/")]
+    with pytest.raises(UserError, match="there is no folder '/nonexistent'"):  # now, and not once for each run
+        spec.runs(data_dir="/nonexistent")
 
 
 def test_no_more_runs_than_the_window_are_with_the_executor(tmp_path, monkeypatch, here):
@@ -701,6 +713,9 @@ def test_set_replaces_what_is_said_about_a_flag_wherever_it_is_said(tmp_path, ca
     assert [r.published for r in runs] == [{"test": [1.0, None]}] * 2 + [{}] * 2
     assert spec.title == "T, with epochs=7, lr = [1e-3, 1e-4], tau=2.0, categories=6, seed=4"
     assert spec.name == "x-epochs=7-lr=-1e-3-1e-4-tau=2.0-categories=6-seed=4"
+    names = [Specification.of("x", found, False, [f"seed={[*range(n)]}"]).name for n in (200, 300)]
+    assert max(map(len, names)) < 200  # a file is called so
+    assert names[0] != names[1]
     small = Specification.of("x", found, True, ["seed=4"])
     assert (small.fixed, small.name) == ({"epochs": 1, "lr": 1e-2, "seed": 4}, "x-seed=4")
 

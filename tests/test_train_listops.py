@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from experiments import run_folder
 from minigrad import Rng, Tensor, checkpoint
 from minigrad.optim import SGD, Plateau
 from models import trees
-from models.data import listops
+from models.data import DataError, listops
 
 ROOT = Path(__file__).parents[1]
 SIZES = ["--generate", "60", "--dim", "8", "--hidden", "8", "--max-length", "15", "--batch", "8"]
@@ -437,3 +438,19 @@ def test_without_a_file_the_benchmark_generates_sequences_of_ten_lengths(monkeyp
     monkeypatch.delenv("MINIGRAD_DATA", raising=False)
     _, batches = bench.listops_batches(None)
     assert len({batch.ids.shape[1] for batch in batches}) == len(batches) == 10
+
+
+def test_a_file_with_too_few_sequences_for_the_benchmark(tmp_path):
+    (tmp_path / "listops").mkdir()
+    (tmp_path / "listops" / "valid.tsv").write_text("9\t[MAX 9 1 ]\n")
+    with pytest.raises(DataError, match="too few lengths for 10 batches"):
+        bench.listops_batches(tmp_path)
+
+
+def test_however_short_its_turn_is_a_contender_takes_a_step():
+    asked, answers = iter([1e-9, None]), []
+    pipe = SimpleNamespace(recv=lambda: next(asked), send=answers.append)
+    bench._contender("ops", "minigrad", (), pipe)
+    problem, times = answers
+    assert problem is None
+    assert len(times[None]) == 1

@@ -27,7 +27,7 @@ import train_structured
 import train_vae
 from devsim import DevsimBackend, forbid, stats
 from estimators import categorical, reinmax, score_function
-from experiments import loop
+from experiments import loop, memory
 from experiments.loop import Loop
 from experiments.run_folder import RunFolder
 from experiments.specification import load_experiment
@@ -183,6 +183,7 @@ VAE = Script(
         ("--hidden a,b", "not a list of whole numbers"),
         ("--estimator exact --variables 30", "outcomes: at most 16384 are allowed"),
         ("--variables 1000000000000", "does not fit into memory"),
+        ("--variables 1000000000 --estimator reinforce", "does not fit into memory"),
         ("--hidden 100000000000000000000", "does not fit into memory"),
         ("--code bernoulli --estimator st --categories 8", "bits have no categories: leave --categories out"),
         ("--estimator rloo:samples=999999999", "samples must be an integer of at least 2 and at most 10000"),
@@ -237,6 +238,7 @@ STRUCTURED = Script(
         ("--samples 0", "--samples must be at least 1"),
         ("--train-samples 0", "--train-samples must be at least 1"),
         ("--estimator nvil --train-samples 2", "NVIL is no sample with a rule"),
+        ("--estimator reinforce --train-samples 2", "REINFORCE is no sample with a rule"),
         ("--estimator darn:expand_at=half --train-samples 2", "DARN(½) is no sample with a rule"),
         ("--estimator none --train-samples 2", "a network without an estimator has no samples"),
         ("--estimator vimco", "VIMCO is a bound of several samples"),
@@ -408,6 +410,7 @@ LISTOPS = Script(
         ("--estimator st-identity", "Straight-through, identity is for bernoulli variables, not 'categorical'"),
         ("--estimator rloo --tau 1", "rloo has no option 'tau'"),
         ("--dim 1000000000000", "does not fit into memory"),
+        ("--max-length 10001", "--max-length must be at most 10,000, got 10001"),
     ),
 )
 
@@ -794,6 +797,8 @@ BAD = (
     ("--learning-rate 1", "unrecognized arguments: --learning-rate"),
     ("--out " + "x" * 300, "File name too long"),
     ("--resume " + "x" * 300, "File name too long"),
+    ("--backend=", "backend is empty: give it a value, or leave it out"),  # as from --backend=$UNSET
+    ("--data-dir=", "data-dir is empty: give it a value, or leave it out"),
     ("--resume /nonexistent/run", "there is no run folder /nonexistent/run"),
 )
 BAD_IMAGES = (
@@ -829,13 +834,14 @@ def bad_flags(script):
 
 
 @cases(bad_flags)
-def test_a_bad_flag_is_one_sentence_and_exit_code_2(tmp_path, capsys, script, case):
+def test_a_bad_flag_is_one_sentence_and_exit_code_2(tmp_path, capsys, caplog, script, case):
     flags, message = case
     if "--resume" in flags:
         assert script.main(*flags.split()) == 2
     else:
         assert script.run(tmp_path / "run", *flags.split()) == 2
     assert message in one_sentence(capsys)
+    assert caplog.text == ""  # nor a warning beside it
     assert list(tmp_path.iterdir()) == []
 
 
@@ -967,6 +973,14 @@ def test_a_default_folder_whose_name_is_too_long_is_a_sentence(tmp_path, capsys,
     assert "File name too long" in one_sentence(capsys)
 
 
+@pytest.mark.skipif(not memory.resource, reason="RESOURCE LIMITS NOT TESTED: this system has none")
+def test_a_limit_of_the_process_is_one_of_its_memory(monkeypatch):
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda _: (12345, memory.resource.RLIM_INFINITY))
+    assert memory.machine_memory() == 12345
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda _: (memory.resource.RLIM_INFINITY,) * 2)
+    assert memory.machine_memory() > 12345
+
+
 @pytest.mark.parametrize("script", IMAGES.values(), ids=IMAGES)
 def test_a_batch_of_any_size_is_one_step(script):
     run = script.loop(**(script.sizes | {"batch": 10**400})).experiment
@@ -1022,6 +1036,9 @@ def test_the_temperature_falls_in_steps_to_its_least_value():
         ("bench.py", "vae --seconds 0", "--seconds must be positive and finite, got 0.0."),
         ("bench.py", "vae --seconds nan", "--seconds must be positive and finite, got nan."),
         ("bench.py", "vae --data-dir DIR", "--data-dir is for listops: leave it out."),
+        ("bench.py", "listops --figure x.nope", "x.nope: no picture ends in .nope, choose one of "),
+        ("bench.py", "listops --figure no/x.png", "there is no folder no for the picture: make it, or choose another"),
+        ("bench.py", "listops --figure=", "figure is empty: give it a value, or leave it out."),
         ("draw_curves.py", "", "the following arguments are required: runs; see --help."),
         ("draw_curves.py", "DIR --out x.nope", "x.nope: no picture ends in .nope, choose one of "),
         ("bench.py", "classes --figure x.nope", "x.nope: no picture ends in .nope, choose one of "),

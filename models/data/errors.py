@@ -17,7 +17,7 @@ def data_folder(data_dir: str | Path | None = None) -> Path | None:
     path = data_dir or os.environ.get(VARIABLE)
     if not path:
         return None
-    if not Path(path).is_dir():
+    if not os.path.isdir(path):  # no error for a name that is too long
         source = "--data-dir" if data_dir else f"the environment variable {VARIABLE}"
         raise DataError(f"there is no folder {str(path)!r}: give {source} a folder with data, or leave it out.")
     return Path(path)

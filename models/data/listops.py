@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import random
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,7 +144,7 @@ def parse(text: str) -> bytes:
     try:
         tokens = bytes(_CODE[word] for word in words if word not in ("(", ")"))
     except KeyError as error:
-        raise Malformed(f"unknown token {error.args[0]!r}") from None
+        raise Malformed(f"unknown token {reprlib.repr(error.args[0])}") from None
     evaluate(tokens)
     if ("(" in words or ")" in words) and render(tokens) != " ".join(words):
         raise Malformed("its parentheses are not balanced, or do not build each list from the left")
@@ -176,7 +177,7 @@ def read(path) -> list[tuple[bytes, int]]:
             tokens = parse(text)
             value = evaluate(tokens)
             if label != str(value):
-                raise Malformed(f"the label is {label!r}, but the sequence has the value {value}")
+                raise Malformed(f"the label is {reprlib.repr(label)}, but the sequence has the value {value}")
         except Malformed as error:
             raise DataError(f"{path}, line {number}: {error}.") from error
         found.append((tokens, value))

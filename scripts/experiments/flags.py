@@ -29,8 +29,16 @@ def flag(default: Any, text: str, **argparse_options: Any) -> Any:
 
 
 class Parser(argparse.ArgumentParser):
+    """Says what is wrong as a UserError, and refuses an empty text, as it comes from an unset variable of the shell."""
+
+    def parse_args(self, *arguments: Any, **options: Any) -> Any:
+        found = super().parse_args(*arguments, **options)
+        for name, value in vars(found).items():
+            require(value != "", f"{name.replace('_', '-')} is empty: give it a value, or leave it out.")
+        return found
+
     def error(self, message: str) -> NoReturn:
-        message = re.sub(r"\S{100,}", lambda found: f"{found[0][:40]}…", message)
+        message = re.sub(r"\S{100,}", lambda found: f"{found[0][:40]}…{found[0][-1]}", message)
         raise UserError(f"{message.rstrip('.')}; see --help.")
 
 
@@ -53,8 +61,6 @@ def parse_flags(config_class: type, description: str | None, argv: Sequence[str]
     for name, options in extra:
         parser.add_argument(name, **({"default": argparse.SUPPRESS} | options))
     given = vars(parser.parse_args(argv))
-    for name, _ in extra:
-        require(given.get(name.strip("-")) != "", f"{name.strip('-')} is empty: give it a name, or leave it out.")
     names = {f.name for f in fields}
     return {k: v for k, v in given.items() if k in names}, {k: v for k, v in given.items() if k not in names}
 

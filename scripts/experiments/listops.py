@@ -21,7 +21,7 @@ from models.tree_lstm import LEAVES, TreeLSTM
 
 from . import loop
 from .errors import require
-from .flags import at_least, flag, one_of
+from .flags import at_least, at_most, flag, one_of
 from .memory import check_memory
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ EVALUATION_BATCH, EVALUATION_TOKENS = 64, 64 * 100
 BEST = "best.safetensors"
 MOST = 2_000_000  # sequences that fit into a few gigabytes of memory
 SHORTEST = 5  # tokens that --max-length has to allow: [ MIN 2 9 ]
+LONGEST = 10_000  # tokens: the time and the memory for a sequence grow with their square
 LENGTHS, DEPTHS = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100), tuple(range(1, 21))
 
 
@@ -43,7 +44,7 @@ class Config(loop.Config):
         20000, "N training sequences are generated, N/10 for validation, at most 1,000, and N/9 for test"
     )
     split: bool = flag(False, "the bracket and the name of an operator as two tokens, as published")
-    max_length: int = flag(30, "leave out sequences of more tokens; published: 99, with --split")
+    max_length: int = flag(30, f"leave out sequences of more tokens, at most {LONGEST:,}; published: 99, with --split")
     encoder: str = flag("latent", f"one of {', '.join(ENCODERS)}")
     leaves: str = flag("lstm", f"one of {', '.join(LEAVES)}")
     estimator: str = flag("gst-1.0", f"of the latent tree: one of {', '.join(CHOOSERS)}; options as in rloo:samples=4")
@@ -63,6 +64,7 @@ class Config(loop.Config):
         super().check()
         at_least(1, self, "generate", "dim", "hidden")
         at_least(SHORTEST, self, "max_length")
+        at_most(LONGEST, self, "max_length")
         at_least(0, self, "patience")
         one_of(self, encoder=ENCODERS, optimizer=OPTIMIZERS, leaves=LEAVES)
         require(self.generate <= MOST, f"--generate must be at most {MOST:,}, got {self.generate}.")
@@ -96,16 +98,20 @@ def make_model(config: Config, tokenizer, rng: Rng) -> TreeLSTM:
     return TreeLSTM(tokenizer.size, rng=rng, **sizes, **options)
 
 
-def short_enough(name, sequences, tokenizer, longest: int | None):
-    """The sequences of 2 to `longest` tokens (None: any number); how many others there are is logged. UserError if
-    none is left.   name: whose sequences they are, for the messages"""
-    kept, left_out = listops.within(sequences, tokenizer, math.inf if longest is None else longest)
-    size, advice = ("2 tokens or more", "") if longest is None else (f"2 to {longest} tokens", ": raise --max-length")
-    require(kept, f"{name}: no sequence has {size}{advice}.")
-    if left_out:
-        why = "only one token" if longest is None else f"more than {longest} tokens or only one"
-        log.warning("%s: %d of %d sequences are left out, which have %s.", name, left_out, len(sequences), why)
-    return kept
+def short_enough(splits: dict, tokenizer, longest: int | None) -> dict:
+    """{name: its sequences of 2 to `longest` tokens (None: any number, up to LONGEST)} of {name: sequences}; how many
+    others there are is logged. UserError if none is left of one, or if one is too long."""
+    found = {name: listops.within(sequences, tokenizer, longest or math.inf) for name, sequences in splits.items()}
+    size, advice = (f"2 to {longest} tokens", ": raise --max-length") if longest else ("2 tokens or more", "")
+    for name, (kept, _) in found.items():
+        require(kept, f"{name}: no sequence has {size}{advice}.")
+        most = max(len(tokenizer(tokens)) for tokens, _ in kept)
+        require(most <= LONGEST, f"{name} has a sequence of {most:,} tokens: give --max-length {LONGEST} or less.")
+    why = f"more than {longest} tokens or only one" if longest else "only one token"
+    for name, (_, left_out) in found.items():
+        if left_out:
+            log.warning("%s: %d of %d sequences are left out, which have %s.", name, left_out, len(splits[name]), why)
+    return {name: kept for name, (kept, _) in found.items()}
 
 
 def known_trees(encoder: str, sequences, batch, split: bool):

@@ -33,6 +33,7 @@ from minigrad.backend import BACKENDS, BackendUnavailable, get_backend
 from minigrad.checkpoint import StateError
 from minigrad.optim import OPTIMIZERS
 from models.data import DATASETS, PIXELS, DataError, binarise, load_images
+from models.data.errors import data_folder
 
 from . import signals
 from .errors import UserError, disk_errors, require, size_errors, user_errors
@@ -86,6 +87,9 @@ class Config:
         with user_errors(SettingError):
             unread = self.unread(self.create_estimator())
         check_read(given, unread)
+        if "data_dir" not in unread:
+            with user_errors(DataError):
+                data_folder(self.data_dir)
         return unread
 
 

@@ -16,6 +16,11 @@ import numpy as np
 
 from .errors import require
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 MOST_EVALUATIONS = 100_000  # of the cost in one step: some seconds
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
@@ -25,6 +30,9 @@ def machine_memory() -> int:
     found = [2**63]
     with contextlib.suppress(AttributeError, ValueError, OSError):  # not on Windows
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    if resource:  # as `ulimit -v` and the schedulers of clusters limit it
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        found += [] if limit == resource.RLIM_INFINITY else [limit]
     for path in LIMITS:
         with contextlib.suppress(OSError, ValueError):  # "max" is no number
             found.append(int(Path(path).read_text()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import numpy as np
 
 from .errors import require
 
+LINES = ("-", "--", ":", "-.")  # of curves: there are only ten colours
 MOST_PANELS, MOST_ROWS = 12, 200  # of a comparison: a picture can be 65,535 pixels high
 
 if TYPE_CHECKING:
@@ -23,9 +25,11 @@ def check_picture(path) -> None:
     """UserError if a picture cannot have this name. For names that somebody gives, before anything is measured."""
     from matplotlib.backend_bases import FigureCanvasBase
 
-    kind = Path(path).suffix.lower().removeprefix(".")
-    known = sorted(FigureCanvasBase.filetypes)
+    kind, parent = Path(path).suffix.lower().removeprefix("."), Path(path).parent
+    known = sorted(FigureCanvasBase.filetypes.keys() - {"pgf"})  # which needs LaTeX
     require(not kind or kind in known, f"{path}: no picture ends in .{kind}, choose one of {', '.join(known)}.")
+    require(not os.path.isdir(path), f"{path} is a folder: give the picture a name.")
+    require(os.path.isdir(parent), f"there is no folder {parent} for the picture: make it, or choose another name.")
 
 
 def plain(name: str, most: int = 40) -> str:
@@ -169,14 +173,13 @@ def comparison_curves(path, panels) -> None:
     for axes, (_, label, rows) in _grid(path, panels):
         for n, (name, (epochs, mean, sd), *_) in enumerate(rows):
             mean, sd = np.asarray(mean), np.asarray(sd)
-            style = {"linestyle": ("-", "--", ":", "-.")[n // 10 % 4]}  # there are ten colours
-            style |= {"marker": "o" if len(epochs) < 5 else None, "markersize": 3}
+            style = {"linestyle": LINES[n // 10 % 4], "marker": "o" if len(epochs) < 5 else None, "markersize": 3}
             (line,) = axes.plot(epochs, mean, label=plain(name), **style)
             axes.fill_between(epochs, mean - sd, mean + sd, color=line.get_color(), alpha=0.2, linewidth=0)
         axes.set_xlabel("epoch")
         axes.set_ylabel(plain(label))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(rows) > 10 else {}))
+        axes.legend(**{"fontsize": 7} | beside(len(rows)))
 
 
 def comparison_bars(path, panels) -> None:
@@ -220,14 +223,19 @@ def _grid(path, panels, columns: int = 2):
     figure.savefig(path, dpi=150)
 
 
+def beside(rows: int) -> dict:
+    """Where the legend of so many rows is: beside the curves if it would cover them."""
+    return {"fontsize": 7, "loc": "upper left", "bbox_to_anchor": (1, 1)} if rows > 10 else {}
+
+
 def several_curves(path, curves: dict[str, tuple[list, list]], label: str) -> None:
-    """One metric of several runs against the epoch.   curves: {name: (epochs, values)}"""
-    figure = new_figure(7, 4.5)
+    """One metric of several runs against the epoch.   curves: {name: (epochs, values)}, at most MOST_ROWS"""
+    figure = new_figure(7, max(4.5, 1.0 + 0.18 * len(curves)))
     axes = figure.subplots()
-    for name, (epochs, values) in curves.items():
-        axes.plot(epochs, values, marker="o", markersize=3, label=plain(name))
+    for n, (name, (epochs, values)) in enumerate(curves.items()):
+        axes.plot(epochs, values, LINES[n // 10 % 4], marker="o", markersize=3, label=plain(name))
     axes.set_xlabel("epoch")
     axes.set_ylabel(plain(label.replace("_", " ")))
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(**beside(len(curves)))
     figure.savefig(path, dpi=150)

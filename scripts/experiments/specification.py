@@ -110,7 +110,11 @@ def without_path_flags(config: dict) -> dict:
 
 def run_key(script: str, config: dict) -> str:
     """Twelve hexadecimal digits for the script and its configuration; the order of the flags does not matter."""
-    text = json.dumps([script, without_path_flags(config)], sort_keys=True, ensure_ascii=False)
+    return digest(json.dumps([script, without_path_flags(config)], sort_keys=True, ensure_ascii=False))
+
+
+def digest(text: str) -> str:
+    """Twelve hexadecimal digits that tell the text from others."""
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
@@ -181,11 +185,14 @@ class Specification:
         require(count <= MOST_RUNS, f"the grid and the cases make more than {MOST_RUNS:,} runs: take fewer values.")
         report = check_report(found.get("report", {}))
         for case in cases:
+            called = case.get("name", "")
+            require(isinstance(called, str), f"the name of a case must be a text, got {in_short(called)}.")
             check_published(case.get("published", {}), report["metrics"])
         title = ("Small version of: " if small else "") + found.get("title", name)
         if changes:
             title += f", with {', '.join(changes)}"
-            name += "-" + re.sub(r"[^\w.=]+", "-", ",".join(changes).replace(" ", "")).strip("-")
+            changed = re.sub(r"[^\w.=]+", "-", ",".join(changes).replace(" ", "")).strip("-")
+            name += f"-{changed}" if len(changed) <= 100 else f"-{changed[:80]}-{digest(changed)}"  # a file's name
         return cls(name, script, title, fixed, grid, cases, report)
 
     def runs(self, data_dir: str = "", **override: Any) -> list[Run]:
@@ -256,14 +263,18 @@ def check_report(found: dict) -> dict:
         names = report[key]
         require(isinstance(names, list) and all(map(is_text, names)), f"[report] {key} must be a list of names.")
     require(report["metrics"], "[report] metrics is empty: give it at least one name.")
+    require(len({*report["metrics"]}) == len(report["metrics"]), "[report] metrics has a name twice: leave one out.")
     for key in ("curve", "source"):
         require(is_text(report[key]), f"[report] {key} must be a text, got {in_short(report[key])}.")
-    for key, fits in (("scale", is_number), ("unit", is_text)):
-        values = report[key].values() if isinstance(report[key], dict) else [report[key]]
-        got = in_short(report[key])
-        require(all(map(fits, values)), f"[report] {key} must be one value or a table of them, got {got}.")
+    report["curve"] = report["curve"] or report["metrics"][0]
+    is_scale = lambda x: is_number(x) and x != 0
+    for key, fits, what in (("scale", is_scale, "a number other than 0"), ("unit", is_text, "a text")):
+        table = report[key] if isinstance(report[key], dict) else {report["curve"]: report[key]}
+        fit, got = all(map(fits, table.values())), in_short(report[key])
+        require(fit, f"[report] {key} must be {what} or a table of them, got {got}.")
+        known(table, [*report["metrics"], report["curve"]], f"[report] {key}, which is for the metrics of the report")
     require(report["better"] in ("lower", "higher"), '[report] better must be "lower" or "higher".')
-    return report | {"curve": report["curve"] or report["metrics"][0]}
+    return report
 
 
 def check_published(found, metrics: list) -> None:
@@ -274,7 +285,8 @@ def check_published(found, metrics: list) -> None:
     known(found, metrics, "published, which is for [report] metrics")
     for key, value in found.items():
         pair = isinstance(value, list) and len(value) == 2 and is_number(value[0])
-        pair = pair and (value[1] is None or is_number(value[1]))  # None where a manifest has the mean alone
+        # None where a manifest has the mean alone
+        pair = pair and (value[1] is None or (is_number(value[1]) and value[1] >= 0))
         sentence = f"published {key} must be a mean, or a mean and its standard deviation, got {in_short(value)}."
         require(pair or is_number(value), sentence)
 
@@ -292,7 +304,7 @@ def known(names_given, names, where: str) -> None:
 
 def case_name(case: dict) -> str:
     if "name" in case:
-        return str(case["name"])
+        return case["name"]
     return str(case["estimator"]) if "estimator" in case else describe({k: v for k, v in case.items() if k not in CASE})
 
 
@@ -325,9 +337,9 @@ def configuration(experiment: type[Experiment], flags: dict, checked: dict, data
     values = read_values(experiment.config_class, flags, texts=True)
     config = experiment.config_class(**values)
     check_seed(config)
+    reading = dataclasses.replace(config, data_dir=data_dir) if data_dir else config
     group = tuple(v for k, v in vars(config).items() if k != "seed")
     if group not in checked:
         given = [k for k, v in values.items() if v != getattr(experiment.config_class, k)]
-        checked[group] = config.check_given(given)
-    unread = checked[group]
-    return config if not data_dir or "data_dir" in unread else dataclasses.replace(config, data_dir=data_dir)
+        checked[group] = reading.check_given(given)
+    return config if "data_dir" in checked[group] else reading

@@ -25,7 +25,7 @@ if __name__ == "__main__":  # before anything heavy is imported
         task = json.loads(sys.argv[1])
         stopped = os.path.exists(task["stop"])
         _ = [task[name] for name in ("script", "folder", "lock", "alive", "config")]
-    except (IndexError, ValueError, KeyError, TypeError):
+    except (IndexError, ValueError, KeyError, TypeError, RecursionError):
         print("sweep_run.py: error: it is started by sweep.py, with a run as JSON; see --help.", file=sys.stderr)
         sys.exit(2)
     if stopped:

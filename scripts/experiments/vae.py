@@ -61,7 +61,6 @@ class VAEExperiment(ImageExperiment):
     config_class = Config
 
     def build(self, c: Config) -> None:
-        self.warn_of(self.estimator)
         bits = self.estimator.family.name == "bernoulli"
         variables = c.variables or (24 if bits else 8)
         categories = 2 if bits else c.categories
@@ -78,3 +77,4 @@ class VAEExperiment(ImageExperiment):
         settings |= {"slope": c.slope, "learned_prior": c.prior == "learned"}
         self.model = (BernoulliVAE if bits else CategoricalVAE)(*shape, **settings).to(self.backend)
         self.optimizer = c.optimizer_for(self.model)
+        self.warn_of(self.estimator)
