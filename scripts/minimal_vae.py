@@ -12,8 +12,10 @@ import os
 import signal
 from collections.abc import Iterator
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # Ctrl-C is a line, here too
-    signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"minimal_vae.py: interrupted.\n") and 130))
+if __name__ == "__main__":  # a signal is a line, here too
+    for n in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(n) is not signal.SIG_IGN:
+            signal.signal(n, lambda *_: os._exit(os.write(2, b"minimal_vae.py: interrupted.\n") and 130))
 
 from estimators import create
 from minigrad import Rng

@@ -271,9 +271,16 @@ def test_curves_that_cannot_be_drawn_are_a_sentence(tmp_path, capsys, monkeypatc
     assert not list(tmp_path.glob("*.png"))
     assert draw_curves.main(["lr=1", "b=one"]) == 0  # a folder's name may look like a curve's
     assert (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize("curves", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_many_curves_have_room_beside_their_legend(tmp_path, monkeypatch, curves):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/metrics.jsonl").write_text('{"epoch": 1, "valid_accuracy": 0.5}\n')
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no room
-        assert draw_curves.main([f"curve number {n}=one" for n in range(200)]) == 0
+        assert draw_curves.main([f"curve number {n}=one" for n in range(curves)]) == 0
 
 
 # ---- what is missing or damaged

@@ -233,7 +233,9 @@ if "sweep_run.py" in sys.argv[0]:
 """
 
 
-@pytest.mark.parametrize("begun", [False, True], ids=["at the start", "in training"])
+@pytest.mark.parametrize(
+    "begun", [pytest.param(False, id="at the start"), pytest.param(True, id="in training", marks=pytest.mark.slow)]
+)
 def test_a_run_does_not_outlive_a_sweep_that_is_killed(tmp_path, monkeypatch, begun):
     """At its start, before it has looked at anything, as in training."""
     (tmp_path / "sitecustomize.py").write_text(SLOW_TO_IMPORT)

@@ -25,7 +25,8 @@
     epochs = 2                            # flags; published numbers are then left out, since they are of other runs
 
 `sweep.py --set KEY=VALUE` replaces what is said about a flag, too; then the published numbers stay, and the title says
-what was changed. A specification has at most 100,000 runs, all of which are checked before the first one begins.
+what was changed. A specification has at most 100,000 runs, all of whose flags are checked before the first one
+begins; what only the data decide, a run says itself.
 
 A run's folder is named by a hash of the script and its complete configuration, defaults included. `data_dir` is not
 part of it: it says where files are and not what is computed, so that results can move to another machine.
