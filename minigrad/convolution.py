@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .backend import Array, array_module
+from .backend import Array, array_module, check_integers
 from .tensor import op
 
 
@@ -26,14 +26,14 @@ def conv2d(x, w, b, *, stride: int = 1, padding: int = 0):
 
     With the windows of x as the columns X (CIJ, PQN) and w as a matrix (CIJ, O):
     forward:   y = wᵀ X + b
-    backward:  dw = X gᵀ      db = Σ g      dX = w g, of which each row is added to the slice of x that it was copied from
+    backward:  dw = X gᵀ      db = Σ g      dX = w g, of which each row is added to the slice of x that it came from
 
     (The kernel is not flipped, as in all libraries of the field. PyTorch's weight is (O, C, I, J).)
-    ValueError for shapes that do not fit, a stride below 1 or a padding below 0.
+    ValueError for shapes that do not fit, a stride below 1 or a padding below 0; TypeError if these are no integers.
     """
     if x.ndim != 4 or w.ndim != 4 or x.shape[1] != w.shape[0] or b.shape != w.shape[3:]:
         raise ValueError(f"x (N, C, H, W), w (C, I, J, O) and b (O,) must fit: {x.shape}, {w.shape}, {b.shape}.")
-    xp, (C, I, J, O) = array_module(x), w.shape  # noqa: E741 (the letters of the formula)
+    xp, (C, I, J, O) = array_module(x), w.shape
     batch_last = _pad(x.transpose(1, 2, 3, 0), padding)
     places = list(_places(batch_last.shape, (I, J), stride))
     P, Q, N = batch_last[places[0]].shape[1:]
@@ -63,11 +63,12 @@ def conv2d(x, w, b, *, stride: int = 1, padding: int = 0):
 
 @op
 def max_pool2d(x, *, size: int = 2, stride: int | None = None):
-    """The largest of each window of size × size.     x (N, C, H, W) -> (N, C, (H − size)//stride + 1, (W − size)//stride + 1)
+    """The largest of each window.   x (N, C, H, W) -> (N, C, (H − size)//stride + 1, (W − size)//stride + 1)
 
-    stride: the distance of the windows; None for `size`, so that they lie side by side. Rows and columns that are left
-    over are not looked at. Of several that are largest, the first one (row by row) gets the whole gradient, as in PyTorch.
-    ValueError for a window that does not fit or a stride below 1.
+    size: of the windows, which are squares.   stride: how far they are apart; None for `size`, so that they lie side by
+    side. Rows and columns that are left over are not looked at.
+    Of several that are largest, the first one, row by row, gets the whole gradient, as in PyTorch.
+    ValueError for a window that does not fit, TypeError for settings that are no integers.
     """
     xp, batch_last = array_module(x), _image(x).transpose(1, 2, 3, 0)
     places = list(_places(batch_last.shape, (size, size), size if stride is None else stride))
@@ -109,14 +110,18 @@ def avg_pool2d(x, *, size: int = 2, stride: int | None = None):
 
 def _places(shape: tuple[int, ...], window: tuple[int, int], stride: int) -> Iterator[tuple[slice, ...]]:
     """For each place in a window, row by row, the slice of an image (C, H, W, N) that all windows have there."""
-    if stride < 1:
-        raise ValueError(f"a stride must be at least 1, got {stride}.")
+    for number in (stride, *window):
+        check_integers(number)
+        if number < 1:
+            raise ValueError(f"windows and strides must be at least 1, got {window[0]} × {window[1]} and {stride}.")
     lengths = [(n - k) // stride + 1 for n, k in zip(shape[1:3], window, strict=True)]
-    if min(window) < 1 or min(lengths) < 1:
+    if min(lengths) < 1:
         raise ValueError(f"a window of {window[0]} × {window[1]} does not fit into images of {shape[1]} × {shape[2]}.")
     for i in range(window[0]):
         for j in range(window[1]):
-            rows, columns = (slice(at, at + stride * (n - 1) + 1, stride) for at, n in zip((i, j), lengths, strict=True))
+            rows, columns = (
+                slice(at, at + stride * (n - 1) + 1, stride) for at, n in zip((i, j), lengths, strict=True)
+            )
             yield slice(None), rows, columns
 
 
@@ -129,6 +134,7 @@ def _image(x: Array) -> Array:
 def _pad(batch_last: Array, padding: int) -> Array:
     """A contiguous copy of (C, H, W, N) between zeros, or the array itself where nothing changes."""
     xp = array_module(batch_last)
+    check_integers(padding)
     if padding < 0:
         raise ValueError(f"the padding must be at least 0, got {padding}.")
     if not padding:

@@ -13,7 +13,7 @@ import estimators.straight_through
 import estimators.units
 import estimators.zgr
 from estimators import bernoulli
-from minigrad import fused, ops
+from minigrad import convolution, fused, ops
 
 _rng = np.random.default_rng(20)
 
@@ -133,6 +133,12 @@ CASES = [
     (fused.tree_lstm_cell, (normal(2, 4, 10), normal(2, 4, 2), normal(2, 4, 2)), {}),
     (fused.lstm, (normal(3, 2, 4), normal(4, 8), normal(2, 8), normal(8)), {}),
     (fused.lstm, (normal(1, 2, 3), normal(3, 4), normal(1, 4), normal(4)), {}),
+    (convolution.conv2d, (normal(2, 3, 5, 4), normal(3, 3, 2, 4), normal(4)), {}),
+    (convolution.conv2d, (normal(2, 1, 6, 5), normal(1, 2, 3, 2), normal(2)), {"stride": 2, "padding": 1}),
+    (convolution.max_pool2d, (normal(2, 3, 4, 6),), {}),
+    (convolution.max_pool2d, (normal(2, 1, 5, 6),), {"size": 3, "stride": 1}),
+    (convolution.avg_pool2d, (normal(2, 3, 4, 7),), {}),
+    (convolution.avg_pool2d, (normal(2, 1, 7, 6),), {"size": 3, "stride": 2}),
 ]
 
 # estimators: the rule is not the derivative of its own output, so it is held against the surrogate it declares

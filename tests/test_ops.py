@@ -12,7 +12,7 @@ from scipy.special import expit, xlogy
 import cases
 import estimators
 from devsim import forbid
-from minigrad import Tensor, fused, ops
+from minigrad import Tensor, convolution, fused, ops
 from minigrad.check import audit, check_rule
 from minigrad.random import one_hot
 
@@ -30,7 +30,7 @@ def all_ops(module):
 
 def test_every_op_has_a_case():
     tested = {op.op.name for op, _, _ in cases.CASES + cases.ESTIMATOR_CASES}
-    modules = [ops, fused]
+    modules = [ops, fused, convolution]
     for info in pkgutil.iter_modules(estimators.__path__):
         modules.append(__import__(f"estimators.{info.name}", fromlist=["_"]))
     missing = {name for module in modules for name in all_ops(module)} - tested
