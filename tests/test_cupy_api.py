@@ -115,6 +115,7 @@ FLOOR = {
     "minigrad.ops": 2,
     "minigrad.fused": 3,
     "minigrad.convolution": 3,
+    "minigrad.hard": 3,
     "minigrad.nn": 4,
     "minigrad.optim": 4,
     "minigrad.check": 4,

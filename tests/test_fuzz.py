@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 import estimators
-from minigrad import Tensor, convolution, fused, grad, ops
+from minigrad import Tensor, convolution, fused, grad, hard, ops
 from minigrad.tensor import op, unbroadcast
 
 TRIALS, MANY = 80, 3000
 REFUSED = (TypeError, ValueError, IndexError)
 _H = 1e-6
-MODULES = (ops, fused, convolution)
+MODULES = (ops, fused, convolution, hard)
 
 # ---- what is drawn. `r` is the trial's own numpy.random.Generator
 
@@ -351,6 +351,20 @@ def pooled(r):
     return [tensor(r, *image(r))], {"size": size, "stride": stride}
 
 
+@case("hard_step", "sign")
+def thresholded(r):
+    return [tensor(r, *shape(r))], {
+        "proxy": pick(r, *hard.STEP, *hard.SIGN, "sigmoids", None),
+        "width": pick(r, 1, 1.0, 0.5, np.float32(2), 0, -1, math.inf, math.nan, np.ones(3), "1"),
+    }
+
+
+@case("quantised_relu")
+def staircase(r):
+    bits, step = pick(r, 1, 2, 4, 16, 0, 17, 2.0, True, None), pick(r, 0.3, 1, np.float64(0.1), 0, -1, math.nan, None)
+    return [tensor(r, *shape(r))], {"bits": bits, "step": step, "proxy": pick(r, *hard.QUANTISED, "triangle")}
+
+
 # ---- a trial
 
 
@@ -378,10 +392,13 @@ def trial(name, number, function=None):
     except Exception as error:
         raise AssertionError(f"{about}: accepted, and then {type(error).__name__}: {error}") from error
 
+    smooth = function
+    if function.op.surrogate:  # a proxy is the derivative of another function than the one that is computed
+        smooth = lambda x, **settings: Tensor(function.op.surrogate(x.data, **settings)[1](x.data))
     for x, dx in zip(tensors, found, strict=True):
         v = r.standard_normal(x.shape)
         move = lambda step: [Tensor(x.data + step * v) if each is x else each for each in inputs]  # noqa: B023
-        value = lambda step: weighed(as_tuple(function(*move(step), **settings)), gs).item()  # noqa: B023
+        value = lambda step: weighed(as_tuple(smooth(*move(step), **settings)), gs).item()  # noqa: B023
         up, down = value(_H), value(-_H)
         if math.isfinite(up):  # a mean of nothing is NaN
             true, rule = (up - down) / (2 * _H), float((dx * v).sum())
