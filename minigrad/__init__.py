@@ -5,11 +5,11 @@
     (x * x).sum().backward()
     x.grad                                        # array([2., 4.])
 
-`minigrad.ops` and `minigrad.fused` hold the rules, `minigrad.check` verifies them, `minigrad.nn` and `minigrad.optim`
-train with them. The engine itself is `minigrad.tensor`.
+`minigrad.ops`, `minigrad.fused`, `minigrad.convolution` and `minigrad.hard` hold the rules, `minigrad.check` verifies
+them, `minigrad.nn` and `minigrad.optim` train with them. The engine itself is `minigrad.tensor`.
 """
 
-from . import backend, check, checkpoint, fused, nn, ops, optim, random
+from . import backend, check, checkpoint, convolution, fused, hard, nn, ops, optim, random
 from .backend import get_backend
 from .random import Rng
 from .tensor import Tensor, enable_grad, grad, no_grad, op
@@ -21,10 +21,12 @@ __all__ = [
     "backend",
     "check",
     "checkpoint",
+    "convolution",
     "enable_grad",
     "fused",
     "get_backend",
     "grad",
+    "hard",
     "nn",
     "no_grad",
     "op",

@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike
 from . import fused
 from .backend import Array, Backend, asarray_like
 from .checkpoint import StateError
+from .convolution import conv2d
 from .ops import leaky_relu
 from .random import Rng, Shape
 from .tensor import Tensor, mark_updated
@@ -213,6 +214,38 @@ class MLP(Module):
         for layer in self.layers:
             x = layer(x)
         return x
+
+
+class Conv2d(Module):
+    """`minigrad.convolution.conv2d` with weights: (N, channels, H, W) -> (N, outputs, P, Q).
+
+    size: of the window, which is a square.     weight (channels, size, size, outputs), bias (outputs,)
+
+    The weight is drawn as the matrix (channels·size², outputs) of a linear layer, the bias from
+    U(±1/√(channels·size²)), as PyTorch does.  ValueError unless channels, outputs and size are integers of at least 1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        size: int,
+        rng: Rng,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        init: Initializer = uniform_fan_in,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        _check_widths(channels=channels, outputs=outputs, size=size)
+        inputs = channels * size * size
+        matrix = init(rng.site("weight"), (inputs, outputs), dtype)
+        self.weight = parameter(matrix.reshape(channels, size, size, outputs))
+        self.bias = parameter(_uniform(rng.site("bias"), (outputs,), 1.0 / math.sqrt(inputs), dtype))
+        self.stride, self.padding = stride, padding
+
+    def __call__(self, x: Tensor | Array) -> Tensor:
+        return conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
 
 
 class Embedding(Module):

@@ -140,7 +140,7 @@ def relu(x):
 @op
 def leaky_relu(x, *, slope: float = 0.01):
     """y = x where x > 0, else slope·x.  The derivative at 0 is taken as the slope."""
-    xp, slope = array_module(x), _number("slope", slope)
+    xp, slope = array_module(x), check_number("slope", slope)
     return xp.where(x > 0, x, slope * x), lambda g: xp.where(x > 0, g, slope * g)
 
 
@@ -179,7 +179,7 @@ def minimum(a, b):
 @op
 def clip(x, *, low: float, high: float):
     """y = min(max(x, low), high)     dy/dx = [low ≤ x ≤ high]        ValueError unless low ≤ high; ±∞ is no bound."""
-    low, high = _number("low", low), _number("high", high)
+    low, high = check_number("low", low), check_number("high", high)
     if low > high:
         raise ValueError(f"low must not be above high, got {low} and {high}.")
     return array_module(x).clip(x, low, high), lambda g: g * ((x >= low) & (x <= high))
@@ -207,7 +207,7 @@ def dropout(x, mask, *, rate: float):
     for a mask that is not boolean.
     """
     check_mask(mask)
-    if not 0.0 <= _number("rate", rate) < 1.0:
+    if not 0.0 <= check_number("rate", rate) < 1.0:
         raise ValueError(f"rate must be at least 0 and below 1, got {rate}.")
     scale = 1.0 / (1.0 - rate)
     return x * mask * scale, lambda g: (unbroadcast(g * mask * scale, x.shape), None)
@@ -469,7 +469,7 @@ def check_mask(mask: Array) -> None:
         raise TypeError("a mask or condition must be an array of booleans: compare its numbers first.")
 
 
-def _number(name: str, value: float) -> float:
+def check_number(name: str, value: float) -> float:
     """A setting that every element shares; TypeError unless it is one real number that compares with others."""
     if not isinstance(value, int | float | np.integer | np.floating) or value != value:
         raise TypeError(f"{name} must be one real number, got {value!r}.")

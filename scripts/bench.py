@@ -5,6 +5,8 @@
     python scripts/bench.py ops      one small op, forward and backward, in a chain of 2,000
     python scripts/bench.py listops  a training step of the latent-tree LSTM in linear time, beside the same on the tape
                                      and in PyTorch, on ten batches of 16 sequences of 6 to 95 tokens
+    python scripts/bench.py conv     forward and backward of LeNet's two convolutions, beside their bare matrix products
+                                     and PyTorch
     python scripts/bench.py classes  a training step of the semi-supervised VAE that sums over its classes, beside one
                                      that samples the class, for 5 to 100 classes
 
@@ -43,6 +45,7 @@ from experiments.flags import Parser, at_least, at_most, whole
 from experiments.pictures import check_picture, speed
 from experiments.start import KERNELS, keep_freed_memory
 from minigrad import Rng, Tensor
+from minigrad.convolution import conv2d
 from minigrad.optim import Adam, clip_grad_norm
 from models.data import DataError, listops
 from models.semi_supervised import SemiSupervisedVAE
@@ -337,7 +340,91 @@ def semi_supervised(estimator=None):
     return {K: contender(K) for K in CLASSES}
 
 
+# ---- contenders for `conv`: the two convolutions of LeNet, each forward and backward, without what is between them
+
+CONVOLUTIONS = ((1, 28, 6), (6, 12, 16))  # channels, height and width, outputs; windows of 5 × 5
+
+
+def convolution_arrays():
+    """For each of the two: (images (N, C, H, W), weights (C, 5, 5, O), the gradient that arrives (N, O, P, Q))."""
+    rng = Rng(0)
+    for n, (C, H, O) in enumerate(CONVOLUTIONS):
+        x = rng.site(f"x{n}").uniform((BATCH, C, H, H))
+        yield x, rng.site(f"w{n}").normal((C, 5, 5, O)), rng.site(f"g{n}").normal((BATCH, O, H - 4, H - 4))
+
+
+def minigrad_convolutions():
+    """The first has images for its input, which want no gradient; the second what a layer before it has put out, and
+    its gradient arrives from a layer behind it: in the order in memory that the ops give them."""
+    batch_last = lambda a: np.ascontiguousarray(a.transpose(1, 2, 3, 0)).transpose(3, 0, 1, 2)
+    work = [
+        (
+            Tensor(x if C == 1 else batch_last(x), C > 1),
+            Tensor(w, True),
+            Tensor(np.zeros(O, np.float32), True),
+            batch_last(g),
+        )
+        for (x, w, g), (C, _, O) in zip(convolution_arrays(), CONVOLUTIONS, strict=True)
+    ]
+
+    def step():
+        for x, w, b, g in work:
+            x.grad = w.grad = b.grad = None
+            conv2d(x, w, b).backward(g)
+
+    return step
+
+
+def torch_convolutions():
+    import torch
+
+    work = [
+        tuple(
+            map(
+                torch.from_numpy, (x, np.ascontiguousarray(w.transpose(3, 0, 1, 2)), np.zeros(len(g[0]), np.float32), g)
+            )
+        )
+        for x, w, g in convolution_arrays()
+    ]
+    for x, *parameters, _ in work:
+        for p in parameters if x.shape[1] == 1 else (x, *parameters):
+            p.requires_grad_()
+
+    def step():
+        for x, w, b, g in work:
+            x.grad = w.grad = b.grad = None
+            torch.conv2d(x, w, b).backward(g)
+
+    return step
+
+
+def convolution_products():
+    """The matrix products of the two alone: outputs, weight gradients, and the input gradient of the second."""
+    work = []
+    for x, w, g in convolution_arrays():
+        O = w.shape[-1]
+        windows = np.lib.stride_tricks.sliding_window_view(x, (5, 5), axis=(2, 3)).transpose(1, 4, 5, 2, 3, 0)
+        columns = windows.reshape(w.size // O, -1).copy()
+        work.append(
+            (columns, w.reshape(-1, O), np.ascontiguousarray(g.transpose(1, 2, 3, 0)).reshape(O, -1), x.shape[1] > 1)
+        )
+
+    def step():
+        for columns, w, g, further in work:
+            w.T @ columns
+            columns @ g.T
+            if further:
+                w @ g
+
+    return step
+
+
 CONTENDERS = {
+    "conv": {
+        "matrix products alone": (convolution_products, None),
+        "minigrad": (minigrad_convolutions, None),
+        "PyTorch eager": (torch_convolutions, "torch"),
+    },
     "vae": {
         "matrix products alone": (floor, None),
         "Adam alone": (updates, None),
@@ -459,6 +546,9 @@ def show(benchmark: str, medians: dict[str, dict]) -> None:
     ours = medians["minigrad"]
     if benchmark == "vae":
         print(f"one training step, {'-'.join(map(str, SIZES))}, batch {BATCH}, float32, ST Gumbel-Softmax, Adam\n")
+        unit, scale = "ms", 1e3
+    elif benchmark == "conv":
+        print(f"LeNet's two convolutions, batch {BATCH}, float32, forward and backward\n")
         unit, scale = "ms", 1e3
     else:
         print(f"y = y * w with 16 float32 elements, {CHAIN:,} times, forward and backward, per op\n")

@@ -13,7 +13,7 @@ import estimators.straight_through
 import estimators.units
 import estimators.zgr
 from estimators import bernoulli
-from minigrad import fused, ops
+from minigrad import convolution, fused, hard, ops
 
 _rng = np.random.default_rng(20)
 
@@ -133,9 +133,16 @@ CASES = [
     (fused.tree_lstm_cell, (normal(2, 4, 10), normal(2, 4, 2), normal(2, 4, 2)), {}),
     (fused.lstm, (normal(3, 2, 4), normal(4, 8), normal(2, 8), normal(8)), {}),
     (fused.lstm, (normal(1, 2, 3), normal(3, 4), normal(1, 4), normal(4)), {}),
+    (convolution.conv2d, (normal(2, 3, 5, 4), normal(3, 3, 2, 4), normal(4)), {}),
+    (convolution.conv2d, (normal(2, 1, 6, 5), normal(1, 2, 3, 2), normal(2)), {"stride": 2, "padding": 1}),
+    (convolution.max_pool2d, (normal(2, 3, 4, 6),), {}),
+    (convolution.max_pool2d, (normal(2, 1, 5, 6),), {"size": 3, "stride": 1}),
+    (convolution.avg_pool2d, (normal(2, 3, 4, 7),), {}),
+    (convolution.avg_pool2d, (normal(2, 1, 7, 6),), {"size": 3, "stride": 2}),
 ]
 
-# estimators: the rule is not the derivative of its own output, so it is held against the surrogate it declares
+# estimators and hard functions: the rule is not the derivative of its own output, so it is held against the surrogate
+# that it declares
 ESTIMATOR_CASES = [
     (estimators.straight_through.straight_through, (normal(2, 3, 4), onehots(2, 3, 4)), {"tau": 0.7}),
     (estimators.gumbel_softmax.gumbel_softmax, (normal(2, 4), normal(2, 4)), {"tau": 0.7}),
@@ -165,6 +172,9 @@ ESTIMATOR_CASES = [
         {"tau": 0.7, "scale": 0.8},
     ),
     (estimators.base.attach_gradient, (normal(3), normal(3, 2, 4), normal(3, 2, 4)), {}),
+    *[(hard.hard_step, (separated(3, 4),), {"proxy": name, "width": 0.93}) for name in hard.STEP],
+    *[(hard.sign, (separated(3, 4),), {"proxy": name, "width": 0.93}) for name in hard.SIGN],
+    *[(hard.quantised_relu, (separated(3, 4),), {"bits": 2, "step": 0.21, "proxy": name}) for name in hard.QUANTISED],
 ]
 
 

@@ -114,6 +114,8 @@ FLOOR = {
     "minigrad.tensor": 1,
     "minigrad.ops": 2,
     "minigrad.fused": 3,
+    "minigrad.convolution": 3,
+    "minigrad.hard": 3,
     "minigrad.nn": 4,
     "minigrad.optim": 4,
     "minigrad.check": 4,

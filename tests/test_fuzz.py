@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 import estimators
-from minigrad import Tensor, fused, grad, ops
+from minigrad import Tensor, convolution, fused, grad, hard, ops
 from minigrad.tensor import op, unbroadcast
 
 TRIALS, MANY = 80, 3000
 REFUSED = (TypeError, ValueError, IndexError)
 _H = 1e-6
+MODULES = (ops, fused, convolution, hard)
 
 # ---- what is drawn. `r` is the trial's own numpy.random.Generator
 
@@ -330,11 +331,45 @@ def sequence(r):
     ], {}
 
 
+def image(r):
+    return pick(r, *[tuple(int(n) for n in r.integers(1, [3, 3, 6, 6]))] * 6, shape(r), (2, 0, 3, 3))
+
+
+@case("conv2d")
+def convolved(r):
+    of, O = image(r), int(r.integers(1, 4))
+    C = of[1] if len(of) > 1 else 1
+    window = tuple(int(n) for n in r.integers(1, 4, size=2))
+    w = pick(r, *[(C, *window, O)] * 6, shape(r), (C + 1, *window, O))
+    settings = {"stride": pick(r, 1, 1, 2, 3, 0, -1, 1.0, (1, 1)), "padding": pick(r, 0, 0, 0, 1, 2, -1, 0.5, "same")}
+    return [tensor(r, *of), tensor(r, *w), tensor(r, *pick(r, *[(O,)] * 6, (1, O), ()))], settings
+
+
+@case("max_pool2d", "avg_pool2d")
+def pooled(r):
+    size, stride = pick(r, 2, 2, 1, 3, 0, -1, (2, 2), 2.0), pick(r, None, None, 1, 2, 3, 0, True, 1.5)
+    return [tensor(r, *image(r))], {"size": size, "stride": stride}
+
+
+@case("hard_step", "sign")
+def thresholded(r):
+    return [tensor(r, *shape(r))], {
+        "proxy": pick(r, *hard.STEP, *hard.SIGN, "sigmoids", None),
+        "width": pick(r, 1, 1.0, 0.5, np.float32(2), 0, -1, math.inf, math.nan, np.ones(3), "1"),
+    }
+
+
+@case("quantised_relu")
+def staircase(r):
+    bits, step = pick(r, 1, 2, 4, 16, 0, 17, 2.0, True, None), pick(r, 0.3, 1, np.float64(0.1), 0, -1, math.nan, None)
+    return [tensor(r, *shape(r))], {"bits": bits, "step": step, "proxy": pick(r, *hard.QUANTISED, "triangle")}
+
+
 # ---- a trial
 
 
 def function_of(name):
-    return getattr(ops, name, None) or getattr(fused, name)
+    return next(getattr(module, name) for module in MODULES if hasattr(module, name))
 
 
 @np.errstate(all="ignore")  # a mean of nothing is not a number
@@ -357,10 +392,13 @@ def trial(name, number, function=None):
     except Exception as error:
         raise AssertionError(f"{about}: accepted, and then {type(error).__name__}: {error}") from error
 
+    smooth = function
+    if function.op.surrogate:  # a proxy is the derivative of another function than the one that is computed
+        smooth = lambda x, **settings: Tensor(function.op.surrogate(x.data, **settings)[1](x.data))
     for x, dx in zip(tensors, found, strict=True):
         v = r.standard_normal(x.shape)
         move = lambda step: [Tensor(x.data + step * v) if each is x else each for each in inputs]  # noqa: B023
-        value = lambda step: weighed(as_tuple(function(*move(step), **settings)), gs).item()  # noqa: B023
+        value = lambda step: weighed(as_tuple(smooth(*move(step), **settings)), gs).item()  # noqa: B023
         up, down = value(_H), value(-_H)
         if math.isfinite(up):  # a mean of nothing is NaN
             true, rule = (up - down) / (2 * _H), float((dx * v).sum())
@@ -400,7 +438,7 @@ def weighed(ys, gs):
 
 
 def test_every_op_has_a_generator():
-    names = {f.__name__ for module in (ops, fused) for f in vars(module).values() if hasattr(f, "rule")}
+    names = {f.__name__ for module in MODULES for f in vars(module).values() if hasattr(f, "rule")}
     assert names == CASES.keys()
 
 

@@ -12,7 +12,7 @@ from scipy.special import expit, xlogy
 import cases
 import estimators
 from devsim import forbid
-from minigrad import Tensor, fused, ops
+from minigrad import Tensor, convolution, fused, hard, ops
 from minigrad.check import audit, check_rule
 from minigrad.random import one_hot
 
@@ -30,7 +30,7 @@ def all_ops(module):
 
 def test_every_op_has_a_case():
     tested = {op.op.name for op, _, _ in cases.CASES + cases.ESTIMATOR_CASES}
-    modules = [ops, fused]
+    modules = [ops, fused, convolution, hard]
     for info in pkgutil.iter_modules(estimators.__path__):
         modules.append(__import__(f"estimators.{info.name}", fromlist=["_"]))
     missing = {name for module in modules for name in all_ops(module)} - tested
@@ -76,9 +76,9 @@ def test_rule_is_the_same_on_every_backend_and_never_leaves_it(backend, case):
 @pytest.mark.parametrize("case", cases.ESTIMATOR_CASES, ids=cases.name)
 def test_estimator_rule_is_the_derivative_of_its_surrogate(case):
     op, (first, *rest), settings = case
-    x = Tensor(first, requires_grad=True)
-    second = Tensor(rest[0], requires_grad=True) if op.op.name == "attach_gradient" else rest[0]
-    result = audit(op(x, second, *rest[1:], **settings))
+    if op.op.name == "attach_gradient":
+        rest[0] = Tensor(rest[0], requires_grad=True)
+    result = audit(op(Tensor(first, requires_grad=True), *rest, **settings))
     assert result.ok, str(result)
 
 
