@@ -32,7 +32,7 @@ def objective(estimator, problem):
 def cells(*support):
     """Of the estimators whose samples are "hard", "soft" or both."""
     return [
-        pytest.param(*p.values, L, K, cost, id=f"{p.id}-{L}x{K}-{cost}", marks=marks_of(p.values[0], cost))
+        pytest.param(*p.values, L, K, cost, id=f"{p.id}-{L}x{K}-{cost}", marks=marks_of(p.values[0], L, K, cost))
         for p in PAIRS
         if facts(p.values[0]).support in support
         for L, K in ladder.SIZES
@@ -41,9 +41,10 @@ def cells(*support):
     ]
 
 
-def marks_of(name, cost):
-    """What is exact for every cost need not show it for six of them daily."""
-    return pytest.mark.slow if cost in ladder.COUPLED and facts(name).exact_for == "all" else ()
+def marks_of(name, L, K, cost):
+    """What is exact for every cost need not show it daily for six of them, nor any for 3 × 4 logits."""
+    often_enough = cost in ladder.COUPLED and facts(name).exact_for == "all"
+    return pytest.mark.slow if often_enough or L * K > 9 else ()
 
 
 @pytest.mark.parametrize(("name", "family", "L", "K", "cost"), cells("hard"))
