@@ -33,7 +33,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from minigrad import Tensor, enable_grad, grad, op
-from minigrad.backend import Array, array_module, asarray_like, to_host
+from minigrad.backend import Array, array_module, asarray_like, on_host, to_host
 from minigrad.checkpoint import StateError
 from minigrad.fused import MASKED, mask_logits
 
@@ -211,7 +211,7 @@ class Estimator:
         The sample, and half of the rules, would hide it: 0 > NaN is false, and so is 1 > NaN.
         """
         theta, xp = logits.data, array_module(logits.data)
-        if not theta.size or (xp is np and theta.min() > 0.5 * MASKED and theta.max() < np.inf):
+        if not theta.size or (on_host(theta) and theta.min() > 0.5 * MASKED and theta.max() < np.inf):
             return x  # a device would have to be waited for
         defined = self.family.defined(theta).reshape(len(theta), -1).all(axis=1)
         factor = xp.where(defined, 1.0, np.nan).astype(x.dtype)
@@ -358,8 +358,8 @@ def masked(logits: Tensor, mask: np.ndarray | None) -> Tensor:
     """
     if logits.ndim < 1 or logits.shape[-1] < 1:
         raise ValueError(f"logits need a last axis with at least one class: (B, ..., K), got the shape {logits.shape}.")
-    theta, xp = logits.data, array_module(logits.data)
-    if xp is np and theta.size and not theta.min() > -np.inf:  # a device would have to be waited for
+    theta = logits.data
+    if on_host(theta) and theta.size and not theta.min() > -np.inf:  # a device would have to be waited for
         logits = mask_logits(logits, theta != -np.inf)
     if mask is None:
         return logits

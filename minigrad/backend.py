@@ -165,9 +165,9 @@ def check_integers(index: Array | int) -> None:
 def check_index(index: Array, size: int) -> None:
     """TypeError unless it is an array of integers; IndexError if one on the host leaves [0, size). A device is not
     asked: it would have to be waited for."""
-    xp = array_module(index)
+    host = on_host(index)
     check_integers(index)
-    if xp is np and index.size and not (index.min() >= 0 and index.max() < size):
+    if host and index.size and not (index.min() >= 0 and index.max() < size):
         raise IndexError(f"an index or label lies outside 0 to {size - 1}.")
 
 

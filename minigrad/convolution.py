@@ -4,8 +4,8 @@ An image batch is (N, C, H, W). Every op here takes the windows of the image apa
 window, which is a slice of the image, and its rule adds gradients back to the same slices: a slice and its adjoint are
 all the geometry there is.
 
-In memory the batch comes last, (C, H, W, N): a slice along H and W then consists of long runs, where it is copied and
-added several times as fast as with the batch in front. Only views are turned, so the shape stays (N, C, H, W); what
+In memory the batch comes last, (C, H, W, N): a slice along H and W then consists of long runs, which are quick to copy
+and to add. Only views are turned, so the shape stays (N, C, H, W); what
 elementwise ops make of such an array keeps its order, and the images are rearranged once, when they enter the first
 convolution.
 """

@@ -54,7 +54,9 @@ SIGN: dict[str, Proxy] = {
     # [|u| ≤ 1]: Courbariaux et al. 2016
     "clipped": Proxy(lambda u, xp: xp.clip(u, -1.0, 1.0), lambda u, xp: _as(abs(u) <= 1, u)),
     # max(0, 2 − 2|u|): Liu et al. 2018
-    "triangle": Proxy(lambda u, xp: 2.0 * STEP["triangle"][0](u, xp), lambda u, xp: 2.0 * STEP["triangle"][1](u, xp)),
+    "triangle": Proxy(
+        lambda u, xp: 2.0 * STEP["triangle"].function(u, xp), lambda u, xp: 2.0 * STEP["triangle"].derivative(u, xp)
+    ),
     # 1 − tanh² u
     "tanh": Proxy(lambda u, xp: xp.tanh(u), lambda u, xp: 1.0 - xp.tanh(u) ** 2),
     "fast_sigmoid": STEP["fast_sigmoid"],

@@ -28,6 +28,7 @@ from scipy.special import betaincinv
 
 from minigrad import Rng, Tensor, no_grad
 from minigrad.backend import array_module, asarray_like, to_host
+from minigrad.checkpoint import StateError
 from minigrad.fused import cross_entropy
 from minigrad.nn import Linear, Module, normal, xavier_uniform
 from minigrad.ops import exp, log, relu, sigmoid, softplus, stable_sigmoid, tanh
@@ -91,6 +92,11 @@ class Controller:
         return {"weight": np.array(to_host(self.weight))}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """StateError if the state is not that of a controller."""
+        if state.keys() != {"weight"} or state["weight"].shape != self.weight.shape:
+            raise StateError(
+                "the saved state is not that of a controller: load one that was saved by its state_dict()."
+            )
         self.weight = asarray_like(state["weight"], self.weight)
 
 

@@ -30,6 +30,7 @@ from experiments.loop import Annealing, ImageConfig, ImageExperiment, Optimizing
 from experiments.memory import check_evaluations, check_memory, draws, weights
 from experiments.pictures import curves, page
 from minigrad import Rng, no_grad
+from minigrad.checkpoint import StateError
 from minigrad.fused import bce_with_logits
 from minigrad.ops import stable_sigmoid
 from models.data import PIXELS
@@ -107,6 +108,10 @@ class Estimators(list):
         return {f"{l}.{k}": v for l, estimator in enumerate(self) for k, v in estimator.state_dict().items()}
 
     def load_state_dict(self, state) -> None:
+        """StateError if the state is not that of estimators for so many layers."""
+        layers = tuple(f"{l}." for l in range(len(self)))
+        if not all(key.startswith(layers) for key in state):
+            raise StateError("the saved state is of another number of layers: build as many as it was saved from.")
         for l, estimator in enumerate(self):
             own = f"{l}."
             estimator.load_state_dict({k[len(own) :]: v for k, v in state.items() if k.startswith(own)})

@@ -11,6 +11,7 @@ from estimators import create
 from estimators.enumeration import Given
 from minigrad import Rng, Tensor
 from minigrad.check import audit, gradcheck
+from minigrad.checkpoint import StateError
 from minigrad.optim import SGD
 from models.conditional import UNITS, BetaNoise, ConditionalNetwork, Controller, DenseGate, activity_cost, root_sigmoid
 
@@ -358,3 +359,11 @@ def test_columns_are_limited_to_the_largest_norm_and_no_further():
 def test_bad_settings_are_refused_in_one_sentence(settings, message):
     with pytest.raises(ValueError, match=message):
         ConditionalNetwork(7, 3, rng=Rng(0), **settings)
+
+
+@pytest.mark.parametrize("state", [{}, {"weight": np.ones(2)}, {"weight": np.array(0.1), "more": np.array(0.1)}])
+def test_a_state_that_is_not_a_controller_s_is_refused(state):
+    controller = Controller(0.1, 0.5, X)
+    with pytest.raises(StateError, match="not that of a controller"):
+        controller.load_state_dict(state)
+    assert controller.weight == 0.5

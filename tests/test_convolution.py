@@ -49,7 +49,7 @@ def test_of_equal_elements_the_first_gets_the_gradient():
 
 
 def test_the_batch_stays_last_in_memory_from_the_first_convolution_on(rng):
-    """Else every layer would rearrange its images: half of the time of a small network."""
+    """Else every layer would rearrange its images."""
     images = rng.standard_normal((5, 1, 12, 12)).astype(np.float32)
     first, second = nn.Conv2d(1, 2, 3, Rng(0)), nn.Conv2d(2, 3, 2, Rng(1))
     x = max_pool2d(first(images).relu())

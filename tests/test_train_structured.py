@@ -9,9 +9,11 @@ import pytest
 from safetensors.numpy import load_file
 
 import train_structured
+from estimators import create
 from experiments import run_folder
 from experiments.loop import Loop
 from minigrad import Rng
+from minigrad.checkpoint import StateError
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--epochs", "2", "--variables", "4", "--quiet"]
@@ -116,3 +118,12 @@ def test_the_temperature_of_a_run_is_annealed_in_every_layer(tmp_path, no_pictur
 
 def test_vimco_trains_one_layer(tmp_path):
     assert run("--out", tmp_path / "run", "--estimator", "vimco", "--layers", "1") == 0
+
+
+def test_a_state_of_another_number_of_layers_is_refused():
+    three, two = (train_structured.Estimators([create("reinforce-mean") for _ in range(n)]) for n in (3, 2))
+    two.load_state_dict({name: value for name, value in three.state_dict().items() if not name.startswith("2.")})
+    with pytest.raises(StateError, match="of another number of layers"):
+        two.load_state_dict(three.state_dict())
+    with pytest.raises(StateError, match="belongs to another estimator"):
+        three.load_state_dict(two.state_dict())
