@@ -31,7 +31,7 @@ import numpy as np
 from estimators import create
 from experiments.errors import command, require
 from experiments.flags import at_least, flag
-from experiments.loop import ImageConfig, ImageExperiment, batches, run
+from experiments.loop import ImageConfig, LabelledExperiment, batches, run
 from experiments.memory import check_evaluations, check_memory, draws, weights
 from experiments.pictures import gate_curves
 from minigrad import Rng, no_grad
@@ -39,7 +39,6 @@ from minigrad.optim import SGD
 from models.conditional import BetaNoise, ConditionalNetwork, Controller, DenseGate
 
 CLASSES = 10
-EVALUATION_BATCH = 1000
 MAX_COLUMN_NORM = 2.1  # as published, for W₀, W₁ and W₂
 TIMED = 100  # test images on which predictions are timed
 CALLS, SECONDS = 11, 1.0  # as many calls of each, or more until so much time is over
@@ -127,7 +126,7 @@ def settings_for(config: Config, estimator) -> Settings:
     return GATES.get(config.gate.partition(":")[0], usual)
 
 
-class Conditional(ImageExperiment):
+class Conditional(LabelledExperiment):
     """One run: the images and labels on the device, the network, its gates, the controller of λ if there is one."""
 
     config_class = Config
@@ -162,15 +161,6 @@ class Conditional(ImageExperiment):
         if usual.unit == "rectifier" and not self.baseline:
             self.controller = Controller(c.target, self.weight, self.model.experts.weight.data)
 
-    def load(self) -> None:
-        """The last sixth of the training images is for validation: 10,000 of MNIST's, as usual."""
-        super().load()
-        cut = len(self.train) - len(self.train) // 6
-        labels = (self.images.train_labels[:cut], self.images.train_labels[cut:], self.images.test_labels)
-        self.train_labels, self.valid_labels, self.test_labels = (self.backend.to_device(y, np.int64) for y in labels)
-        self.valid = self.binarised(self.train[cut:], self.rng.site("validation pixels"))
-        self.train = self.train[:cut]
-
     def parts(self) -> dict:
         return super().parts() | ({} if self.controller is None else {"controller": self.controller})
 
@@ -201,17 +191,12 @@ class Conditional(ImageExperiment):
         if self.baseline:
             return self.model.threshold(np.zeros(0), 1.0)
         with no_grad():
-            logits = [self.model.gate_logits(x).data for _, x in batches(self.valid, EVALUATION_BATCH)]
+            logits = [self.model.gate_logits(x).data for _, x in batches(self.valid, self.EVALUATION_BATCH)]
         return self.model.threshold(np.concatenate(list(map(self.backend.to_host, logits))), self.config.target)
 
     def evaluate(self, images, labels, threshold: float) -> tuple[float, float]:
         """(error in percent, the fraction of gates that are on)"""
-        parts, xp = [], self.backend.xp
-        for start, x in batches(images, EVALUATION_BATCH):
-            logits, on = self.model.evaluate(x, threshold)
-            wrong = logits.argmax(axis=1) != labels[start : start + EVALUATION_BATCH]
-            parts.append(xp.stack([wrong.sum(), on.sum()]))
-        wrong, on = self.backend.to_host(xp.stack(parts)).sum(axis=0) / len(images)
+        wrong, on = self.counts(images, labels, lambda x, start: self.model.evaluate(x, threshold))
         return 100.0 * float(wrong), float(on) / self.model.experts.bias.size
 
     def report(self, losses, speed: float) -> dict:

@@ -82,7 +82,7 @@ def test_the_error_and_the_fraction_that_is_on_are_counted_over_all_images(monke
     y, active = run.model.predictor(0.2)(run.test)
     expected = 100.0 * (y.argmax(axis=1) != run.test_labels).mean(), active.mean() / 20
     for size in (7, 1000):
-        monkeypatch.setattr(train_conditional, "EVALUATION_BATCH", size)
+        monkeypatch.setattr(train_conditional.Conditional, "EVALUATION_BATCH", size)
         assert run.evaluate(run.test, run.test_labels, 0.2) == pytest.approx(expected)
 
 

@@ -20,7 +20,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -44,6 +44,12 @@ from .start import keep_freed_memory
 log = logging.getLogger(__name__)
 
 COUNTS = ("epoch", "step_in_epoch")  # of a checkpoint
+# the learning rate when the fraction t of all steps is over: t in [0, 1), from the first rate to the last one
+SCHEDULES = {
+    "constant": lambda t, first, last: first,
+    "cosine": lambda t, first, last: last + 0.5 * (first - last) * (1.0 + math.cos(math.pi * t)),
+    "exponential": lambda t, first, last: first * (last / first) ** t,
+}
 CHECK_EVERY = 100  # steps between two looks at the losses; each look waits for the device
 
 
@@ -130,6 +136,28 @@ class Optimizing(Config):
     def optimizer_for(self, model: Any) -> Any:
         options = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
         return OPTIMIZERS[self.optimizer](model.parameters(), self.lr, **options)
+
+
+@dataclass(frozen=True)
+class Scheduled(Optimizing):
+    """The flags of a command whose learning rate can fall from step to step."""
+
+    schedule: str = flag("constant", f"the way of the learning rate from --lr to --lr-last: {', '.join(SCHEDULES)}")
+    lr_last: float = flag(1e-5, "the learning rate that the last step comes close to")
+
+    def check(self) -> None:
+        super().check()
+        one_of(self, schedule=SCHEDULES)
+        fits = self.schedule == "constant" or 0.0 < self.lr_last <= self.lr
+        require(fits, f"--lr-last must be above 0 and at most --lr {self.lr:g}, got {self.lr_last}.")
+
+    def unread(self, estimator: Any) -> dict[str, str]:
+        falls = {} if self.schedule != "constant" else {"lr_last": "the learning rate is constant"}
+        return super().unread(estimator) | falls
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """The learning rate of a step, from 0, of so many in all."""
+        return SCHEDULES[self.schedule](step / steps, self.lr, self.lr_last)
 
 
 @dataclass(frozen=True)
@@ -293,6 +321,11 @@ class Experiment:
         if self.first_tau:
             self.estimator.tau = self.config.tau_at(self.steps, self.first_tau)
 
+    def set_learning_rate(self) -> None:
+        """Give the optimizer the learning rate of this step, if it is one that falls."""
+        if isinstance(self.config, Scheduled):
+            self.optimizer.lr = self.config.lr_at(self.steps, self.config.epochs * self.steps_per_epoch)
+
     def set_logit_scale(self) -> None:
         """Tell the model from which logits the estimator draws its samples."""
         if self.estimator is not None and hasattr(self.model, "logit_scale"):
@@ -332,6 +365,36 @@ class ImageExperiment(Experiment):
     def images_per_second(self, speed: float) -> dict[str, float]:
         """For the metrics.   speed: steps per second"""
         return {"images_per_second": round(speed * len(self.train) / self.steps_per_epoch, 1)}
+
+
+class LabelledExperiment(ImageExperiment):
+    """An experiment on images and their labels; the last sixth of the training images is for validation: 10,000 of
+    MNIST's, as usual.
+
+    valid (N, pixels); train_labels, valid_labels, test_labels (N,) int64: on the device
+    """
+
+    EVALUATION_BATCH = 1000
+
+    def load(self) -> None:
+        super().load()
+        cut = len(self.train) - len(self.train) // 6
+        labels = (self.images.train_labels[:cut], self.images.train_labels[cut:], self.images.test_labels)
+        self.train_labels, self.valid_labels, self.test_labels = (self.backend.to_device(y, np.int64) for y in labels)
+        self.valid = self.binarised(self.train[cut:], self.rng.site("validation pixels"))
+        self.train = self.train[:cut]
+
+    def counts(self, images: Any, labels: Any, evaluate: Callable) -> np.ndarray:
+        """(how many predictions are wrong, …), each divided by the number of images.
+
+        evaluate(x, start): of the images from `start` on, logits (B, classes), and arrays that are to be summed besides
+        """
+        parts, xp = [], self.backend.xp
+        for start, x in batches(images, self.EVALUATION_BATCH):
+            logits, *others = evaluate(x, start)
+            wrong = logits.argmax(axis=1) != labels[start : start + self.EVALUATION_BATCH]
+            parts.append(xp.stack([wrong.sum(dtype=np.float64), *(a.sum(dtype=np.float64) for a in others)]))
+        return self.backend.to_host(xp.stack(parts)).sum(axis=0) / len(images)
 
 
 # ---- the loop
@@ -374,6 +437,7 @@ class Loop:
     def step(self, argument: Any) -> None:
         x = self.experiment
         x.set_temperature()
+        x.set_learning_rate()
         self.losses.append(x.step(argument, x.rng.at(x.steps)))
         if x.estimator is not None:
             x.estimator.update()
@@ -465,6 +529,9 @@ class Loop:
         config = dataclasses.asdict(x.config)
         changed = [k for k, v in config.items() if v != saved.get(k) and k not in x.may_change]
         require(not changed, f"{folder.path} has a checkpoint of another configuration ({', '.join(changed)} differ).")
+        keeps_epochs = config.get("schedule", "constant") == "constant" or config["epochs"] == saved["epochs"]
+        why = "over which its learning rate falls: leave --epochs out."
+        require(keeps_epochs, f"{folder.path} was begun for {saved['epochs']} epochs, {why}")
         folder.rewind(info)
 
     def check_checkpoint(self, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
