@@ -52,24 +52,31 @@ class Adapter:
 
     def __init__(self, fn: Callable, title: str | None = None) -> None:
         self.fn = fn
-        self.title = title or getattr(fn, "__name__", type(fn).__name__)
+        self.title = title or str(getattr(fn, "__name__", type(fn).__name__))
 
-    def __call__(self, logits: np.ndarray, cost: Rung, seed: int) -> tuple[Any, Any]:
-        return self.run(logits, cost, seed)[:2]
+    def __call__(self, logits: np.ndarray, cost: Rung, seed: int) -> Any:
+        return self.fn(logits, cost, seed)
 
     def run(self, logits: np.ndarray, cost: Rung, seed: int, weights: bool = False) -> tuple[Any, Any, Any]:
         """(samples, gradients, the gradient at the coefficients `cost.a`, (L·K,), or None if none arrives there).
 
         weights: is that gradient wanted?
         """
-        return *self.fn(logits, cost, seed), None
+        return *self(logits, cost, seed), None
 
     def exact(self, rung: Rung) -> np.ndarray:
         """The gradient that it is to have on average, shaped like the rung's logits."""
         return rung.exact(scale=self.logit_scale)
 
 
-class FromTorch(Adapter):
+class Differentiating(Adapter):
+    """One that differentiates the cost by itself: `run` is where it does."""
+
+    def __call__(self, logits: np.ndarray, cost: Rung, seed: int) -> Any:
+        return self.run(logits, cost, seed)[:2]
+
+
+class FromTorch(Differentiating):
     framework = "torch"
 
     def run(self, logits: np.ndarray, cost: Rung, seed: int, weights: bool = False) -> tuple[Any, Any, Any]:
@@ -106,7 +113,7 @@ class FromTorchGradient(FromTorch):
         return samples
 
 
-class FromJax(Adapter):
+class FromJax(Differentiating):
     framework = "jax"
 
     def run(self, logits: np.ndarray, cost: Rung, seed: int, weights: bool = False) -> tuple[Any, Any, Any]:
@@ -124,7 +131,7 @@ class FromJax(Adapter):
         return np.asarray(d), np.asarray(g), np.asarray(da)
 
 
-class FromJaxGradient(Adapter):
+class FromJaxGradient(Differentiating):
     framework = "jax"
 
     def run(self, logits: np.ndarray, cost: Rung, seed: int, weights: bool = False) -> tuple[Any, Any, Any]:
@@ -138,7 +145,7 @@ class FromJaxGradient(Adapter):
         return None if samples is None else np.asarray(samples), np.asarray(g), None
 
 
-class FromEstimator(Adapter):
+class FromEstimator(Differentiating):
     """One of ours. Each call begins with the state in which it was handed over."""
 
     framework = "minigrad"
@@ -208,7 +215,7 @@ def from_jax_gradient(fn: Callable, title: str | None = None) -> Adapter:
     return FromJaxGradient(fn, title)
 
 
-def from_estimator(estimator: str | Estimator, family: str | None = None) -> Adapter:
+def from_estimator(estimator: str | Estimator, family: str | None = None) -> FromEstimator:
     """One of this repository: its name with options, as for `create`, or an instance. SettingError for others."""
     if isinstance(estimator, str):
         return FromEstimator(create(estimator, family=family), estimator)

@@ -36,7 +36,7 @@ def bias(s: Subject, budget: float) -> list[Finding]:
             while means.n < calls and (means.n < FIRST or time.perf_counter() < end):
                 s.add(rung, 1, means)
             s.distances[rung.name] = from_exact(s, rung, s.alpha / (looks * (looks + 1)))  # all looks: at most alpha
-            s.progress(0.1 + 0.6 * min(1.0, 1.0 + (time.perf_counter() - end) / budget), rung.name)
+            s.progress(0.1 + 0.6 * min(1.0, 1.0 - (end - time.perf_counter()) / max(budget, 1e-9)), rung.name)
         if time.perf_counter() > end:
             break
         undecided, calls = [r for r in undecided if not decided(s.distances[r.name])], 2 * calls
@@ -61,7 +61,7 @@ def found_bias(s: Subject, rung: Rung) -> Finding:
         verdict, sentence = FAILS if exact else NOTED, f"biased: {x.size:.3f} ± {x.error:.3f} of the gradient's norm"
     else:
         verdict = HOLDS if exact else NOTED if x.most < 5 * RESOLUTION else UNDECIDED
-        sentence = f"no bias above {per_cent(x.most)}"
+        sentence = "no bias above rounding" if x.most < s.precision else f"no bias above {per_cent(x.most)}"
     data = {"bias": x.size, "error": x.error, "most": x.most, "draws": s.means[rung.name].n * s.n, "claimed": exact}
     return Finding("bias", rung.name, verdict, sentence, x.size, data)
 
@@ -87,7 +87,8 @@ def claims(s: Subject, same_as: str | None) -> list[Finding]:
         sentence = (
             f"On every rung the mean is {factor:.3f} times the exact gradient: a factor is missing, or one too many."
         )
-        found.append(Finding("claim", "a common factor", FAILS, sentence, factor))
+        verdict = NOTED if s.claim == "none" else FAILS
+        found.append(Finding("claim", "a common factor", verdict, sentence, factor))
     return found if same_as is None else [*found, mean_of_other(s, same_as)]
 
 
@@ -121,7 +122,7 @@ def common_factor(s: Subject) -> float | None:
     factors = np.array([float(g @ m / (g @ g)) for g, m in pairs])
     rests = [float(np.linalg.norm(m - c * g) / np.linalg.norm(g)) for c, (g, m) in zip(factors, pairs, strict=True)]
     c = float(np.median(factors))
-    return c if abs(c - 1.0) > 0.02 and np.ptp(factors) < 0.02 and max(rests) < 0.02 else None
+    return c if abs(c) > 0.02 and abs(c - 1.0) > 0.02 and np.ptp(factors) < 0.02 and max(rests) < 0.02 else None
 
 
 def mean_of_other(s: Subject, name: str) -> Finding:

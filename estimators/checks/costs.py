@@ -13,45 +13,35 @@ from .subject import Subject
 
 __all__ = ["variance"]
 
+CALLS = 4
+UNBIASED = ("rloo:samples=2", "rloo:samples=4", "local-expectation", "muprop", "disarm", "arsm", "rebar")
+BIASED = ("st", "st-gs", "gst-1.0", "reinmax", "darn")
+
 
 def variance(s: Subject) -> list[Finding]:
-    rung = s.quadratic
-    calls, rows = rung.calls, rung.rows
+    """On the quadratic rung, beside ours of the same kind: without a bias, or with one."""
+    rung, calls, rows = s.quadratic, s.quadratic.calls, s.quadratic.rows
     start = time.perf_counter()
-    g = np.concatenate([s.call(rung)[1] for _ in range(4)]).astype(np.float64)
-    seconds = time.perf_counter() - start
-    calls, rows = (rung.calls - calls) / 4, (rung.rows - rows) / len(g)
-    unit = s.unit[rung.name]
-    deviation = float(np.sqrt(g.reshape(len(g), -1).var(axis=0).sum())) / unit
-    x = s.distances[rung.name]
-    s.compared.append({"name": s.adapter.title, "bias": x.size, "deviation": deviation, "ours": False})
-    problem = EnumeratedCost(rung.logits[None], rung, s.family)
-    unbiased = not any(d.significant for d in s.distances.values())
-    names = ("rloo:samples=2", "rloo:samples=4", "local-expectation", "muprop", "rebar", "disarm") if unbiased else ()
-    names += ("reinforce", "st", "st-gs", "gst-1.0", "reinmax", "zgr", "darn", "exact")
-    nearest = []
-    for name in names:
+    g = np.concatenate([s.call(rung)[1] for _ in range(CALLS)]).astype(np.float64)
+    seconds = (time.perf_counter() - start) / len(g)
+    each, in_calls = (rung.rows - rows) / len(g), (rung.calls - calls) / CALLS
+    deviation = float(np.sqrt(g.reshape(len(g), -1).var(axis=0).sum())) / s.unit[rung.name]
+    bias = s.distances[rung.name].size
+    s.compared.append({"name": s.adapter.title, "bias": bias, "deviation": deviation, "ours": False})
+    unbiased = not any(x.significant for x in s.distances.values())
+    problem, ours = EnumeratedCost(rung.logits[None], rung, s.family), []
+    for name in (*(UNBIASED if unbiased else BIASED), "reinforce", "exact"):
         try:
             found = problem.measure(name, samples=2000)
-        except SettingError:
+        except SettingError:  # not for these variables
             continue
         s.compared.append({"name": name, "bias": found.bias, "deviation": found.deviation, "ours": True})
-        nearest.append(f"{name} {found.deviation:.2f}")
-    sentence = f"The deviation of one estimate is {deviation:.2f} of the gradient's norm; ours: {', '.join(nearest)}."
+        ours.append(f"{name} {found.deviation:.2f}")
+    sentence = f"One estimate has a deviation of {deviation:.2f} of the gradient's norm; ours: {', '.join(ours)}."
+    asks = f"It evaluates the cost {each:g} times for an example, in {in_calls:g} calls."
+    takes = f"It takes {1e6 * seconds:.2f} µs for an example, {s.n} at a time, the cost included."
     return [
         Finding("variance", "deviation", NOTED, sentence, deviation),
-        Finding(
-            "variance",
-            "evaluations",
-            NOTED,
-            f"It evaluates the cost {rows:g} times for an example, in {calls:g} calls.",
-            rows,
-        ),
-        Finding(
-            "variance",
-            "time",
-            NOTED,
-            f"{1e6 * seconds / len(g):.2f} µs for an example, {s.n} at a time.",
-            seconds / len(g),
-        ),
+        Finding("variance", "evaluations", NOTED, asks, each),
+        Finding("variance", "time", NOTED, takes, seconds),
     ]

@@ -44,7 +44,8 @@ def same_rule(s: Subject) -> Finding | None:
     samples = np.rint(samples)
     if not np.isin(samples, (0.0, 1.0)).all():
         return None
-    exactly, scaled = [], []
+    exactly: list[tuple[str, float, float]] = []
+    scaled: list[tuple[str, float, float]] = []
     gradient = lambda ours: at_samples(ours, rung, theta, samples)
     for name in ESTIMATORS:
         ours = candidate(s, name, len(samples))

@@ -104,7 +104,8 @@ def other_examples(s: Subject) -> Finding:
     rung, seed, theta = s.quadratic, next(s.seeds), s.repeat(s.quadratic.logits, 32)
     moved = theta.copy()
     moved[4:] += np.random.default_rng(2).standard_normal(moved[4:].shape)
-    error = difference(*(s.call(rung, logits=x, seed=seed) for x in (theta, moved)), slice(4))
+    first, second = (s.call(rung, logits=x, seed=seed) for x in (theta, moved))
+    error = difference(first, second, slice(4))
     yes, no = "does not depend on them.", f"depends on them, with the same noise: {_amount(error)}."
     yes, no = (f"An example's gradient {x}" for x in (yes, no))
     return decide("invariance", "the other examples of a batch", error < SAME, yes, no, error)
@@ -131,9 +132,7 @@ def ties(s: Subject) -> Finding:
     equal, beside, theta = Means(), Means(), np.zeros((s.n, *s.quadratic.shape))
     nudge = 1e-6 * np.random.default_rng(3).standard_normal(s.quadratic.shape)
     s.add(s.quadratic, 2 * FIRST, equal, logits=theta)
-    s.add(
-        s.quadratic, 2 * FIRST, beside, logits=theta + 1e-6 * np.random.default_rng(3).standard_normal(theta[0].shape)
-    )
+    s.add(s.quadratic, 2 * FIRST, beside, logits=theta + nudge)
     x = s.apart(equal, beside, s.quadratic, 1e-4)
     return unchanged("equal logits", x, "The mean gradient there is that beside.")
 
@@ -217,7 +216,7 @@ class WithMasked(Rung):
 
     def __init__(self, rung: Rung) -> None:
         self.__dict__ |= rung.__dict__
-        self.inner, self.shape = rung, (rung.shape[0], rung.shape[1] + 1)
+        self.inner, self.shape = rung, (*rung.shape[:-1], rung.shape[-1] + 1)
 
     def _values(self, d: Any, weights: Any = None) -> Any:
         return self.inner._values(d[..., : self.inner.shape[-1]], weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -136,11 +137,13 @@ def own_cost(s: Subject) -> Finding:
     theta = s.repeat(rung.logits, 64)
     g, own = s.call(rung, logits=theta, seed=seed)[1], np.empty_like(theta)
     for at in itertools.product(*map(range, rung.shape)):
-        moved, here = [], (slice(None), *at)
+        moved: list[np.ndarray] = []
+        here: Any = (slice(None), *at)
         for step in (h, -h):
             x = theta.copy()
             x[here] += step
-            moved.append(rung.values(s.call(rung, logits=x, seed=seed)[0]).mean(axis=0))
+            samples, _ = s.call(rung, logits=x, seed=seed)
+            moved.append(rung.values(samples).mean(axis=0))
         own[here] = (moved[0] - moved[1]) / (2.0 * h)
     error = float(np.abs(g - own).max() / np.abs(own).max())
     factor = float((own * g).sum() / (own * own).sum())

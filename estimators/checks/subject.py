@@ -66,7 +66,7 @@ class Subject:
         logits: np.ndarray | None = None,
         seed: int | None = None,
         dtype: Any = np.float64,
-    ) -> tuple[np.ndarray | None, np.ndarray]:
+    ) -> tuple[Any, np.ndarray]:
         """(samples (S, n, …) or None, gradients (n, …)) of n equal examples, or of the logits (n, …).
 
         ConformanceError if it returns something else.
@@ -75,7 +75,7 @@ class Subject:
         found = self.adapter(theta, rung, next(self.seeds) if seed is None else seed)
         return self._checked(found, theta.shape)
 
-    def _checked(self, found: Any, shape: tuple[int, ...]) -> tuple[np.ndarray | None, np.ndarray]:
+    def _checked(self, found: Any, shape: tuple[int, ...]) -> tuple[Any, np.ndarray]:
         name = self.adapter.title
         if not isinstance(found, tuple | list) or len(found) != 2:
             raise ConformanceError(f"{name} must return samples and gradients, but it returned {_described(found)}.")
