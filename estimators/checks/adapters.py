@@ -86,12 +86,14 @@ class FromTorch(Differentiating):
         theta = torch.tensor(logits, requires_grad=True)
         a = theta.new_tensor(cost.a).requires_grad_() if weights else None
         with cost.watched(a) as points:
-            samples = self.gradient(theta, cost)
+            samples, g = self.gradient(theta, cost)
             samples = points[0] if samples is None and points else samples
+        if g is not None:
+            return _array(samples), _array(g), None
         return _array(samples), _array(theta.grad), None if a is None else _array(a.grad)
 
-    def gradient(self, theta: Any, cost: Rung) -> Any:
-        """Leaves the gradient in `theta.grad`. -> the samples"""
+    def gradient(self, theta: Any, cost: Rung) -> tuple[Any, Any]:
+        """(the samples or None, the gradient or None if `backward` has left it in `theta.grad`)"""
         d = self.fn(theta)
         if not getattr(d, "requires_grad", False):
             raise ValueError(
@@ -99,18 +101,17 @@ class FromTorch(Differentiating):
                 "a score function to from_torch_gradient."
             )
         cost(d).sum().backward()
-        return d
+        return d, None
 
 
 class FromTorchGradient(FromTorch):
-    def gradient(self, theta: Any, cost: Rung) -> Any:
+    def gradient(self, theta: Any, cost: Rung) -> tuple[Any, Any]:
         found = self.fn(theta, cost)
         samples, found = found if isinstance(found, tuple) else (None, found)
         if found.shape == theta.shape:
-            theta.grad = found.detach()
-        else:
-            found.sum().backward()
-        return samples
+            return samples, found
+        found.sum().backward()
+        return samples, None
 
 
 class FromJax(Differentiating):

@@ -56,8 +56,8 @@ class Subject:
         """Is it one of ours that says that its outputs are no discrete values?"""
         return isinstance(self.adapter, FromEstimator) and self.adapter.estimator.support != "hard"
 
-    def repeat(self, logits: np.ndarray, n: int, dtype: Any = np.float64) -> np.ndarray:
-        return np.broadcast_to(logits, (n, *logits.shape)).astype(dtype)
+    def repeat(self, logits: np.ndarray, n: int) -> np.ndarray:
+        return np.array(np.broadcast_to(logits, (n, *logits.shape)), order="C")
 
     def call(
         self,
@@ -71,7 +71,8 @@ class Subject:
 
         ConformanceError if it returns something else.
         """
-        theta = self.repeat(rung.logits, n or self.n, dtype) if logits is None else np.array(logits, dtype)
+        theta = self.repeat(rung.logits, n or self.n) if logits is None else logits
+        theta = np.array(theta, dtype, order="C")  # noise that is drawn like the logits follows their memory
         found = self.adapter(theta, rung, next(self.seeds) if seed is None else seed)
         return self._checked(found, theta.shape)
 
