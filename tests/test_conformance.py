@@ -65,7 +65,7 @@ def test_a_rung_knows_its_exact_gradient_and_that_of_its_weights(kind, family):
     np.testing.assert_allclose(rung.exact(), numeric, atol=1e-8)
     d = np.random.default_rng(0).random((4, 5, *rung.shape))
     np.testing.assert_allclose(rung(Tensor(d.reshape(20, *rung.shape))).data, rung(d).ravel(), rtol=1e-12)
-    assert (rung.calls, rung.rows) == (2, 40)
+    assert (rung.calls, rung.evaluations) == (2, 40)
     assert rung(d.astype(np.float32)).dtype == np.float32
     got, step = rung.gradient_of_weights(d), 1e-6
     for n in range(len(rung.a)):

@@ -20,11 +20,11 @@ BIASED = ("st", "st-gs", "gst-1.0", "reinmax", "darn")
 
 def variance(s: Subject) -> list[Finding]:
     """On the quadratic rung, beside ours of the same kind: without a bias, or with one."""
-    rung, calls, rows = s.quadratic, s.quadratic.calls, s.quadratic.rows
+    rung, calls, evaluations = s.quadratic, s.quadratic.calls, s.quadratic.evaluations
     start = time.perf_counter()
     g = np.concatenate([s.call(rung)[1] for _ in range(CALLS)]).astype(np.float64)
     seconds = (time.perf_counter() - start) / len(g)
-    each, in_calls = (rung.rows - rows) / len(g), (rung.calls - calls) / CALLS
+    each, in_calls = (rung.evaluations - evaluations) / len(g), (rung.calls - calls) / CALLS
     deviation = float(np.sqrt(g.reshape(len(g), -1).var(axis=0).sum())) / s.unit[rung.name]
     bias = s.distances[rung.name].size
     s.compared.append({"name": s.adapter.title, "bias": bias, "deviation": deviation, "ours": False})

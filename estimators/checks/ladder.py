@@ -63,7 +63,7 @@ class Rung:
     ValueError for others.
 
     Called with d (..., L, K), or (..., L) for bits, it gives (...): one value for each example, of d's kind and dtype.
-    It counts: `calls`, and `rows`, the examples of all calls together.
+    It counts: `calls`, and `evaluations`, those of all examples in all calls.
     """
 
     def __init__(self, kind: str, variables: int = 3, classes: int = 3, family: str = "categorical", seed: int = 600):
@@ -77,7 +77,7 @@ class Rung:
         rng, n = np.random.default_rng(seed + 10 * variables + classes), math.prod(self.shape)
         self.logits = 0.7 * rng.standard_normal(self.shape)
         self.a, self.m = rng.standard_normal(n), 0.6 * rng.standard_normal((n, n))
-        self.calls = self.rows = 0
+        self.calls = self.evaluations = 0
         self._weights: Any = None  # what stands in for a, if somebody wants its gradient
         self._points: list[Any] | None = None
 
@@ -93,7 +93,7 @@ class Rung:
         if tuple(d.shape)[len(leading) :] != self.shape:
             raise ValueError(f"the cost is one of d (..., {', '.join(map(str, self.shape))}), got {tuple(d.shape)}.")
         self.calls += 1
-        self.rows += math.prod(leading)
+        self.evaluations += math.prod(leading)
         if self._points is not None:
             self._points.append(d)
         return self._values(d, self._weights)

@@ -58,9 +58,9 @@ class Published:
 
 
 def gumbel_softmax(hard: bool, tau: float):
-    import torch.nn.functional as F
+    from torch.nn import functional
 
-    return from_torch(lambda logits: F.gumbel_softmax(logits, tau=tau, hard=hard))
+    return from_torch(lambda logits: functional.gumbel_softmax(logits, tau=tau, hard=hard))
 
 
 def one_hot_straight_through():
@@ -110,7 +110,7 @@ def pydrobert_reinforce(kind: str):
 
 
 def pydrobert_relax(kind: str):
-    """With a control variate for each variable by itself, as its shapes want it: a linear function of its relaxation."""
+    """With a control variate for each variable by itself: a linear function of its relaxation."""
     import torch
     from pydrobert.torch.estimators import relax, to_b, to_z
 
