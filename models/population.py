@@ -3,16 +3,16 @@
     y(Z; v, w) = vᵀ 1[Zw > 0],  Z (m, n) with standard normal entries;  labels from (v*, w*), ‖w*‖ = 1
     f(v, w) = ½ E (y(Z; v, w) − y(Z; v*, w*))²
 
-As a function of w the loss of one Z is piecewise constant, so that its gradient is 0 almost everywhere. Backward the step
-gets the derivative μ′ of a proxy, and the gradient becomes a coarse one, Zᵀ(μ′(Zw) ⊙ v)(y − y*). This file has its
-expectation over Z for three proxies, and the true gradient of f, which has one since f is smooth in w.
+As a function of w the loss of one Z is piecewise constant, so that its gradient is 0 almost everywhere. Backward the
+step gets the derivative μ′ of a proxy, and the gradient becomes a coarse one, Zᵀ(μ′(Zw) ⊙ v)(y − y*). This file has its
+expectation over Z for three proxies, and the true gradient of f, which exists although that of a single Z says nothing.
 
 Everywhere: v (…, m), w (…, n), v* (m,), w* (n,), float64 arrays, w ≠ 0; leading axes are problems beside each other.
 ŵ = w/‖w‖;  θ = ∠(w, w*);  e = Pw*/‖Pw*‖ with P = I − ŵŵᵀ, so that w* = cos θ ŵ + sin θ e;  φ, Φ: the standard normal
 density and distribution function;  A = I + 11ᵀ.
 
-The formulas for the loss, its gradients, the identity and the ReLU are the paper's; those for the clipped ReLU are derived
-here. All of them are derived in the docstrings.
+The loss, its gradients, the expectations for the identity and the ReLU and the spurious minimum are the paper's; those
+for the clipped ReLU and `catches_the_identity` are derived here. All of them are derived in the docstrings.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROXIES = ("identity", "relu", "clipped_relu")
 
 
 class Geometry(NamedTuple):
-    """Where w stands: its norm (…, 1), ŵ and e (…, n), cos θ and sin θ (…, 1). At θ = 0 and π there is no e: then it is 0."""
+    """Where w stands: ‖w‖ (…, 1), ŵ and e (…, n), cos θ and sin θ (…, 1). At θ = 0 and π there is no e: it is 0 then."""
 
     norm: np.ndarray
     unit: np.ndarray
@@ -69,9 +69,9 @@ def _agreement(w, v_star, w_star):
 def loss(v, w, v_star, w_star):
     """f(v, w) = ⅛ [vᵀAv − 2 vᵀ((1 − 2θ/π) I + 11ᵀ) v* + v*ᵀA v*]   -> (…)
 
-    With the bits s = 1[Zw > 0] and s*, f = ½ [vᵀ E ssᵀ v − 2 vᵀ E ss*ᵀ v* + v*ᵀ E s*s*ᵀ v*]. Each bit is 1 with probability
-    ½ and different rows of Z are independent: E sᵢsⱼ = E sᵢs*ⱼ = ¼ for i ≠ j, and E sᵢ² = ½, so that E ssᵀ = ¼ A. In a row, s
-    and s* differ with probability θ/π (in the plane of w and w* the row has a uniform direction), hence E sᵢs*ᵢ =
+    With the bits s = 1[Zw > 0] and s*, f = ½ [vᵀ E ssᵀ v − 2 vᵀ E ss*ᵀ v* + v*ᵀ E s*s*ᵀ v*]. A bit is 1 with probability
+    ½, and different rows of Z are independent: E sᵢsⱼ = E sᵢs*ⱼ = ¼ for i ≠ j, and E sᵢ² = ½, so that E ssᵀ = ¼ A. In the
+    same row s and s* differ with probability θ/π, as its direction in the plane of w and w* is uniform: E sᵢs*ᵢ =
     ½ (1 − θ/π) = ¼ (1 + (1 − 2θ/π)).
     """
     quadratic = _dot(v, _apply_A(v)) - 2.0 * _dot(v, _agreement(w, v_star, w_star))
@@ -110,8 +110,9 @@ def coarse_gradient(v, w, v_star, w_star, proxy: str):
     identity      a = 0, a₊ = 1/√(2π), b = w*/√(2π):    (‖v‖² ŵ − (vᵀv*) w*)/√(2π)
     the others    a₊ = a, as μ′ = 0 where z has s = 0:   ½ a h ŵ − (vᵀv*) b,   h = ‖v‖² + (1ᵀv)² − (1ᵀv)(1ᵀv*) + vᵀv*
 
-    Its product with ∂f/∂w sees only the part along e. Of b that part is c = sin θ/√(2π) for the identity, half of it for
-    the ReLU, and below that for the clipped ReLU, so that the product c (vᵀv*)²/(2π‖w‖) is never negative.
+    Its product with ∂f/∂w = −(vᵀv*)/(2π‖w‖) e sees only b, of which the part along e is `across` ≥ 0:
+
+        ⟨·, ∂f/∂w⟩ = across (vᵀv*)²/(2π‖w‖),    across = sin θ/√(2π) for the identity, half of that for the ReLU
     """
     g = geometry(w, w_star)
     m = moments(g, proxy)
@@ -136,7 +137,7 @@ class Moments(NamedTuple):
 def moments(g: Geometry, proxy: str) -> Moments:
     """What `coarse_gradient` needs of μ′(zᵀw).   ValueError for a proxy that is not in PROXIES.
 
-    z = xŵ + ye + …, with x, y, … independent standard normals, and s* = 1[x cos θ + y sin θ > 0] = 1[y > −kx], k = cot θ.
+    z = xŵ + ye + … with independent standard normals x, y, …, and s* = 1[x cos θ + y sin θ > 0] = 1[y > −kx], k = cot θ.
 
     identity, μ′ = 1:         E z = 0.  The mean of z on the half-space zᵀw* > 0 is w*φ(0), as ∫₀^∞ t φ(t) dt = φ(0):
                               b = φ(0)(cos θ ŵ + sin θ e).  φ(0) = 1/√(2π).
@@ -146,8 +147,8 @@ def moments(g: Geometry, proxy: str) -> Moments:
         across = ∫₀ᶜ φ(x)φ(kx) dx = (1/√2π) ∫₀ᶜ φ(x/sin θ) dx = sin θ/√(2π) · (Φ(c/sin θ) − ½)   as 1 + k² = 1/sin²θ
         along  = ∫₀ᶜ xφ(x)Φ(kx) dx = ½φ(0) − φ(c)Φ(kc) + k·across,   k·across = cos θ/√(2π) · (Φ(c/sin θ) − ½)
 
-    ReLU, μ′ = 1 for x > 0:   the same with c → ∞:  mean = active = φ(0),  across = ½φ(0) sin θ,  along = ½φ(0)(1 + cos θ),
-                              which is b = ½φ(0)(ŵ + w*) = φ(0) cos(θ/2) (ŵ + w*)/‖ŵ + w*‖.
+    ReLU, μ′ = 1 for x > 0:   the same with c → ∞:  mean = active = φ(0),  across = ½φ(0) sin θ,
+                              along = ½φ(0)(1 + cos θ), so b = ½φ(0)(ŵ + w*) = φ(0) cos(θ/2) (ŵ + w*)/‖ŵ + w*‖.
     """
     peak = np.full_like(g.norm, 1.0 / ROOT_TWO_PI)
     if proxy == "identity":
@@ -170,7 +171,7 @@ def moments(g: Geometry, proxy: str) -> Moments:
 def has_spurious_minimum(v_star) -> bool:
     """(1ᵀv*)² < ½ (m + 1)‖v*‖²: then `spurious_minimum` is a local minimum that is not global.
 
-    There vᵀv* is negative, which makes f grow as θ falls from π (∂f/∂θ = vᵀv*/(2π)): with A⁻¹ = I − 11ᵀ/(m + 1),
+    There vᵀv* is negative, so that f grows as θ falls from π (∂f/∂θ = vᵀv*/(2π)): with A⁻¹ = I − 11ᵀ/(m + 1),
 
         vᵀv* = v*ᵀA⁻¹(11ᵀ − I) v* = (2/(m + 1)) (1ᵀv*)² − ‖v*‖²
     """
@@ -178,14 +179,38 @@ def has_spurious_minimum(v_star) -> bool:
 
 
 def spurious_minimum(v_star, w_star) -> tuple[np.ndarray, np.ndarray]:
-    """(v, w) with w = −w*, so θ = π, and v = A⁻¹(11ᵀ − I) v*, where ∂f/∂v = 0.
+    """(v, w) with w = −w*, so θ = π, and v = A⁻¹(11ᵀ − I) v* = (2u/(m + 1)) 1 − v*, u = 1ᵀv*, where ∂f/∂v = 0.
 
-    At it the coarse gradients of ReLU and clipped ReLU vanish: b = 0, and h = vᵀ(Av − (11ᵀ − I)v*) = 0. The identity's is
-    (‖v‖² + vᵀv*) ŵ/√(2π), of norm 2(m − 1)(1ᵀv*)²/(√(2π)(m + 1)²): with u = 1ᵀv*, v = −v* + 2u/(m + 1)·1 and
-    ‖v‖² + vᵀv* = vᵀ(v + v*) = 2u/(m + 1)·1ᵀv = 2u/(m + 1)·u(m − 1)/(m + 1).
+    The loss there is, since 11ᵀ − I = A − 2I,  ⅛ v*ᵀ(A − (A − 2I)A⁻¹(A − 2I)) v* = ½ v*ᵀ(I − A⁻¹) v* = ½ u²/(m + 1).
+    The coarse gradients of ReLU and clipped ReLU vanish: b = 0, and h = vᵀ(Av − (11ᵀ − I)v*) = 0. The identity's is
+    (‖v‖² + vᵀv*) ŵ/√(2π) = 2(m − 1)u²/(√(2π)(m + 1)²) ŵ, as ‖v‖² + vᵀv* = vᵀ(v + v*) = (2u/(m + 1)) 1ᵀv and
+    1ᵀv = u(m − 1)/(m + 1).
     """
-    total, m = v_star.sum(), len(v_star)
-    return 2.0 * total / (m + 1) - v_star, -w_star
+    return 2.0 * v_star.sum() / (len(v_star) + 1) - v_star, -w_star
+
+
+def catches_the_identity(v_star) -> bool:
+    """Does descent with the identity and small steps stay near the spurious minimum? Derived here.
+
+    There its coarse gradient is a multiple of w: it does not turn w, it makes it shorter, until w passes through 0 to the
+    other side, θ = 0. From there it points back as long as vᵀv* < ‖v‖². So w stays at 0 and jumps from side to side; a
+    fraction p of the steps is at θ = π. In balance,
+
+        p (‖v‖² + vᵀv*) = (1 − p)(‖v‖² − vᵀv*),   so that the mean of 1 − 2θ/π is   c = 1 − 2p = vᵀv*/‖v‖²
+
+    That mean is what v sees, and it rests at v = A⁻¹(cI + 11ᵀ) v* = cv* + (1 − c)u/(m + 1) 1. Both hold if, with
+    s = ‖v*‖², u = 1ᵀv*, q = u²/(m + 1), k = m/(m + 1),
+
+        vᵀv* − c‖v‖² = (1 − c)(c² (s − 2q + kq) + c (s − kq) + q) = 0
+
+    Either c = 1, the global minimum, or the second factor has its roots in (−1, 0), which it has if its discriminant
+    s² − 2(k + 2)qs + (k² − 4k + 8)q² is not negative and s is the larger one there:
+
+        s ≥ q (k + 2 + 2√(2k − 1)),   for m = 4:   (1ᵀv*)² ≤ 1.15 ‖v*‖²   (the spurious minimum exists up to 2.5)
+    """
+    m = len(v_star)
+    q, k = v_star.sum() ** 2 / (m + 1), m / (m + 1)
+    return bool(v_star @ v_star >= q * (k + 2.0 + 2.0 * math.sqrt(2.0 * k - 1.0)))
 
 
 # ---- descent

@@ -2,25 +2,27 @@
 
     a = x W + b,   y = step·min(max(⌈a/step⌉, 0), 2ᵇ − 1)        `minigrad.hard.quantised_relu`
 
-The derivative of y is 0 wherever it exists, and backward its rule has that of a proxy: the identity, a ReLU or a clipped
-ReLU (Cai et al. 2017; Yin, Lyu, Zhang, Osher, Qi & Xin 2019). With b = 0 the activation is the ReLU itself, in full
-precision. Weights are not quantised, and neither are the input and the logits. All weights begin as N(0, 2/inputs) (He
-et al. 2015).
+The derivative of y is 0 wherever it exists, and backward its rule has that of a proxy: the identity, a ReLU or a
+clipped ReLU (Cai et al. 2017; Yin, Lyu, Zhang, Osher, Qi & Xin 2019). With b = 0 the activation is the ReLU itself, in
+full precision. Weights are not quantised, and neither are the input and the logits. All weights begin as
+N(0, 2/inputs) (He et al. 2015).
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from minigrad import Rng, Tensor, no_grad
+from minigrad.backend import array_module
 from minigrad.convolution import max_pool2d
 from minigrad.fused import cross_entropy
 from minigrad.hard import quantised_relu
 from minigrad.nn import Conv2d, Linear, Module, he_normal, parameter
-from minigrad.ops import relu
+from minigrad.ops import gather, relu
 
 # The distance of two levels for 1, 2 and 4 bits with which the code of Yin et al. begins. They are within 1 % of the
 # steps that round half of a standard normal distribution to its nearest level with the least squared error: 1.2240,
@@ -31,7 +33,10 @@ PROXIES = ("identity", "relu", "clipped_relu", "sigmoid")
 
 
 class Activation:
-    """A quantised ReLU of `bits` bits with this step and proxy; the ReLU itself for bits = 0.  ValueError for others."""
+    """A quantised ReLU of `bits` bits with this step and proxy; the ReLU itself for bits = 0.
+
+    step: None for the one in STEPS.  ValueError for bits that it does not know, or what `quantised_relu` refuses.
+    """
 
     def __init__(self, bits: int, step: float | None = None, proxy: str = "clipped_relu"):
         if bits and step is None and bits not in STEPS:
@@ -57,8 +62,21 @@ class Classifier(Module):
             return self(x).data
 
 
+def hinge(logits, labels) -> Tensor:
+    """max(0, 1 − o_label + max of the other o) of each example (B,) (Crammer & Singer 2001).   logits o (B, K ≥ 2)"""
+    xp = array_module(labels)
+    own = labels[:, None] == xp.arange(logits.shape[1])
+    rival = xp.where(own, -math.inf, logits.data).argmax(axis=1)
+    return relu(1.0 + (gather(logits, rival[:, None]) - gather(logits, labels[:, None])).reshape(-1))
+
+
 class TwoLinearLayers(Classifier):
-    """o = V μ(W x) without biases (Long, Yin & Xin 2020), x (B, D) -> o (B, K).
+    """o = V μ(W x) without biases (Long, Yin & Xin 2020), x (B, D) -> o (B, K), trained by the hinge.
+
+    With one bit it cannot classify data in which −x is as likely as x. Of the bits of a unit for x and for −x one is 1,
+    so that o(x) + o(−x) = c, a constant (where no wᵀx is 0). If x and −x are both classified as k, then the sum of the
+    inequalities oₖ > oⱼ is cₖ > cⱼ for every other class j, which can be so for one class k only. In all the others x or
+    −x is wrong: of K classes of the same size at most ½ (1 + 1/K) is right. (The argument is ours.)
 
     fixed: V is not trained; then each class has as many units of its own, which vote with +1 for it and with
     −1/(K − 1) against it, and units must be a multiple of classes: ValueError otherwise.
@@ -76,6 +94,9 @@ class TwoLinearLayers(Classifier):
             votes = np.arange(units)[:, None] % classes == np.arange(classes)
             second = np.where(votes, 1.0, -1.0 / (classes - 1)).astype(dtype)
         self.second = Tensor(second, requires_grad=not fixed)
+
+    def cost(self, x, labels) -> Tensor:
+        return hinge(self(x), labels)
 
     def __call__(self, x) -> Tensor:
         return self.activation(x @ self.first) @ self.second
@@ -103,11 +124,11 @@ class DenseNetwork(Classifier):
 
 
 class LeNet(Classifier):
-    """Two convolutions of 5×5 and max pooling of 2×2, then a dense network (LeCun et al. 1998): images (B, H·W) -> (B, K).
+    """Two convolutions of 5×5, each with max pooling of 2×2, then a dense network (LeCun et al. 1998).
 
-        1 image -> 6 channels -> pool -> quantise -> 16 channels -> pool -> quantise -> hidden -> classes
+        images (B, H·W) -> 6 channels -> pool -> quantise -> 16 channels -> pool -> quantise -> hidden -> (B, classes)
 
-    An activation is monotone, so it and the maximum may change places: behind the pool it has a quarter of the work, and
+    An activation is monotone, so it and the maximum may change places. Behind the pool it has a quarter of the work, and
     the maximum is one of real numbers, of which hardly two are equal, and not one of levels.
     Images of fewer than 16 rows or columns get two zeros on each side, so that convolutions keep their size.
 

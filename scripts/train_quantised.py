@@ -23,7 +23,7 @@ import math
 from dataclasses import dataclass
 
 from experiments.errors import command, require
-from experiments.flags import at_least, flag, one_of, sizes
+from experiments.flags import flag, one_of, sizes
 from experiments.loop import ImageConfig, LabelledExperiment, Scheduled, run
 from experiments.memory import check_memory, weights
 from experiments.pictures import learning_curves
@@ -87,7 +87,10 @@ class Quantised(LabelledExperiment):
         pixels, rows = self.train.shape[1], min(c.batch, len(self.train))
         numbers = 2 * weights(pixels, *c.hidden, CLASSES) + rows * sum(c.hidden)
         check_memory(numbers, self.dtype, "--hidden or --batch", self.backend.name)
-        activation, common = Activation(c.bits, c.alpha, c.proxy), {"rng": self.rng.site("weights"), "dtype": self.dtype}
+        activation, common = (
+            Activation(c.bits, c.alpha, c.proxy),
+            {"rng": self.rng.site("weights"), "dtype": self.dtype},
+        )
         if c.network == "dense":
             model = DenseNetwork((pixels, *c.hidden, CLASSES), activation, **common)
         else:
