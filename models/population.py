@@ -29,7 +29,7 @@ PROXIES = ("identity", "relu", "clipped_relu")
 
 
 class Geometry(NamedTuple):
-    """Where w stands: ‖w‖ (…, 1), ŵ and e (…, n), cos θ and sin θ (…, 1). At θ = 0 and π there is no e: it is 0 then."""
+    """Where w stands: ‖w‖ (…, 1), ŵ and e (…, n), cos θ and sin θ (…, 1). For θ = 0 or π there is no e: it is 0."""
 
     norm: np.ndarray
     unit: np.ndarray
@@ -69,10 +69,10 @@ def _agreement(w, v_star, w_star):
 def loss(v, w, v_star, w_star):
     """f(v, w) = ⅛ [vᵀAv − 2 vᵀ((1 − 2θ/π) I + 11ᵀ) v* + v*ᵀA v*]   -> (…)
 
-    With the bits s = 1[Zw > 0] and s*, f = ½ [vᵀ E ssᵀ v − 2 vᵀ E ss*ᵀ v* + v*ᵀ E s*s*ᵀ v*]. A bit is 1 with probability
-    ½, and different rows of Z are independent: E sᵢsⱼ = E sᵢs*ⱼ = ¼ for i ≠ j, and E sᵢ² = ½, so that E ssᵀ = ¼ A. In the
-    same row s and s* differ with probability θ/π, as its direction in the plane of w and w* is uniform: E sᵢs*ᵢ =
-    ½ (1 − θ/π) = ¼ (1 + (1 − 2θ/π)).
+    With the bits s = 1[Zw > 0] and s*, f = ½ [vᵀ E ssᵀ v − 2 vᵀ E ss*ᵀ v* + v*ᵀ E s*s*ᵀ v*]. A bit is 1 with
+    probability ½, and different rows of Z are independent: E sᵢsⱼ = E sᵢs*ⱼ = ¼ for i ≠ j, and E sᵢ² = ½, so that
+    E ssᵀ = ¼ A. In the same row s and s* differ with probability θ/π, as its direction in the plane of w and w* is
+    uniform: E sᵢs*ᵢ = ½ (1 − θ/π) = ¼ (1 + (1 − 2θ/π)).
     """
     quadratic = _dot(v, _apply_A(v)) - 2.0 * _dot(v, _agreement(w, v_star, w_star))
     return 0.125 * (quadratic[..., 0] + v_star @ _apply_A(v_star))
@@ -137,7 +137,7 @@ class Moments(NamedTuple):
 def moments(g: Geometry, proxy: str) -> Moments:
     """What `coarse_gradient` needs of μ′(zᵀw).   ValueError for a proxy that is not in PROXIES.
 
-    z = xŵ + ye + … with independent standard normals x, y, …, and s* = 1[x cos θ + y sin θ > 0] = 1[y > −kx], k = cot θ.
+    z = xŵ + ye + … with x, y, … standard normal, and s* = 1[x cos θ + y sin θ > 0] = 1[y > −kx], k = cot θ.
 
     identity, μ′ = 1:         E z = 0.  The mean of z on the half-space zᵀw* > 0 is w*φ(0), as ∫₀^∞ t φ(t) dt = φ(0):
                               b = φ(0)(cos θ ŵ + sin θ e).  φ(0) = 1/√(2π).
@@ -192,9 +192,9 @@ def spurious_minimum(v_star, w_star) -> tuple[np.ndarray, np.ndarray]:
 def catches_the_identity(v_star) -> bool:
     """Does descent with the identity and small steps stay near the spurious minimum? Derived here.
 
-    There its coarse gradient is a multiple of w: it does not turn w, it makes it shorter, until w passes through 0 to the
-    other side, θ = 0. From there it points back as long as vᵀv* < ‖v‖². So w stays at 0 and jumps from side to side; a
-    fraction p of the steps is at θ = π. In balance,
+    There its coarse gradient is a multiple of w: it does not turn w, it makes it shorter, until w passes through 0 to
+    the other side, θ = 0. From there it points back as long as vᵀv* < ‖v‖². So w stays at 0 and jumps from side to
+    side; a fraction p of the steps is at θ = π. In balance,
 
         p (‖v‖² + vᵀv*) = (1 − p)(‖v‖² − vᵀv*),   so that the mean of 1 − 2θ/π is   c = 1 − 2p = vᵀv*/‖v‖²
 

@@ -75,8 +75,8 @@ class TwoLinearLayers(Classifier):
 
     With one bit it cannot classify data in which −x is as likely as x. Of the bits of a unit for x and for −x one is 1,
     so that o(x) + o(−x) = c, a constant (where no wᵀx is 0). If x and −x are both classified as k, then the sum of the
-    inequalities oₖ > oⱼ is cₖ > cⱼ for every other class j, which can be so for one class k only. In all the others x or
-    −x is wrong: of K classes of the same size at most ½ (1 + 1/K) is right. (The argument is ours.)
+    inequalities oₖ > oⱼ is cₖ > cⱼ for every other class j, which can be so for one class k only. In all the others x
+    or −x is wrong: of K classes of the same size at most ½ (1 + 1/K) is right. (The argument is ours.)
 
     fixed: V is not trained; then each class has as many units of its own, which vote with +1 for it and with
     −1/(K − 1) against it, and units must be a multiple of classes: ValueError otherwise.
@@ -128,8 +128,8 @@ class LeNet(Classifier):
 
         images (B, H·W) -> 6 channels -> pool -> quantise -> 16 channels -> pool -> quantise -> hidden -> (B, classes)
 
-    An activation is monotone, so it and the maximum may change places. Behind the pool it has a quarter of the work, and
-    the maximum is one of real numbers, of which hardly two are equal, and not one of levels.
+    An activation is monotone, so it and the maximum may change places. Behind the pool it has a quarter of the work,
+    and the maximum is one of real numbers, of which hardly two are equal, and not one of levels.
     Images of fewer than 16 rows or columns get two zeros on each side, so that convolutions keep their size.
 
     shape: (H, W), both at least 4.  hidden: widths of the dense layers, published (120, 84).  ValueError otherwise.

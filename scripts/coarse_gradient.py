@@ -34,7 +34,7 @@ from tqdm import tqdm
 from experiments.errors import command, disk_errors, require, size_errors
 from experiments.flags import at_least, at_most, check_lr, check_read, check_seed, flag, one_of, parse_flags, sizes
 from experiments.memory import check_memory
-from experiments.pictures import new_figure
+from experiments.pictures import LINES, new_figure
 from experiments.run_folder import RunFolder, new_folder
 from minigrad import Rng
 from minigrad.backend import get_backend
@@ -228,8 +228,8 @@ class Population:
         figure = new_figure(9, 4)
         left, right = figure.subplots(1, 2)
         for n, found in enumerate(descents):
-            color = f"C{n}"
-            left.plot(np.maximum(found.steps, 0.8), found.losses, color=color, label=found.proxy)
+            color, line = f"C{n}", LINES[n % len(LINES)]
+            left.plot(np.maximum(found.steps, 0.8), found.losses, line, color=color, label=found.proxy)
             ends = np.sort(np.maximum(found.end_losses[1:], 1e-16))
             right.plot(np.arange(1, len(ends) + 1), ends, ".", color=color, label=found.proxy)
         left.set_xscale("log")
