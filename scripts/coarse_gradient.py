@@ -11,7 +11,8 @@ population   Yin et al. 2019, `models/population.py`: descent along the expected
              within 0.1 of 0, where its direction jumps; and at the spurious minimum if its loss is within 1 % of that
              one's and θ > 0.99 π.
 subspaces    Long, Yin & Xin 2020, `models/data/subspaces.py`: two linear layers with a staircase between them and the
-             hinge, the whole data in a step, until all points are classified.
+             hinge, the whole data in a step, until all points are classified. Then new points of the same subspaces
+             are.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from models.quantised import Activation, TwoLinearLayers, hinge
 MOST = 10**7  # of steps, starts and seeds: more are a mistake
 BESIDE = 0.01  # the deviation of the start beside the spurious minimum, in every coordinate
 DRAWN = 400  # steps of a trajectory that are drawn
+NEW = 250  # points in a class that are not trained on
 ENDS = ("global", "caught", "spurious", "elsewhere")
 
 
@@ -255,20 +257,23 @@ class Subspaces:
 
     def __init__(self, config: Config) -> None:
         c = self.config = config
-        inputs, points = c.classes * c.dimensions, c.classes * c.points
+        inputs, points = c.classes * c.dimensions, c.classes * (c.points + NEW)
         numbers = inputs**2 + (inputs + c.classes) * c.units + points * (inputs + 2 * c.units)
         check_memory(numbers, np.float64, "--classes, --dimensions, --points or --units")
 
-    def train(self, bits: int, proxy: str, seed: int) -> list[float]:
-        """The accuracy before each step, and after the last one; it ends where that is 1."""
+    def train(self, bits: int, proxy: str, seed: int) -> tuple[list[float], float]:
+        """(the accuracy before each step and after the last one, which ends where it is 1; then that on new points)"""
         c, rng = self.config, Rng(seed)
-        x, labels = subspaces.generate(c.classes, c.dimensions, c.points, c.sided, rng.site("data"))
+        x, labels = subspaces.generate(c.classes, c.dimensions, c.points + NEW, c.sided, rng.site("data"))
+        new = np.arange(len(x)) % (c.points + NEW) >= c.points
+        (x, new_x), (labels, new_labels) = ((a[~new], a[new]) for a in (x, labels))
         activation, common = Activation(bits, c.alpha, proxy), {"rng": rng.site("weights"), "dtype": np.float64}
         model = TwoLinearLayers(x.shape[1], c.units, c.classes, activation, fixed=c.fixed, **common)
         optimizer, accuracies = SGD(model.parameters(), c.lr), []
+        accuracy = lambda logits, labels: float((logits.argmax(axis=1) == labels).mean())
         for step in range(c.steps + 1):
             logits = model(x)
-            accuracies.append(float((logits.data.argmax(axis=1) == labels).mean()))
+            accuracies.append(accuracy(logits.data, labels))
             if accuracies[-1] == 1.0 or step == c.steps:
                 break
             loss = hinge(logits, labels).mean()
@@ -276,7 +281,7 @@ class Subspaces:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        return accuracies
+        return accuracies, accuracy(model.evaluate(new_x), new_labels)
 
     def run(self, folder: RunFolder, quiet: bool) -> str:
         """-> the last line"""
@@ -285,27 +290,32 @@ class Subspaces:
         progress = tqdm(kinds, unit="run", disable=quiet, dynamic_ncols=True)
         with progress, size_errors(), np.errstate(all="ignore"):
             for bits, proxy, seed in progress:
-                accuracies = self.train(bits, proxy, seed)
+                accuracies, new = self.train(bits, proxy, seed)
                 curves.setdefault((bits, proxy), []).append(accuracies)
                 line = {"sided": c.sided, "bits": bits, "proxy": proxy, "seed": seed}
-                lines.append(line | {"accuracy": accuracies[-1], "steps": len(accuracies) - 1})
+                line |= {"accuracy": accuracies[-1], "steps": len(accuracies) - 1, "new_accuracy": new}
+                lines.append(line)
                 text = folder.log(lines[-1])
                 if not quiet:
                     progress.write(text)
         if not quiet:
-            print(self.table(curves))
+            print(self.table(curves, lines))
         with disk_errors():
             self.draw(folder.path / "curve.png", curves)
         perfect = sum(m["accuracy"] == 1.0 for m in lines)
         return f"final {c.sided}-sided: {perfect} of {len(lines)} runs classify all points"
 
-    def table(self, curves: dict) -> str:
-        """For each proxy and number of bits, how many runs classify all points, and when; or how many others do."""
-        c, width = self.config, 24
+    def table(self, curves: dict, lines: list[dict]) -> str:
+        """For each proxy and number of bits the `outcome` of its runs, and their mean accuracy on new points."""
+        c, width = self.config, 36
         rows = [f"{'proxy':14}" + "".join(f"{f'{b} bits' if b > 1 else '1 bit':{width}}" for b in c.bits)]
         for proxy in c.proxies:
-            rows.append(f"{proxy:14}" + "".join(f"{outcome(curves[b, proxy]):{width}}" for b in c.bits))
-        return "\n".join(row.rstrip() for row in rows)
+            row = f"{proxy:14}"
+            for bits in c.bits:
+                new = np.mean([m["new_accuracy"] for m in lines if (m["bits"], m["proxy"]) == (bits, proxy)])
+                row += f"{f'{outcome(curves[bits, proxy])}; new {100.0 * new:.1f} %':{width}}"
+            rows.append(row.rstrip())
+        return "\n".join(rows)
 
     def draw(self, path, curves: dict) -> None:
         """The accuracy against the step, the mean over the seeds, with a plot for each number of bits."""

@@ -166,7 +166,7 @@ def test_a_subspace_run_leaves_its_results_and_ends_with_the_promised_line(tmp_p
     captured = capsys.readouterr()
     metrics = RunFolder(out).metrics()
     assert len(metrics) == 2 * 4 * 2
-    assert metrics[0].keys() == {"sided", "bits", "proxy", "seed", "accuracy", "steps"}
+    assert metrics[0].keys() == {"sided", "bits", "proxy", "seed", "accuracy", "steps", "new_accuracy"}
     assert [m["seed"] for m in metrics[:4]] == [0, 1, 0, 1]
     perfect = sum(m["accuracy"] == 1.0 for m in metrics)
     assert captured.out.splitlines()[-1] == f"final two-sided: {perfect} of 16 runs classify all points"
@@ -183,12 +183,14 @@ def test_the_table_counts_perfect_runs_and_shows_the_accuracy_of_the_others():
 
 def test_training_stops_where_all_points_are_classified_and_counts_the_accuracy_before_each_step():
     problem = Subspaces(complete(problem="subspaces", sided="one"))
-    accuracies = problem.train(2, "relu", 0)
+    accuracies, new = problem.train(2, "relu", 0)
     assert accuracies[-1] == 1.0
     assert max(accuracies[:-1]) < 1.0
     assert accuracies[0] < 0.6
-    short = Subspaces(complete(problem="subspaces", sided="one", steps=3)).train(2, "relu", 0)
+    assert 0.8 < new <= 1.0
+    short, early = Subspaces(complete(problem="subspaces", sided="one", steps=3)).train(2, "relu", 0)
     assert short == accuracies[:4]
+    assert early < new
 
 
 # ---- bad input: one sentence on standard error, exit code 2, nothing created
