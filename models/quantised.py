@@ -20,7 +20,7 @@ from minigrad import Rng, Tensor, no_grad
 from minigrad.backend import array_module
 from minigrad.convolution import max_pool2d
 from minigrad.fused import cross_entropy
-from minigrad.hard import quantised_relu
+from minigrad.hard import QUANTISED, quantised_relu
 from minigrad.nn import Conv2d, Linear, Module, he_normal, parameter
 from minigrad.ops import gather, relu
 
@@ -29,7 +29,7 @@ from minigrad.ops import gather, relu
 # 0.6508, 0.1932.
 STEPS = {1: 1.2221, 2: 0.6511, 4: 0.1946}
 
-PROXIES = ("identity", "relu", "clipped_relu", "sigmoid")
+PROXIES = tuple(QUANTISED)
 
 
 class Activation:

@@ -314,8 +314,8 @@ class Subspaces:
             for bits in c.bits:
                 new = np.mean([m["new_accuracy"] for m in lines if (m["bits"], m["proxy"]) == (bits, proxy)])
                 row += f"{f'{outcome(curves[bits, proxy])}; new {100.0 * new:.1f} %':{width}}"
-            rows.append(row.rstrip())
-        return "\n".join(rows)
+            rows.append(row)
+        return "\n".join(row.rstrip() for row in rows)
 
     def draw(self, path, curves: dict) -> None:
         """The accuracy against the step, the mean over the seeds, with a plot for each number of bits."""

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from experiments.errors import command, require
 from experiments.flags import flag, one_of, sizes
-from experiments.loop import ImageConfig, LabelledExperiment, Scheduled, run
+from experiments.loop import SCHEDULES, ImageConfig, LabelledExperiment, Scheduled, run
 from experiments.memory import check_memory, weights
 from experiments.pictures import learning_curves
 from minigrad import Rng
@@ -48,7 +48,7 @@ class Config(Scheduled, ImageConfig):
     )
     epochs: int = flag(60, "passes over the training images; 5 are enough for MNIST")
     lr: float = flag(2e-3, "learning rate")
-    schedule: str = flag("cosine", "the way of the learning rate from --lr to --lr-last: constant, cosine, exponential")
+    schedule: str = flag("cosine", f"the way of the learning rate from --lr to --lr-last: {', '.join(SCHEDULES)}")
 
     def check(self) -> None:
         super().check()

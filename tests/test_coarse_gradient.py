@@ -143,7 +143,7 @@ def test_a_run_is_a_function_of_its_seed(tmp_path, no_picture):
 # ---- subspaces
 
 
-@pytest.mark.parametrize("fixed", [(), ("--fixed",)])
+@pytest.mark.parametrize("fixed", [pytest.param((), marks=pytest.mark.slow), ("--fixed",)])
 def test_one_sided_data_are_learned_with_every_proxy(tmp_path, no_picture, fixed):
     assert run("--problem", "subspaces", "--sided", "one", "--seeds", 1, *fixed, "--out", tmp_path / "run") == 0
     metrics = RunFolder(tmp_path / "run").metrics()

@@ -17,7 +17,7 @@ def training(**flags):
     return train_quantised.Quantised(train_quantised.Config(**({"hidden": (8,)} | flags)))
 
 
-@pytest.mark.parametrize("flags", ["", "--network lenet --bits 4", "--bits 0"])
+@pytest.mark.parametrize("flags", ["--network lenet --bits 4", "--bits 0"])
 def test_a_run_leaves_its_results_and_ends_with_the_promised_line(tmp_path, capsys, flags):
     out = tmp_path / "run"
     assert train_quantised.main([*TINY[:-1], *flags.split(), "--out", str(out)]) == 0
