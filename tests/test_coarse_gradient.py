@@ -120,6 +120,8 @@ def test_a_population_run_leaves_its_results_and_ends_with_the_promised_line(tmp
     captured = capsys.readouterr()
     metrics = RunFolder(out).metrics()
     assert [m["proxy"] for m in metrics] == ["identity", "relu", "clipped_relu"]
+    counts = ["global", "caught", "spurious", "elsewhere"]
+    assert list(metrics[0]) == ["proxy", "loss", "highest_loss", "end", "norm", *counts]
     *_, last = lines = captured.out.splitlines()
     assert [json.loads(line) for line in lines if line.startswith("{")] == metrics
     assert last == "final at the global minimum of 3: " + " ".join(f"{m['proxy']} {m['global']}" for m in metrics)
