@@ -13,6 +13,7 @@ import coarse_gradient
 from coarse_gradient import Config, Population, Subspaces
 from experiments.run_folder import RunFolder
 from models import population
+from registry import quick
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--steps", "20", "--starts", "3"]
@@ -70,7 +71,7 @@ def test_the_target_has_the_ratio_and_the_first_start_is_beside_the_spurious_min
             assert abs(start[1:] - point).max() > 0.5
 
 
-@pytest.mark.parametrize(("ratio", "end"), [(1.5, "global"), (0.9, "caught")])
+@pytest.mark.parametrize(("ratio", "end"), quick((0.9,), [pytest.param(1.5, "global"), pytest.param(0.9, "caught")]))
 def test_the_identity_leaves_the_spurious_minimum_or_is_caught_there_and_the_relu_stays(
     tmp_path, no_picture, ratio, end
 ):
@@ -131,6 +132,7 @@ def test_a_population_run_leaves_its_results_and_ends_with_the_promised_line(tmp
     assert (config["units"], config["lr"], config["steps"]) == (4, 0.01, 20)
 
 
+@pytest.mark.slow
 def test_a_run_is_a_function_of_its_seed(tmp_path, no_picture):
     for flags in (TINY, [*FEW, "--steps", 5]):
         texts = []
