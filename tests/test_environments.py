@@ -31,17 +31,20 @@ ENVIRONMENTS = {
 }
 VAE = "train_vae.py --epochs 1 --hidden 4 --variables 1 --categories 2 --batch 200 --out OUT"
 LISTOPS = "train_listops.py --epochs 1 --generate 60 --dim 8 --hidden 8 --max-length 15 --batch 8 --out OUT"
+RUN_SWEEP = "sweep.py sweep.toml --workers 1 --out OUT"
 COMMANDS = (
     VAE,
     LISTOPS,
     "train_structured.py --epochs 1 --variables 4 --samples 5 --batch 200 --out OUT",
     "train_semi_supervised.py --epochs 1 --hidden 8 --latent 2 --images 250 --labels 20 --out OUT",
     "train_conditional.py --epochs 1 --experts 20 --gater 8 --batch 200 --out OUT",
+    "train_quantised.py --epochs 1 --hidden 8 --batch 200 --out OUT",
     "polynomial.py --epochs 1 --steps 5 --out OUT",
+    "coarse_gradient.py --steps 5 --starts 2 --out OUT",
     "measure_gradients.py --images 5 --estimators st-gs --samples 40 --taus 1 --out OUT",
     "evaluate_listops.py LISTOPS sequences.tsv --trees 1",
     "draw_curves.py VAE --metric test --out OUT.png",
-    "sweep.py sweep.toml --workers 1 --out OUT",
+    RUN_SWEEP,
     "report.py SWEEP --out OUT",
     "bench.py ops --rounds 1 --seconds 0.01",
     "minimal_vae.py",
@@ -104,7 +107,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     (folder / "sequences.tsv").write_text("3\t( ( ( [MAX 2 ) 3 ) ] )\n")
     (folder / "sweep.toml").write_text(SWEEP)
-    for name, command in (("VAE", VAE), ("LISTOPS", LISTOPS), ("SWEEP", COMMANDS[9])):
+    for name, command in (("VAE", VAE), ("LISTOPS", LISTOPS), ("SWEEP", RUN_SWEEP)):
         ran = run(folder, command.replace("OUT", name), {}, "")
         assert ran.returncode == 0, ran.stderr
     return folder

@@ -112,6 +112,7 @@ def test_a_signal_at_any_call_of_the_whole_run(tmp_path):
 
 OTHERS = {
     "polynomial.py --steps 5 --quiet --out run": "polynomial.py:epoch",
+    "coarse_gradient.py --steps 5 --quiet --out run": "coarse_gradient.py:descend",
     "measure_gradients.py --images 3 --samples 40 --estimators st-gs --taus 1 --quiet": "measure_gradients.py:rows",
     "evaluate_listops.py nothing nothing": "evaluate_listops.py:restore",
     "draw_curves.py nothing": "run_folder.py:metrics",

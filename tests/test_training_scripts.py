@@ -23,6 +23,7 @@ from safetensors.numpy import load_file
 
 import train_conditional
 import train_listops
+import train_quantised
 import train_semi_supervised
 import train_structured
 import train_vae
@@ -415,8 +416,49 @@ LISTOPS = Script(
     ),
 )
 
-ALL = {s.module.__name__: s for s in (VAE, STRUCTURED, SEMI_SUPERVISED, CONDITIONAL, LISTOPS)}
+QUANTISED = Script(
+    train_quantised,
+    "--epochs 2 --hidden 8 --batch 50 --schedule constant",
+    resumed=(
+        "",
+        "--schedule cosine --pixels dynamic",
+        "--network lenet --bits 1 --proxy identity",
+        "--bits 0 --optimizer sgd --schedule exponential --lr-last 1e-4",
+    ),
+    misfits=(
+        (None, "--bits 1", "another configuration (--bits 2, not 1)"),
+        (changed(proxy="relu"), "", "checkpoint of another configuration (proxy differ)"),
+        (changed(hidden=[9]), "", "belongs to another model"),
+        (changed(network="lenet"), "", "belongs to another model"),
+    ),
+    bad=(
+        ("--network resnet", "unknown network 'resnet'; the known ones are dense, lenet"),
+        ("--proxy triangle", "unknown proxy 'triangle'; the known ones are identity, relu, clipped_relu, sigmoid"),
+        ("--bits 3", "--bits 3 needs --alpha, the distance of two levels: it is known for 1, 2, 4 bits only"),
+        ("--bits 17 --alpha 1", "--bits must be from 0 to 16, got 17"),
+        ("--bits -1", "--bits must be from 0 to 16, got -1"),
+        ("--alpha 0", "--alpha must be positive and finite, got 0.0"),
+        ("--alpha nan", "--alpha must be positive and finite, got nan"),
+        ("--bits 0 --proxy relu", "in full precision, with --bits 0, nothing is quantised: leave --proxy out"),
+        ("--bits 0 --alpha 1", "in full precision, with --bits 0, nothing is quantised: leave --alpha out"),
+        ("--lr-last 1e-4", "the learning rate is constant: leave --lr-last out"),
+        ("--schedule cosine --lr-last 1", "--lr-last must be above 0 and at most --lr 0.002, got 1.0"),
+        ("--hidden none", "has nothing to quantise: give --hidden widths"),
+        ("--hidden 0", "--hidden needs widths of at least 1"),
+        ("--hidden 1000000000000", "does not fit into memory"),
+    ),
+    moved=(
+        *({"bits": 2, "proxy": proxy} for proxy in ("identity", "relu", "sigmoid")),
+        {"network": "lenet", "pixels": "dynamic"},
+        {"bits": 0, "optimizer": "sgd"},
+        {"bits": 3, "alpha": 0.3},
+    ),
+    sizes={"hidden": (8,), "batch": 100},
+)
+
+ALL = {s.module.__name__: s for s in (VAE, STRUCTURED, SEMI_SUPERVISED, CONDITIONAL, QUANTISED, LISTOPS)}
 IMAGES = {name: s for name, s in ALL.items() if s is not LISTOPS}
+NAMED_BY_AN_ESTIMATOR = {name: s for name, s in ALL.items() if s is not QUANTISED}
 every_script = pytest.mark.parametrize("script", ALL.values(), ids=ALL)
 
 
@@ -964,7 +1006,7 @@ def test_the_script_itself_exits_with_2_without_a_traceback(tmp_path, script):
     assert list(tmp_path.iterdir()) == []
 
 
-@every_script
+@pytest.mark.parametrize("script", NAMED_BY_AN_ESTIMATOR.values(), ids=NAMED_BY_AN_ESTIMATOR)
 def test_a_default_folder_whose_name_is_too_long_is_a_sentence(tmp_path, capsys, monkeypatch, script):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
