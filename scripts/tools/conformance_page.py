@@ -301,7 +301,7 @@ def table(rows: list[list[str]]) -> str:
 def main(argv=None) -> int:
     parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--checkout", action="append", default=[], metavar="NAME=DIR", help="the code of a paper: gst")
-    parser.add_argument("--only", default="", metavar="TEXT", help="judge those with this text in their names")
+    parser.add_argument("--only", default=None, metavar="TEXT", help="judge those with this text in their names")
     parser.add_argument("--budget", type=float, default=45.0, help="seconds for the ladder of each")
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
     parser.add_argument("--reports", default=None, metavar="DIR", help="a folder for the report of each, as text")
@@ -314,7 +314,7 @@ def main(argv=None) -> int:
         require(name in known and folder, f"--checkout is NAME=DIR with NAME in {', '.join(known)}, got {text!r}.")
         require(Path(folder).is_dir(), f"there is no folder {folder}.")
         checkouts[name] = Path(folder)
-    chosen = [e for e in ALL if flags.only in f"{e.package} {e.name}"]
+    chosen = [e for e in ALL if (flags.only or "") in f"{e.package} {e.name}"]
     require(chosen, f"nothing has {flags.only!r} in its name.")
     if importlib.util.find_spec("torch"):
         import torch
