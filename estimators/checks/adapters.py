@@ -125,7 +125,7 @@ class FromJax(Differentiating):
             with cost.watched(a):
                 return cost(d).sum(), d
 
-        with jax.enable_x64(True):
+        with _double(jax):
             key, theta = jax.random.PRNGKey(seed), jax.numpy.asarray(logits)
             a = jax.numpy.asarray(cost.a.astype(logits.dtype))
             (_, d), (g, da) = jax.value_and_grad(value, (0, 1), has_aux=True)(theta, a)
@@ -138,7 +138,7 @@ class FromJaxGradient(Differentiating):
     def run(self, logits: np.ndarray, cost: Rung, seed: int, weights: bool = False) -> tuple[Any, Any, Any]:
         import jax
 
-        with jax.enable_x64(True):
+        with _double(jax):
             found = self.fn(jax.numpy.asarray(logits), cost, jax.random.PRNGKey(seed))
         if not isinstance(found, tuple):
             raise ValueError(f"{self.title} must return (samples, gradient), got {type(found).__name__}.")
@@ -188,6 +188,11 @@ class FromEstimator(Differentiating):
             return None
         rows = np.concatenate([p.data for p in points])[: self.estimator.sample_count * shape[0]]
         return rows.reshape(-1, *shape) if self.estimator.sample_count > 1 else rows
+
+
+def _double(jax: Any) -> Any:
+    """float64 while it lasts; releases before 0.8 have it elsewhere."""
+    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64(True)
 
 
 def _array(x: Any) -> Any:

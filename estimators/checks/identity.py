@@ -22,6 +22,8 @@ __all__ = ["identity"]
 
 
 SAME = 1e-6  # of gradients at the same samples, relative to their norm
+NEAR = 0.04  # of means, which have noise
+MEANS = ("st", "st-identity", "st-gs", "gst-1.0", "gst-p", "darn", "reinmax")
 TAUS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.3, 1.5, 2.0, 3.0, 5.0)
 
 
@@ -51,7 +53,7 @@ def same_rule(s: Subject) -> Finding | None:
         ours = candidate(s, name, len(samples))
         if ours is None:
             continue
-        label, factor, residual = best_fit(ours, gradient, g, np.log(TAUS), refine=True)
+        label, factor, residual = best_fit(ours, gradient, g)
         if residual < SAME:
             (exactly if factor == 1.0 else scaled).append((label, factor, residual))
     if exactly:
@@ -91,13 +93,8 @@ def best_fit(
     ours: FromEstimator,
     gradient: Callable[[FromEstimator], np.ndarray | None],
     g: np.ndarray,
-    log_taus: np.ndarray,
-    refine: bool,
 ) -> tuple[str, float, float]:
-    """(name with its options, factor c, ‖g − c ĝ‖/‖g‖), with τ = 1 if that fits, else with the τ that fits best.
-
-    refine: look for it between those given, too
-    """
+    """(name with its options, factor c, ‖g − c ĝ‖/‖g‖), with τ = 1 if that fits, else with the τ that fits best."""
 
     def against(x: np.ndarray | None) -> tuple[float, float]:
         if x is None or not np.isfinite(x).all() or not x.any():
@@ -115,11 +112,11 @@ def best_fit(
         estimator.tau = math.exp(log_tau)
         return against(gradient(ours))
 
-    log_taus = log_taus[log_taus > math.log(estimator.min_tau)]
+    log_taus = np.log([tau for tau in TAUS if tau > estimator.min_tau])
     misfits = [at(x)[1] for x in log_taus]
     i = int(np.argmin(misfits))
     best = log_taus[i]
-    if refine and misfits[i] < 0.5:
+    if misfits[i] < 0.5:
         around = (log_taus[max(0, i - 1)], log_taus[min(len(log_taus) - 1, i + 1)])
         best = minimize_scalar(lambda x: at(x)[1], bounds=around, method="bounded", options={"xatol": 1e-10}).x
         rounded = math.log(float(f"{math.exp(best):.4g}"))
@@ -155,22 +152,25 @@ def same_mean(s: Subject) -> Finding | None:
     target = np.concatenate([s.means[r.name].mean / s.unit[r.name] for r in rows])
     if not target.any():
         return None
-    seed, found = next(s.seeds), []
-
-    def mean(ours: FromEstimator) -> np.ndarray:
-        """With common noise, so that it is a smooth function of τ."""
-        parts = [ours(s.repeat(r.logits, 4 * s.n), r, seed)[1].mean(axis=0).ravel() / s.unit[r.name] for r in rows]
-        return np.concatenate(parts)
-
-    for name in ("st", "st-identity", "st-gs", "gst-1.0", "gst-p", "darn", "reinmax"):
+    seed, known = next(s.seeds), []
+    for spec in (f"{name}{tau}" for name in MEANS for tau in ("", *(f":tau={t:g}" for t in TAUS if t != 1.0))):
         try:
-            found.append(best_fit(from_estimator(name, s.family), mean, target, np.log(TAUS), refine=False))
-        except SettingError:
+            ours = from_estimator(spec, s.family)
+        except SettingError:  # not for these variables, or without a temperature
             continue
-    label, factor, residual = min(found, key=lambda f: f[2])
-    if residual > 0.04 or factor <= 0.0:
-        return None
-    near = per_cent(residual + 0.005)
-    times = "" if abs(factor - 1.0) < 0.05 else f"{factor:.2f} times "
-    sentence = f"In the mean it is near {times}`{label}`: within about {near}, on three costs."
-    return Finding("identity", "which one", NOTED, sentence, residual, {"mean": label, "factor": factor})
+        parts = [ours(s.repeat(r.logits, 4 * s.n), r, seed)[1].mean(axis=0).ravel() / s.unit[r.name] for r in rows]
+        known.append((spec, np.concatenate(parts)))
+
+    def near(scaled: bool) -> Finding | None:
+        """The nearest of them, perhaps times a number."""
+        factors = [float((x * target).sum() / max((x * x).sum(), 1e-300)) if scaled else 1.0 for _, x in known]
+        apart = [np.linalg.norm(target - c * x) for c, (_, x) in zip(factors, known, strict=True)]
+        i = int(np.argmin(apart))
+        residual, factor, label = float(apart[i] / np.linalg.norm(target)), factors[i], known[i][0]
+        if residual > NEAR or factor <= 0.0:
+            return None
+        what = f"{factor:.2f} times `{label}`" if scaled else f"`{label}`"
+        sentence = f"In the mean it is near {what}: within about {per_cent(residual + 0.005)}, on three costs."
+        return Finding("identity", "which one", NOTED, sentence, residual, {"mean": label, "factor": factor})
+
+    return near(scaled=False) or near(scaled=True)
