@@ -239,3 +239,48 @@ def several_curves(path, curves: dict[str, tuple[list, list]], label: str) -> No
     axes.grid(alpha=0.3)
     axes.legend(**beside(len(curves)))
     figure.savefig(path, dpi=150)
+
+
+def accuracy_by_step(path, accuracies: dict[str, list[float]], title: str) -> None:
+    """Accuracy against the number of time steps so far, from the first one.   accuracies: {name: fractions}"""
+    figure = new_figure(6, 4)
+    axes = figure.subplots()
+    for n, (name, found) in enumerate(accuracies.items()):
+        steps = range(1, len(found) + 1)
+        axes.plot(steps, [100.0 * a for a in found], LINES[n // 10 % 4], marker="o", markersize=3, label=plain(name))
+    axes.set_xlabel("time steps")
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    if len(accuracies) > 1:
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def spike_raster(path, layers: dict[str, np.ndarray], membranes, threshold: float, outputs: np.ndarray, title) -> None:
+    """What one image does to a spiking network, from step to step: a dot for each spike of each layer, the membranes of
+    some neurons of the first one, and the outputs so far.
+
+    layers: {name: spikes (T, N)};  membranes (T, N) of the first hidden layer, or None;  outputs (T, K)
+    """
+    figure = new_figure(9, 2.0 + 1.6 * (len(layers) + 2))
+    rows = figure.subplots(len(layers) + 2, 1, sharex=True, height_ratios=[1] * len(layers) + [1.2, 1.2])
+    steps = np.arange(1, len(outputs) + 1)
+    for axes, (name, spikes) in zip(rows, layers.items(), strict=False):
+        at, neuron = np.nonzero(spikes)
+        axes.scatter(steps[at], neuron, s=30, marker="|", linewidths=0.6, color="black")
+        axes.set_ylim(-0.5, spikes.shape[1] - 0.5)
+        axes.set_ylabel(f"{name}\n{len(at)} spikes", fontsize=8)
+    potentials, totals = rows[-2:]
+    if membranes is not None:
+        for n in np.argsort(-list(layers.values())[1].sum(axis=0), kind="stable")[:4]:
+            potentials.plot(steps, membranes[:, n], marker="o", markersize=3, linewidth=1)
+        potentials.axhline(threshold, color="black", linewidth=0.8, linestyle="--")
+    potentials.set_ylabel("membranes of four\nneurons of layer 1", fontsize=8)
+    for k, output in enumerate(np.cumsum(outputs, axis=0).T / steps):
+        totals.plot(steps, output, LINES[k // 5 % 4], label=str(k), linewidth=1)
+    totals.set_ylabel("mean output\nso far", fontsize=8)
+    totals.legend(fontsize=6, ncols=5)
+    totals.set_xlabel("time step")
+    rows[0].set_title(title, fontsize=10)
+    figure.savefig(path, dpi=150)
