@@ -1,7 +1,8 @@
 """Spiking networks (S. Yin et al. 2017): neurons that are silent or send a 1, over T time steps.
 
-    pixels (B, D) --code--> spikes x (T, B, D) --W, b--> currents I (T, B, N) --neurons--> spikes s (T, B, N) --> …
-                                                                       last layer: outputs o = I (T, B, K), averaged over T
+    pixels (B, D) --code--> spikes x (T, B, D) --W, b--> currents I (T, B, N) --neurons--> spikes s (T, B, N) --W, b-->
+
+The currents of the last layer are the outputs o (T, B, K); their mean over the steps decides.
 
 A neuron fires when its membrane u exceeds the threshold, s = 1[u > 1], and the derivative of that step is a proxy, in
 the paper ½·1[0 < u < 2]. What is left in the membrane when the next step begins makes two kinds of networks:
@@ -18,6 +19,7 @@ operations for each neuron and step.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,7 +86,7 @@ def membranes(currents, *, leak: float, reset: str, threshold: float = THRESHOLD
 
 
 def _surrogate(currents, *, leak, reset, detach_reset, proxy, threshold=THRESHOLD):
-    """s̃_t = s_t + μ(ũ_t − c) − μ(u_t − c), with s and u as recorded here: it has the spikes' values and the slope μ′."""
+    """s̃_t = s_t + μ(ũ_t − c) − μ(u_t − c), s and u as recorded here: the values of the spikes, and the slope μ′."""
     xp, mu, r = array_module(currents), STEP[proxy].function, RESETS[reset].left
     u, s = membranes(currents, leak=leak, reset=reset, threshold=threshold)
 
@@ -246,12 +248,12 @@ class SpikingNetwork(Module):
             raise ValueError(f"images of {shape[0]} × {shape[1]} cannot be halved {len(channels)} times.")
         self.neurons, self.dropout, self.input_dropout = neurons, dropout, input_dropout
         self.layers, self.inputs = [], []  # of each layer, the shape of what enters it for one image and step
-        sizes, options = (1, *channels), {"init": wide_uniform, "dtype": dtype}
-        for n, (of, to) in enumerate(zip(sizes, channels, strict=False)):
+        planes, options = (1, *channels), {"init": wide_uniform, "dtype": dtype}
+        for n, (of, to) in enumerate(itertools.pairwise(planes)):
             self.inputs.append((of, *(s >> n for s in shape)))
-            self.layers.append(Conv2d(of, to, WINDOW, rng.site(n), padding=WINDOW // 2, **options))
-        widths = (sizes[-1] * math.prod(s >> len(channels) for s in shape), *hidden, classes)
-        for n, (of, to) in enumerate(zip(widths, widths[1:], strict=False)):
+            self.layers.append(Conv2d(of, to, WINDOW, rng.site(f"conv {n}"), padding=WINDOW // 2, **options))
+        widths = (planes[-1] * math.prod(s >> len(channels) for s in shape), *hidden, classes)
+        for n, (of, to) in enumerate(itertools.pairwise(widths)):
             self.inputs.append((of,))
             self.layers.append(Linear(of, to, rng.site(f"dense {n}"), **options))
 

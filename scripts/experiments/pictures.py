@@ -258,29 +258,29 @@ def accuracy_by_step(path, accuracies: dict[str, list[float]], title: str) -> No
 
 
 def spike_raster(path, layers: dict[str, np.ndarray], membranes, threshold: float, outputs: np.ndarray, title) -> None:
-    """What one image does to a spiking network, from step to step: a dot for each spike of each layer, the membranes of
-    some neurons of the first one, and the outputs so far.
+    """What one image does to a spiking network, from step to step: the spikes of each layer, dark, the membranes of
+    some neurons of the first hidden one, and the outputs so far.
 
-    layers: {name: spikes (T, N)};  membranes (T, N) of the first hidden layer, or None;  outputs (T, K)
+    layers: {name: spikes (T, N)};  membranes (T, N) of the second of `layers`, or None;  outputs (T, K)
     """
-    figure = new_figure(9, 2.0 + 1.6 * (len(layers) + 2))
-    rows = figure.subplots(len(layers) + 2, 1, sharex=True, height_ratios=[1] * len(layers) + [1.2, 1.2])
-    steps = np.arange(1, len(outputs) + 1)
+    figure = new_figure(8, 1.5 * (len(layers) + 2))
+    rows = figure.subplots(len(layers) + 2, 1, sharex=True)
+    T, steps = len(outputs), np.arange(1, len(outputs) + 1)
     for axes, (name, spikes) in zip(rows, layers.items(), strict=False):
-        at, neuron = np.nonzero(spikes)
-        axes.scatter(steps[at], neuron, s=30, marker="|", linewidths=0.6, color="black")
-        axes.set_ylim(-0.5, spikes.shape[1] - 0.5)
-        axes.set_ylabel(f"{name}\n{len(at)} spikes", fontsize=8)
+        place = (0.5, T + 0.5, spikes.shape[1] - 0.5, -0.5)
+        axes.imshow(1.0 - spikes.T, cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=place)
+        axes.set_ylabel(f"{name}\n{np.count_nonzero(spikes)} spikes", fontsize=8)
     potentials, totals = rows[-2:]
     if membranes is not None:
-        for n in np.argsort(-list(layers.values())[1].sum(axis=0), kind="stable")[:4]:
+        often = list(layers.values())[1].sum(axis=0)
+        for n in np.argsort(abs(often - 0.4 * T), kind="stable")[:3]:  # those that do not fire all the time
             potentials.plot(steps, membranes[:, n], marker="o", markersize=3, linewidth=1)
         potentials.axhline(threshold, color="black", linewidth=0.8, linestyle="--")
-    potentials.set_ylabel("membranes of four\nneurons of layer 1", fontsize=8)
+    potentials.set_ylabel("membranes of\n3 neurons, layer 1", fontsize=8)
     for k, output in enumerate(np.cumsum(outputs, axis=0).T / steps):
         totals.plot(steps, output, LINES[k // 5 % 4], label=str(k), linewidth=1)
     totals.set_ylabel("mean output\nso far", fontsize=8)
-    totals.legend(fontsize=6, ncols=5)
+    totals.legend(fontsize=6, ncols=2, loc="upper left", bbox_to_anchor=(1, 1))
     totals.set_xlabel("time step")
     rows[0].set_title(title, fontsize=10)
     figure.savefig(path, dpi=150)
