@@ -369,11 +369,11 @@ def staircase(r):
 @case("integrate_and_fire")
 def currents(r):
     return [tensor(r, *shape(r))], {
-        "leak": pick(r, 1, 0.5, 0.0, 1.0, np.float32(0.3), -0.1, 2, math.nan, np.ones(3)),
-        "reset": pick(r, *spiking.RESETS, *spiking.RESETS, "soft", None),
+        "leak": pick(r, *[1, 0.5, 0.0, 1.0, np.float32(0.3)] * 3, -0.1, 2, math.nan, np.ones(3)),
+        "reset": pick(r, *[*spiking.RESETS] * 4, "soft", None),
         "detach_reset": pick(r, True, False),
-        "proxy": pick(r, "rectangle", "triangle", "sigmoid", "arctan", "clipped"),
-        "threshold": pick(r, 1.0, 1, 0.3, 2, 0, -1, math.inf, "1"),
+        "proxy": pick(r, *["rectangle", "triangle", "sigmoid", "arctan"] * 2, "clipped"),
+        "threshold": pick(r, *[1.0, 1, 0.3, 2] * 4, 0, -1, math.inf, "1"),
     }
 
 
