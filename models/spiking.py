@@ -132,10 +132,10 @@ def integrate_and_fire(
     u, s = membranes(currents, leak=leak, reset=reset, threshold=c)
 
     def backward(g):
-        slope, du, dr = STEP[proxy].derivative(u - c, xp), xp.empty_like(u), 0.0
+        du, dr = xp.empty_like(u), 0.0
         for t in reversed(range(len(u))):
             ds = g[t] if detach_reset else g[t] + dr * R.by_s(u[t], s[t], c)
-            du[t] = ds * slope[t] + dr * R.by_u(u[t], s[t], c)
+            du[t] = ds * STEP[proxy].derivative(u[t] - c, xp) + dr * R.by_u(u[t], s[t], c)
             dr = leak * du[t]
         return du
 

@@ -126,7 +126,8 @@ def test_what_is_measured_does_not_depend_on_the_size_of_the_batches(monkeypatch
     np.testing.assert_allclose(whole[3:6], [s.sum() / len(run.test) for s in entering], rtol=1e-6)
 
 
-def test_a_finished_run_can_be_measured_with_more_steps(tmp_path, capsys):
+def test_a_finished_run_can_be_measured_with_more_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_spiking.Spiking, "draw", lambda *_: None)
     out = tmp_path / "run"
     assert run("--integration", "discontinuous", "--out", out) == 0
     before = RunFolder(out).metrics()
