@@ -28,7 +28,7 @@ from experiments.errors import command, require
 from experiments.flags import at_least, flag, one_of, option, shown, sizes
 from experiments.loop import SCHEDULES, ImageConfig, LabelledExperiment, Scheduled, run
 from experiments.memory import check_memory, weights
-from experiments.pictures import accuracy_by_step, learning_curves, spike_raster
+from experiments.pictures import learning_curves, several_curves, spike_raster
 from minigrad import Rng, Tensor, no_grad
 from minigrad.hard import STEP
 from models.spiking import CODES, RESETS, THRESHOLD, WINDOW, Continuous, Discontinuous, SpikingNetwork, squared_hinge
@@ -214,7 +214,10 @@ class Spiking(LabelledExperiment):
         losses = {"train_loss": "train"}
         learning_curves(folder.path / "curve.png", metrics, title, losses=losses, losses_label="squared hinge")
         if self.test_steps > 1:
-            accuracy_by_step(folder.path / "steps.png", {"": metrics[-1]["accuracy_after"]}, title)
+            accuracies = {
+                f"{c.integration}, {c.coding}": (range(1, self.test_steps + 1), metrics[-1]["accuracy_after"])
+            }
+            several_curves(folder.path / "steps.png", accuracies, "test accuracy", "time steps")
         x = self.spikes(self.test[:1], self.test_steps, self.rng.site("drawn"))
         with no_grad():
             outputs, hidden = self.model(x)

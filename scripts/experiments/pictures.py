@@ -228,32 +228,17 @@ def beside(rows: int) -> dict:
     return {"fontsize": 7, "loc": "upper left", "bbox_to_anchor": (1, 1)} if rows > 10 else {}
 
 
-def several_curves(path, curves: dict[str, tuple[list, list]], label: str) -> None:
-    """One metric of several runs against the epoch.   curves: {name: (epochs, values)}, at most MOST_ROWS"""
+def several_curves(path, curves: dict[str, tuple[list, list]], label: str, against: str = "epoch") -> None:
+    """One metric of several runs against the epoch, or something else.   curves: {name: (epochs, values)}, at most
+    MOST_ROWS"""
     figure = new_figure(7, max(4.5, 1.0 + 0.18 * len(curves)))
     axes = figure.subplots()
     for n, (name, (epochs, values)) in enumerate(curves.items()):
         axes.plot(epochs, values, LINES[n // 10 % 4], marker="o", markersize=3, label=plain(name))
-    axes.set_xlabel("epoch")
+    axes.set_xlabel(plain(against))
     axes.set_ylabel(plain(label.replace("_", " ")))
     axes.grid(alpha=0.3)
     axes.legend(**beside(len(curves)))
-    figure.savefig(path, dpi=150)
-
-
-def accuracy_by_step(path, accuracies: dict[str, list[float]], title: str) -> None:
-    """Accuracy against the number of time steps so far, from the first one.   accuracies: {name: fractions}"""
-    figure = new_figure(6, 4)
-    axes = figure.subplots()
-    for n, (name, found) in enumerate(accuracies.items()):
-        steps = range(1, len(found) + 1)
-        axes.plot(steps, [100.0 * a for a in found], LINES[n // 10 % 4], marker="o", markersize=3, label=plain(name))
-    axes.set_xlabel("time steps")
-    axes.set_ylabel("test accuracy (%)")
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.3)
-    if len(accuracies) > 1:
-        axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)
 
 
