@@ -21,6 +21,7 @@ from experiments.start import before_numpy
 before_numpy()
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -108,6 +109,16 @@ class Config(Scheduled, ImageConfig):
         return Continuous(self.leak, self.reset, self.detach_reset, self.proxy)
 
 
+class Measured(NamedTuple):
+    """Means over images. With discontinuous integration each step is a draw of T = 1, so that `single_step_accuracy` is
+    the accuracy at T = 1, averaged over so many draws."""
+
+    accuracy_after: np.ndarray  # (T,) of the outputs up to each step
+    single_step_accuracy: float  # of the outputs of one step by themselves, the mean over the steps
+    spikes: np.ndarray  # that enter each layer in all steps
+    additions: float  # that they cause
+
+
 class Spiking(LabelledExperiment):
     """One run: the images and labels on the device, and the network."""
 
@@ -158,9 +169,7 @@ class Spiking(LabelledExperiment):
 
     # -- evaluation, without dropout; rate-coded input stays random
 
-    def evaluate(self, images, labels, steps: int, rng: Rng) -> np.ndarray:
-        """Means over the images: (is the prediction from the outputs up to step 1, …, T wrong, T numbers; spikes that
-        enter each layer; additions in each)."""
+    def evaluate(self, images, labels, steps: int, rng: Rng) -> Measured:
         self.EVALUATION_BATCH = max(1, 1000 // steps)  # a thousand patterns at a time
 
         def measure(x, start):
@@ -168,41 +177,40 @@ class Spiking(LabelledExperiment):
                 entering = self.spikes(x, steps, rng.site(start))
                 outputs, hidden = self.model(entering)
             spikes, additions = self.model.count([entering, *(s.data for _, s in hidden)])
-            totals = outputs.data.cumsum(axis=0)
-            wrong = totals.argmax(axis=2) != labels[start : start + self.EVALUATION_BATCH]
-            return totals[-1], *wrong, *spikes, *additions
+            totals, right = outputs.data.cumsum(axis=0), labels[start : start + self.EVALUATION_BATCH]
+            wrong, wrong_alone = (o.argmax(axis=2) != right for o in (totals, outputs.data))
+            return totals[-1], *wrong, wrong_alone.mean(axis=0), *spikes, *additions
 
-        return self.counts(images, labels, measure)[1:]
+        found, layers = self.counts(images, labels, measure)[1:], len(self.model.layers)
+        wrong, alone, spikes, additions = np.split(found, [steps, steps + 1, steps + 1 + layers])
+        return Measured(1.0 - wrong, 1.0 - alone[0], spikes, additions.sum())
 
     def report(self, losses, speed: float) -> dict:
-        c, at = self.config, self.epoch + 1
+        at = self.epoch + 1
         line = {"epoch": at, "train_loss": losses[:, 0].sum() / len(self.train), "train_spikes": losses[:, 1].mean()}
         parts = {"valid": (self.valid, self.valid_labels), "test": (self.test, self.test_labels)}
         for part, (images, labels) in parts.items():
-            found = self.evaluate(images, labels, c.steps, self.rng.site(f"{part} spikes").at(at))
-            line[f"{part}_accuracy"] = 1.0 - found[c.steps - 1]
-        line["additions"] = found[c.steps + len(self.model.layers) :].sum()
-        return line | self.images_per_second(speed)
+            found = self.evaluate(images, labels, self.config.steps, self.rng.site(f"{part} spikes").at(at))
+            line[f"{part}_accuracy"] = found.accuracy_after[-1]
+        return line | {"additions": found.additions} | self.images_per_second(speed)
 
     # -- the end
 
     def final(self, folder) -> dict:
-        """The accuracy on test images after each of --test-steps steps; what enters each layer in all these steps and
-        is added there, beside a dense network; the epoch with the best validation accuracy, as published."""
-        T, n = self.test_steps, len(self.model.layers)
-        found = self.evaluate(self.test, self.test_labels, T, self.rng.site("final spikes"))
-        wrong, spikes, additions = found[:T], found[T : T + n], found[T + n :]
+        """What the test images give in --test-steps steps, beside a dense network, and the epoch that was best on the
+        validation images, which is what the paper reports."""
+        found = self.evaluate(self.test, self.test_labels, self.test_steps, self.rng.site("final spikes"))
         best = max((m for m in folder.metrics() if "train_loss" in m), key=lambda m: m["valid_accuracy"])
         dense = self.model.dense_multiply_adds()
         return {
             "epoch": self.epoch,
-            "test_accuracy": 1.0 - wrong[-1],
-            "first_step_accuracy": 1.0 - wrong[0],
-            "accuracy_after": [round(1.0 - w, 6) for w in wrong],
-            "spikes": [round(s, 3) for s in spikes],
-            "additions": additions.sum(),
+            "test_accuracy": found.accuracy_after[-1],
+            "accuracy_after": [round(a, 6) for a in found.accuracy_after],
+            "single_step_accuracy": found.single_step_accuracy,
+            "spikes": [round(s, 3) for s in found.spikes],
+            "additions": found.additions,
             "dense_multiply_adds": dense,
-            "factor": dense / max(additions.sum(), 1.0),
+            "factor": dense / max(found.additions, 1.0),
             "best_epoch": best["epoch"],
             "best_epoch_accuracy": best["test_accuracy"],
         }
