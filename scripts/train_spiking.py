@@ -30,7 +30,7 @@ from experiments.flags import at_least, flag, one_of, option, shown, sizes
 from experiments.loop import SCHEDULES, ImageConfig, LabelledExperiment, Scheduled, run
 from experiments.memory import check_memory, weights
 from experiments.pictures import learning_curves, several_curves, spike_raster
-from minigrad import Rng, Tensor, no_grad
+from minigrad import Rng, no_grad
 from minigrad.hard import STEP
 from models.spiking import CODES, RESETS, THRESHOLD, WINDOW, Continuous, Discontinuous, SpikingNetwork, squared_hinge
 
@@ -136,7 +136,7 @@ class Spiking(LabelledExperiment):
         shape, channels = self.images.shape, c.channels if c.network == "conv" else ()
         halved = f"each of --channels halves the images of {shape[0]} × {shape[1]}"
         require(min(shape) >> len(channels), f"{halved}: give fewer than {len(channels)}.")
-        self.test_steps = c.steps if c.test_steps is None or c.coding == "latency" else c.test_steps
+        self.test_steps = c.test_steps or c.steps
         rows = c.steps * min(c.batch, len(self.train))
         numbers = memory(shape, channels, c.hidden, rows)
         check_memory(numbers, self.dtype, "--hidden, --channels, --batch or --steps", self.backend.name)
@@ -158,14 +158,14 @@ class Spiking(LabelledExperiment):
         if c.loss_at == "mean":
             outputs = outputs.mean(axis=0)
         loss = squared_hinge(outputs, self.train_labels[index]).mean()
-        objective, fired = loss, Tensor(0.0 * loss.data)
+        objective, fired = loss, 0.0 * loss.data
         for _, s in hidden:
             fired = fired + s.data.sum() / len(x)
             if c.sparsity:
                 objective = objective + c.sparsity * (s * s).mean()
         objective.backward()
         self.optimizer.step()
-        return loss.data * len(x), fired.data
+        return loss.data * len(x), fired
 
     # -- evaluation, without dropout; rate-coded input stays random
 

@@ -243,8 +243,8 @@ def several_curves(path, curves: dict[str, tuple[list, list]], label: str, again
 
 
 def spike_raster(path, layers: dict[str, np.ndarray], membranes, threshold: float, outputs: np.ndarray, title) -> None:
-    """What one image does to a spiking network, from step to step: the spikes of each layer, dark, the membranes of
-    some neurons of the first hidden one, and the outputs so far.
+    """What one image does to a spiking network, from step to step: a bar for each spike of each layer, the membranes
+    of some neurons of the first hidden one, and the outputs so far.
 
     layers: {name: spikes (T, N)};  membranes (T, N) of the second of `layers`, or None;  outputs (T, K)
     """
@@ -252,8 +252,10 @@ def spike_raster(path, layers: dict[str, np.ndarray], membranes, threshold: floa
     rows = figure.subplots(len(layers) + 2, 1, sharex=True)
     T, steps = len(outputs), np.arange(1, len(outputs) + 1)
     for axes, (name, spikes) in zip(rows, layers.items(), strict=False):
-        place = (0.5, T + 0.5, spikes.shape[1] - 0.5, -0.5)
-        axes.imshow(1.0 - spikes.T, cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=place)
+        at, neuron = np.nonzero(spikes)
+        axes.hlines(neuron, at + 0.6, at + 1.4, linewidth=0.5, color="black")
+        axes.set_xlim(0.5, T + 0.5)
+        axes.set_ylim(spikes.shape[1] - 0.5, -0.5)
         axes.set_ylabel(f"{name}\n{np.count_nonzero(spikes)} spikes", fontsize=8)
     potentials, totals = rows[-2:]
     if membranes is not None:
