@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 import train_spiking
-from experiments import pictures
+from devsim import DevsimBackend
+from experiments import loop, pictures
 from experiments.loop import Loop
 from experiments.run_folder import RunFolder
 from minigrad import Rng, grad
+from minigrad.backend import Backend
 from models.spiking import squared_hinge
 
 TINY = ["--epochs", "2", "--hidden", "12,8", "--steps", "3", "--batch", "100"]
@@ -129,6 +131,17 @@ def test_what_is_measured_is_that_of_all_test_images():
     assert whole.additions == pytest.approx(whole.spikes @ [12, 8, 10])
 
 
+@pytest.mark.parametrize("flags", [{}, {"network": "conv", "channels": (2,), "integration": "discontinuous"}])
+def test_the_evaluation_is_the_same_on_another_device(monkeypatch, flags):
+    found = []
+    for backend in (Backend(), DevsimBackend()):
+        monkeypatch.setattr(loop, "get_backend", lambda _, backend=backend: backend)
+        run = training(**flags)
+        found.append(run.evaluate(run.test, run.test_labels, 3, Rng(0)))
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_finished_run_can_be_measured_with_more_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(train_spiking.Spiking, "draw", lambda *_: None)
     out = tmp_path / "run"
@@ -144,12 +157,12 @@ def test_sparsity_makes_spikes_fewer():
     spikes = []
     for sparsity in (0.0, 1.0):
         run = training(sparsity=sparsity, integration="discontinuous")
-        loop = Loop(run, None, quiet=True)
+        training_loop = Loop(run, None, quiet=True)
         for _ in range(5):
             for index in run.epoch_steps():
-                loop.step(index)
+                training_loop.step(index)
             run.epoch, run.step_in_epoch = run.epoch + 1, 0
-        spikes.append(np.mean([float(n) for _, n in loop.losses[-12:]]))
+        spikes.append(np.mean([float(n) for _, n in training_loop.losses[-12:]]))
     assert spikes[1] < 0.7 * spikes[0]
 
 
