@@ -48,6 +48,7 @@ COMMANDS = (
     "report.py SWEEP --out OUT",
     "bench.py ops --rounds 1 --seconds 0.01",
     "minimal_vae.py",
+    "train_spiking.py --epochs 1 --hidden 8 --steps 2 --batch 200 --out OUT",
 )
 SWEEP = """
 title = "tiny"

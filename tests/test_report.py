@@ -273,6 +273,17 @@ def test_curves_that_cannot_be_drawn_are_a_sentence(tmp_path, capsys, monkeypatc
     assert (tmp_path / "curves.png").exists()
 
 
+def test_a_metric_that_is_a_list_is_drawn_against_the_place_in_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one").mkdir()
+    lines = '{"epoch": 1, "after": [0.1]}\n{"epoch": 2, "by": 0.3}\n{"epoch": 2, "after": [0.5, 0.7, 0.9]}\n'
+    (tmp_path / "one/metrics.jsonl").write_text(lines)
+    seen = []
+    monkeypatch.setattr(draw_curves, "several_curves", lambda *given: seen.extend(given))
+    assert draw_curves.main(["one", "--metric", "after", "--against", "time steps"]) == 0
+    assert seen == ["curves.png", {"one": ((1, 2, 3), (0.5, 0.7, 0.9))}, "after", "time steps"]
+
+
 @pytest.mark.parametrize("curves", [40, pytest.param(200, marks=pytest.mark.slow)])
 def test_many_curves_have_room_beside_their_legend(tmp_path, monkeypatch, curves):
     monkeypatch.chdir(tmp_path)

@@ -25,6 +25,7 @@ import train_conditional
 import train_listops
 import train_quantised
 import train_semi_supervised
+import train_spiking
 import train_structured
 import train_vae
 from devsim import DevsimBackend, forbid, stats
@@ -456,9 +457,68 @@ QUANTISED = Script(
     sizes={"hidden": (8,), "batch": 100},
 )
 
-ALL = {s.module.__name__: s for s in (VAE, STRUCTURED, SEMI_SUPERVISED, CONDITIONAL, QUANTISED, LISTOPS)}
+SPIKING = Script(
+    train_spiking,
+    "--epochs 2 --hidden 8 --steps 3 --batch 50 --schedule constant",
+    spoil=lambda model: weights(model.layers[-1].weight),
+    resumed=(
+        "--schedule exponential",
+        "--coding latency --reset zero --leak 0.8 --detach-reset --loss-at every --optimizer sgd",
+        "--integration discontinuous --steps 1 --test-steps 4 --pixels dynamic",
+        "--network conv --channels 2,3 --sparsity 0.1",
+    ),
+    stops=(1, 6),
+    misfits=(
+        (None, "--reset zero", "another configuration (--reset subtract, not zero)"),
+        (None, "--steps 4", "another configuration (--steps 3, not 4)"),
+        (changed(hidden=[9]), "", "belongs to another model"),
+        (changed(coding="latency"), "", "another configuration (coding differ)"),
+        (changed(leak="some"), "", 'config.json is missing or damaged (leak cannot be "some")'),
+    ),
+    bad=(
+        ("--integration slow", "unknown integration 'slow'; the known ones are discontinuous, continuous"),
+        ("--coding phase", "unknown coding 'phase'; the known ones are rate, latency"),
+        ("--reset hard", "unknown reset 'hard'; the known ones are subtract, zero, none"),
+        ("--proxy box", "unknown proxy 'box'; the known ones are identity"),
+        ("--network recurrent", "unknown network 'recurrent'; the known ones are dense, conv"),
+        ("--loss-at end", "--loss-at must be every or mean, got 'end'"),
+        ("--steps 0", "--steps must be at least 1, got 0"),
+        ("--steps 1001", "--steps and --test-steps must be at most 1,000, got 1001"),
+        ("--test-steps 0", "--test-steps must be at least 1, got 0"),
+        ("--leak 1.1", "--leak must be from 0 to 1, got 1.1"),
+        ("--leak nan", "--leak must be from 0 to 1, got nan"),
+        ("--dropout 1", "--dropout must be at least 0 and below 1, got 1.0"),
+        ("--input-dropout -0.1", "--input-dropout must be at least 0 and below 1, got -0.1"),
+        ("--sparsity -1", "--sparsity must be at least 0 and finite, got -1.0"),
+        ("--hidden 0", "--hidden needs widths of at least 1, got 0"),
+        ("--network conv --channels 0", "--channels needs widths of at least 1, got 0"),
+        ("--network conv --channels none", "--network conv needs --channels: give at least one number"),
+        ("--network conv --channels 2,2,2,2", "halves the images of 8 × 8: give fewer than 4"),
+        ("--channels 2", "--network dense has no convolutions: leave --channels out"),
+        ("--integration discontinuous --leak 0.5", "empties the membranes after every step: leave --leak out"),
+        ("--integration discontinuous --reset zero", "empties the membranes after every step: leave --reset out"),
+        ("--integration discontinuous --detach-reset", "after every step: leave --detach-reset out"),
+        ("--reset none --detach-reset", "with --reset none there is no reset: leave --detach-reset out"),
+        ("--steps 1 --loss-at every", "with --steps 1 there is one output: leave --loss-at out"),
+        ("--coding latency --test-steps 9", "the code of --coding latency has --steps steps: leave --test-steps out"),
+        ("--lr-last 1e-4", "the learning rate is constant: leave --lr-last out"),
+        ("--schedule cosine --lr-last 1", "--lr-last must be above 0 and at most --lr 0.002, got 1.0"),
+        ("--momentum 0.5", "adam takes no momentum: leave --momentum out"),
+        ("--hidden 100000000000000000000", "does not fit into memory"),
+        ("--network conv --channels 1,10000000000", "does not fit into memory"),
+    ),
+    moved=(
+        {},
+        {"coding": "latency", "reset": "zero", "detach_reset": True, "loss_at": "every"},
+        {"integration": "discontinuous", "pixels": "dynamic", "sparsity": 0.1},
+        {"network": "conv", "channels": (2, 3), "proxy": "arctan"},
+    ),
+    sizes={"hidden": (8,), "steps": 3},
+)
+
+ALL = {s.module.__name__: s for s in (VAE, STRUCTURED, SEMI_SUPERVISED, CONDITIONAL, QUANTISED, SPIKING, LISTOPS)}
 IMAGES = {name: s for name, s in ALL.items() if s is not LISTOPS}
-NAMED_BY_AN_ESTIMATOR = {name: s for name, s in ALL.items() if s is not QUANTISED}
+NAMED_BY_AN_ESTIMATOR = {name: s for name, s in ALL.items() if s not in (QUANTISED, SPIKING)}
 every_script = pytest.mark.parametrize("script", ALL.values(), ids=ALL)
 
 
