@@ -1,7 +1,7 @@
-"""Logical constraints as a loss (Yang, Lee & Park, ICML 2022): a theory in conjunctive normal form, hard truth values, and
-a gradient that satisfies clauses.
+"""Logical constraints as a loss (Yang, Lee & Park, ICML 2022): a theory in conjunctive normal form, hard truth values,
+and a gradient that satisfies clauses.
 
-    network output x  --binarise-->  truth values v of the atoms (B, n)  --`constraint_loss`-->  L_deduce, L_unsat, L_sat
+    outputs x  --binarise-->  truth values v of the atoms (B, n)  --`constraint_loss`-->  L_deduce, L_unsat, L_sat
 
 Forward, everything is logic: the values are 0 or 1, and a clause holds or does not. Backward, the binariser passes the
 gradient on, and each clause says in which direction its literals should move. With L the truth of a literal (v or
@@ -276,10 +276,11 @@ def clause_values(v, atom, sign):
 
     With M = 1 − L for each literal, which is 1 − v or v, and 1 where there is none:
     forward:   unsat = Π M            keep = 0
-    backward:  dMⱼ = g_unsat Π_{k≠j} Mₖ + g_keep ([Mⱼ = 0] − [Mⱼ = 1])        dv = ∓dM, added up over the literals of an atom
+    backward:  dMⱼ = g_unsat Π_{k≠j} Mₖ + g_keep ([Mⱼ = 0] − [Mⱼ = 1])
+               dv = −dM for an atom, dM for its negation, added up over the literals of an atom
 
-    The brackets of `keep` are constants: it is [L = 1](1 − L) + [L = 0] L, so 0 at every v. unsat is differentiated as it
-    is, at any real v.
+    The brackets of `keep` are constants: it is [L = 1](1 − L) + [L = 0] L, so 0 at every v. unsat is differentiated as
+    it is, at any real v.
     """
     xp = array_module(v)
     M, places = _falsity(v, atom, sign)
@@ -309,8 +310,8 @@ def constraint_loss(v: Tensor, clauses: Clauses, normalise: str = "sample") -> t
     clause holds, and only there.
 
     normalise: "sample"   each example has the mean over its open clauses, the batch the mean over its examples
-               "batch"    as published: L_unsat is the mean over all clauses of the batch that do not hold, L_sat that over
-                          all that do, L_deduce a sum. What one clause counts depends on how many others hold.
+               "batch"    as published: L_unsat is the mean over all clauses of the batch that do not hold, L_sat that
+                          over all that do, L_deduce a sum. What one clause counts depends on how many others hold.
                "all"      as "sample", but with the mean over all clauses of the theory, those included that the facts
                           satisfy (`Given(everything=True)`): those confirm whatever the network answers
     """

@@ -1,8 +1,8 @@
 """Problems whose answers obey a theory: digits that are read from sums of their images, paths in a grid, small Sudokus.
 
-Each problem knows its theory (`models.cnf.Theory`, its atoms in the order of the authors' files, so that those can take its
-place), how the outputs of a network become truth values, and which facts go with an example (Yang, Lee & Park 2022, with
-problems of Manhaeve et al. 2018, Tsamoura, Hospedales & Michael 2021 and Xu et al. 2018):
+Each problem knows its theory (`models.cnf.Theory`, its atoms in the order of the authors' files, so that those can take
+its place), how the outputs of a network become truth values, and which facts go with an example (Yang, Lee & Park 2022,
+with problems of Manhaeve et al. 2018, Tsamoura, Hospedales & Michael 2021 and Xu et al. 2018):
 
     add         two digits; told is their sum
     add2x2      four digits in a square; told are the sums of its rows and columns
@@ -20,11 +20,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
+from functools import cached_property, partial
 
 import numpy as np
 
 from minigrad import Rng, Tensor
-from minigrad.backend import array_module, asarray_like
+from minigrad.backend import array_module
 from minigrad.fused import bce_with_logits, cross_entropy, softmax
 from minigrad.ops import concat, sigmoid, stack
 from minigrad.random import argmax_one_hot, unchecked_one_hot
@@ -61,7 +62,7 @@ def exactly_one(atoms) -> list[tuple[int, ...]]:
 
 
 def pair_theory(classes: int, lines, results, item: str, fact: str, unique: bool) -> Theory:
-    """For each line, a pair of items, and each fact about it: ¬fact ∨ one of the pairs of classes from which it follows.
+    """For each line, a pair of items, and each fact about it: ¬fact ∨ one of the pairs of classes that it follows from.
 
     results: {(numbers of a fact): pairs of classes};  unique: there are atoms of single items, each with exactly one
     """
@@ -89,9 +90,9 @@ def sums() -> dict[tuple, list]:
 def applications() -> dict[tuple, list]:
     """{(a, b, c, r): the pairs of operators for which (a ∘ b) ∘ c = r}"""
     found: dict[tuple, list] = {}
-    for operands in itertools.product(range(OPERANDS), repeat=3):
-        for pair in itertools.product(range(len(OPERATORS)), repeat=2):
-            found.setdefault((*operands, int(apply(*operands, *pair))), []).append(pair)
+    cases = np.indices((OPERANDS,) * 3 + (len(OPERATORS),) * 2).reshape(5, -1)
+    for a, b, c, first, second, r in np.vstack([cases, apply(*cases)]).T.tolist():
+        found.setdefault((a, b, c, r), []).append((first, second))
     return found
 
 
@@ -149,8 +150,8 @@ def board_theory(unique: bool) -> Theory:
 
 
 class Reading:
-    """k images of K classes are read by one network. The theory's first atoms are those of the network: of single images,
-    if it has any, then of the pairs of each line.
+    """k images of K classes are read by one network. The theory's first atoms are those of the network: of single
+    images, if it has any, then of the pairs of each line.
 
     kind: a binariser of `models.cnf`. Probabilities are multiplied and then become truth values, so that at most one
     class of an image, or one combination of a pair, is true. Logits become truth values first, any number of them,
@@ -164,8 +165,8 @@ class Reading:
     copies: tuple[tuple[tuple[int, ...], tuple[tuple[int, int], ...]], ...]
     first = 0
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, to_device=np.asarray) -> None:
+        self.kind, self.to_device = kind, to_device
         self.theory = self.make_theory(kind != "probability")
         (images, lines), *_ = self.copies
         self.of_images = kind != "probability" or not lines
@@ -185,7 +186,7 @@ class Reading:
         return np.zeros((len(values), 0), np.int64)
 
     def facts(self, values: np.ndarray, told: np.ndarray) -> np.ndarray:
-        """The facts (N, copies, f) of examples with these classes (N, k); to know the classes is for this function alone."""
+        """The facts (N, copies, f) of examples with these classes (N, k). Nothing else may know the classes."""
         raise NotImplementedError
 
     def truth(self, x: Tensor) -> Tensor:
@@ -208,27 +209,27 @@ class Reading:
         return stack(*found, axis=1).reshape(B * len(found), self.count) if len(found) > 1 else found[0]
 
     def holds(self, d: Tensor, facts) -> Tensor:
-        """The probability (B,) that the facts (B, copies, f) are true, if the classes have the probabilities d (B, k, K)
-        independently: the sum over all joint outcomes that agree with them. It is linear in the distribution of each
-        image, and 0 or 1 for one-hots."""
+        """The probability (B,) that the facts (B, copies, f) are true, if the classes are independent with the
+        probabilities d (B, k, K): the sum over all joint outcomes that agree with them. It is linear in the
+        distribution of each image, and 0 or 1 for one-hots."""
         lines = [line for _, lines in self.copies for line in lines]
         k, B, K = self.items, len(d), self.classes
         along = lambda *axes: tuple(K if axis in axes else 1 for axis in range(k))
         allowed, joint = 1.0, d[:, 0].reshape(B, *along(0))
         for fact, (i, j) in zip(facts.reshape(B, -1).T, lines, strict=True):
-            allowed = allowed * asarray_like(self.consistent, d.data)[fact].reshape(B, *along(i, j)).astype(d.dtype)
+            allowed = allowed * self.consistent[fact - self.count].reshape(B, *along(i, j)).astype(d.dtype)
         for i in range(1, k):
             joint = joint * d[:, i].reshape(B, *along(i))
         return (joint * allowed).reshape(B, -1).sum(axis=1)
 
-    @property
-    def consistent(self) -> np.ndarray:
-        """(n, K²): for a fact, its number from 0, which pairs of classes agree with it."""
-        found = np.zeros((self.theory.atoms, self.classes**2), bool)
-        for clause in self.theory.clauses:
-            if -clause[-1] > self.count:
-                found[-clause[-1] - 1, (np.array(clause[:-1]) - 1 - self.pairs_from) % self.classes**2] = True
-        return found
+    @cached_property
+    def consistent(self):
+        """Which pairs of classes agree with each fact: (n, K²) booleans on the device."""
+        found = np.zeros((self.theory.atoms - self.count, self.classes**2), bool)
+        for *pairs, fact in self.theory.clauses:
+            if -fact > self.count:
+                found[-fact - 1 - self.count, (np.array(pairs) - 1 - self.pairs_from) % self.classes**2] = True
+        return self.to_device(found)
 
 
 class Add(Reading):
@@ -253,25 +254,26 @@ class Apply2x2(Reading):
 
     def make_theory(self, unique):
         results = applications()
-        self.number = {numbers: n for n, numbers in enumerate(results)}
+        self.number = np.empty(
+            (OPERANDS,) * 3 + (self.classes,) * 2, np.int64
+        )  # of the fact, by a, b, c, two operators
+        for n, ((a, b, c, _), pairs) in enumerate(results.items()):
+            for first, second in pairs:
+                self.number[a, b, c, first, second] = n
         return pair_theory(self.classes, ((0, 1),), results, "operator", "apply", unique)
 
     def told(self, rng, values):
         return whole_numbers(rng, (len(values), 3), OPERANDS)
 
     def facts(self, values, told):
-        lines = [apply(*told.T, values[:, i], values[:, j]) for i, j in LINES]
-        numbers = [
-            [self.number[*operands, r] for r in row]
-            for operands, row in zip(told.tolist(), np.array(lines).T.tolist(), strict=True)
-        ]
-        return (self.count + np.array(numbers, np.int64))[:, :, None]
+        lines = [self.number[*told.T, values[:, i], values[:, j]] for i, j in LINES]
+        return (self.count + np.stack(lines, axis=1))[:, :, None]
 
 
 class Member(Reading):
-    def __init__(self, kind: str, items: int) -> None:
+    def __init__(self, kind: str, to_device=np.asarray, *, items: int) -> None:
         self.copies = ((tuple(range(items)), ()),)
-        super().__init__(kind)
+        super().__init__(kind, to_device)
 
     def make_theory(self, unique):
         return member_theory(self.items, unique)
@@ -305,7 +307,7 @@ class Paths:
     sizes = (40, 50, 50, 50, 50, 50, 24)  # of the network, as published
     first, count = SIDE * SIDE, 24
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, to_device=np.asarray) -> None:
         self.kind, self.theory = kind, path_theory()
 
     def draw(self, rng: Rng, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -395,12 +397,12 @@ class Sudoku4:
     sizes = (64, 128, 128, 64)
     first, count = 0, SIDE**3
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, to_device=np.asarray) -> None:
         self.kind, self.theory = kind, board_theory(kind != "probability")
 
     def splits(self, rng: Rng, *sizes: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Examples (inputs (n, 64), facts (n, 1, 16), digits (n, 16)) for each of these sizes; of the 288 boards, no two
-        splits share one, all but the first having 48.
+        """Examples (inputs (n, 64), facts (n, 1, 16), digits (n, 16)) for each of these sizes. Of the 288 boards, no
+        two splits share one; all but the first have 48.
 
         As many cells as determine the board are given, in a random order, and up to three more.
         """
@@ -453,8 +455,8 @@ READINGS = {
     "add": Add,
     "add2x2": Add2x2,
     "apply2x2": Apply2x2,
-    "member3": lambda kind: Member(kind, 3),
-    "member5": lambda kind: Member(kind, 5),
+    "member3": partial(Member, items=3),
+    "member5": partial(Member, items=5),
 }
 COMPLETIONS = {"paths": Paths, "sudoku4": Sudoku4}
 
@@ -474,8 +476,8 @@ def groups_of_images(images: int, n: int, k: int, rng: Rng) -> np.ndarray:
 
 
 def operator_images(rng: Rng, n: int, side: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """(n, side²) float32 in [0, 1] and (n,) labels: +, − and × (0, 1, 2) of bars somewhere near the middle, rotated by up
-    to 0.25, of various lengths and widths, with noise of up to 0.3 in each pixel."""
+    """(n, side²) float32 in [0, 1] and (n,) labels: +, − and × (0, 1, 2) of bars somewhere near the middle, rotated by
+    up to 0.25, of various lengths and widths, with noise of up to 0.3 in each pixel."""
     labels = np.arange(n) % len(OPERATORS)
     u = rng.site("shape").uniform((5, n, 1, 1), like=np.empty(0))
     grid = np.arange(side) - 0.5 * (side - 1)

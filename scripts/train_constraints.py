@@ -1,5 +1,5 @@
-"""Train a network by logical constraints on its answers: it reads digits of which only sums are told, finds paths, fills
-Sudokus.
+"""Train a network by logical constraints on its answers: it reads digits of which only sums are told, finds paths, and
+fills Sudokus.
 
     python scripts/train_constraints.py                            # two embedded digits and their sum, a few seconds
     python scripts/train_constraints.py --method exact             # the likelihood of the sum, by enumeration
@@ -22,7 +22,6 @@ from experiments.start import before_numpy
 
 before_numpy()
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +41,7 @@ from minigrad.ops import log
 from models.cnf import BINARISERS, NORMALISATIONS, PARTS, Given, Theory, TheoryError, constraint_loss, satisfied
 from models.constraints import SMALLEST, ConvNet
 from models.data import Images
-from models.theories import COMPLETIONS, OPERATORS, READINGS, groups_of_images, operator_images
+from models.theories import COMPLETIONS, READINGS, groups_of_images, operator_images
 
 METHODS = ("constraint", "exact")
 NETWORKS = ("", "mlp", "cnn")
@@ -58,16 +57,16 @@ class Config(Annealing, Optimizing, ImageConfig):
     problem: str = flag("add", f"one of {', '.join((*READINGS, *COMPLETIONS))}")
     method: str = flag(
         "constraint",
-        "constraint (the loss of the theory), exact (−log of the probability that the facts are true, by enumeration), or "
-        f"an estimator of the probability that they are not: {', '.join(ESTIMATORS)}; options as in rloo:samples=4",
+        "constraint (the loss of the theory), exact (−log of the probability that the facts are true, by enumeration) "
+        f"or an estimator of the probability that they are not: {', '.join(ESTIMATORS)}; options as in rloo:samples=4",
     )
     cnf: str = flag(
         "", "a DIMACS file with another theory over the problem's atoms; a run leaves its own as theory.cnf"
     )
     normalise: str = flag(
         "sample",
-        "the means in the loss: sample (over the clauses of an example, then the batch), batch (over all clauses of the "
-        "batch, as published) or all (over all of the theory, also those that the facts satisfy)",
+        "the means in the loss: sample (over the clauses of an example, then the batch), batch (over all clauses of "
+        "the batch, as published) or all (over all of the theory, also those that the facts satisfy)",
     )
     binariser: str = flag("probability", f"what becomes a truth value: one of {', '.join(BINARISERS)}")
     without: str = flag("", f"parts of the loss to leave out, like deduce,sat: some of {', '.join(PARTS)}, labels")
@@ -75,9 +74,10 @@ class Config(Annealing, Optimizing, ImageConfig):
     h1: float = flag(0.1, "h₁, the weight of the mean square of the network's outputs")
     examples: int = flag(6000, "training examples: groups of images, or generated ones; published for add: 30000")
     network: str = flag("", "mlp or cnn, the published one; else cnn for MNIST and mlp for small images")
-    hidden: tuple = flag((128,), "widths of the hidden layers of an mlp that sees images", type=sizes)
-    epochs: int = flag(4, "passes over the training examples")
+    hidden: tuple = flag((512,), "widths of the hidden layers of an mlp that sees images", type=sizes)
+    epochs: int = flag(8, "passes over the training examples")
     batch: int = flag(16, "examples in a batch")
+    lr: float = flag(2e-3, "learning rate; published: 1e-3 for add, 5e-4 for the others with digits")
 
     def check(self) -> None:
         super().check()
@@ -172,7 +172,8 @@ class Constraints(LabelledExperiment):
 
     def build(self, c: Config) -> None:
         self.reads = c.problem in READINGS
-        self.problem = (READINGS | COMPLETIONS)[c.problem](c.binariser)
+        known = READINGS if self.reads else COMPLETIONS
+        self.problem = known[c.problem](c.binariser, self.backend.to_device)
         self.theory = self.load_theory(c) if c.cnf else self.problem.theory
         about = self.theory, self.problem.first, self.problem.count, self.backend
         self.given = Given(*about)
@@ -292,8 +293,8 @@ class Constraints(LabelledExperiment):
     # -- evaluation
 
     def evaluate(self, name: str) -> dict[str, float]:
-        """For "valid" or "test": `accuracy`, how many images (cells, edges) are right, and `satisfied`, how many answers
-        satisfy all constraints."""
+        """For "valid" or "test": `accuracy`, how many images (cells, edges) are right, and `satisfied`, how many
+        answers satisfy all constraints."""
         measured = self.evaluate_reading(name) if self.reads else self.evaluate_completion(name)
         return {f"{name}_{key}": float(value) for key, value in measured.items()}
 
