@@ -132,8 +132,7 @@ class Config(Annealing, Optimizing, ImageConfig):
                 ("cnf", "normalise", "binariser", "without"), f"--method {self.method} has no theory"
             )
         if estimator is None:
-            temperature = ("tau", "anneal", "anneal_every", "tau_least")
-            found |= dict.fromkeys(temperature, f"--method {self.method} has no estimator")
+            found |= dict.fromkeys(("tau", "anneal"), f"--method {self.method} has no estimator")
         return found
 
     def create_estimator(self):

@@ -662,6 +662,7 @@ def test_runs_are_the_product_of_cases_and_grid():
         ("train_structured", {"estimator": "none"}),
         ("train_semi_supervised", {"method": "marginal"}),
         ("train_conditional", {"gate": "sigmoid"}),
+        ("train_constraints", {"method": "exact"}),
         ("train_listops", {"encoder": "gold"}),
     ],
 )
