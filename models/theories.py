@@ -381,13 +381,13 @@ def is_path(answer: np.ndarray, inputs: np.ndarray) -> np.ndarray:
     at[a, np.arange(24)] = at[b, np.arange(24)] = 1
     degree, ends = answer @ at.T, inputs[:, 24:] > 0
     simple = np.where(ends, degree == 1, (degree == 0) | (degree == 2)).all(axis=1)
-    # degrees of 1 at the ends and 0 or 2 elsewhere leave circles beside the path: count what an end reaches
+    # with such degrees, the edges are a path between the ends, and perhaps circles beside it: count what an end reaches
     reached = np.zeros_like(ends)
     reached[np.arange(len(ends)), ends.argmax(axis=1)] = True
     for _ in range(SIDE * SIDE - 1):
         touched = ((reached @ at) > 0) & (answer > 0)
         reached |= (touched @ at.T) > 0
-    whole = ((answer > 0).sum(axis=1) == reached.sum(axis=1) - 1) & (reached | ~ends).all(axis=1)
+    whole = (answer > 0).sum(axis=1) == reached.sum(axis=1) - 1
     return simple & whole & (answer <= inputs[:, :24]).all(axis=1)
 
 
