@@ -305,26 +305,29 @@ def clause_values(v, atom, sign):
 def constraint_loss(v: Tensor, clauses: Clauses, normalise: str = "sample") -> tuple[Tensor, Tensor, Tensor]:
     """(L_deduce, L_unsat, L_sat), whose sum is L_cnf.     v (B, n): truth values, zeros and ones
 
-    A clause counts with `unsat` in L_unsat if it does not hold, with `keep` in L_sat if it does, and with `unsat` once
-    more in L_deduce if the facts leave it a single literal, whose value they thus imply. All three are 0 where every
-    clause holds, and only there.
+    L_unsat is the mean of `unsat` over the clauses that do not hold, L_sat the mean of `keep` over those that do, and
+    L_deduce the sum of `unsat` over those which the facts leave a single literal, whose value they thus imply. All
+    three are 0 where every clause holds, and only there.
 
-    normalise: "sample"   each example has the mean over its open clauses, the batch the mean over its examples
-               "batch"    as published: L_unsat is the mean over all clauses of the batch that do not hold, L_sat that
-                          over all that do, L_deduce a sum. What one clause counts depends on how many others hold.
-               "all"      as "sample", but with the mean over all clauses of the theory, those included that the facts
-                          satisfy (`Given(everything=True)`): those confirm whatever the network answers
+    normalise: "sample"   for each example on its own, then the mean over the batch
+               "batch"    for all clauses of the batch at once, as published: what a clause of one example counts
+                          depends on how many of the others' hold
+               "all"      for each example the mean over all clauses of the theory, with `unsat` or with `keep`, those
+                          included that the facts satisfy (`Given(everything=True)`)
     """
     xp, dtype = array_module(v.data), v.dtype
     unsat, keep = clause_values(v, clauses.atom, clauses.sign)
+    B, r = clauses.open.shape
     broken = clauses.open & (unsat.data == 1.0)
     kept = ~broken if normalise == "all" else clauses.open & ~broken
     deducible = clauses.open & ((clauses.sign != 0).sum(axis=0) == 1)
-    if normalise == "batch":
+    if normalise == "all":
+        parts = deducible / (B * r), broken / (B * r), kept / (B * r)
+    elif normalise == "batch":
         parts = deducible, broken / xp.maximum(broken.sum(), 1), kept / xp.maximum(kept.sum(), 1)
     else:
-        share = 1.0 / (len(kept) * xp.maximum((broken | kept).sum(axis=1, keepdims=True), 1))
-        parts = deducible * share, broken * share, kept * share
+        many = lambda mask: B * xp.maximum(mask.sum(axis=1, keepdims=True), 1)
+        parts = deducible / B, broken / many(broken), kept / many(kept)
     deduce, unsatisfied, satisfied = (weight.astype(dtype) for weight in parts)
     return (unsat * deduce).sum(), (unsat * unsatisfied).sum(), (keep * satisfied).sum()
 

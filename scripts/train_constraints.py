@@ -65,8 +65,8 @@ class Config(Annealing, Optimizing, ImageConfig):
     )
     normalise: str = flag(
         "sample",
-        "the means in the loss: sample (over the clauses of an example, then the batch), batch (over all clauses of "
-        "the batch, as published) or all (over all of the theory, also those that the facts satisfy)",
+        "the means in the loss: sample (over the clauses of each example, then over the batch), batch (over all "
+        "clauses of the batch, as published) or all (over the whole theory, also what the facts satisfy)",
     )
     binariser: str = flag("probability", f"what becomes a truth value: one of {', '.join(BINARISERS)}")
     without: str = flag("", f"parts of the loss to leave out, like deduce,sat: some of {', '.join(PARTS)}, labels")

@@ -53,7 +53,7 @@ def by_hand(theory, facts, v, first=0, count=3):
 def expected(theory, facts, v, normalise):
     """The three losses and their gradients (B, n), B examples with the same facts, by loops."""
     losses, gradients = dict.fromkeys(PARTS, 0.0), {part: np.zeros_like(v) for part in PARTS}
-    entries = {part: [] for part in PARTS}  # (example, share within it, value, {atom: derivative})
+    entries = {part: [] for part in PARTS}  # (example, value, {atom: derivative})
     for b, row in enumerate(v):
         clauses = by_hand(theory, facts, row)
         looked_at = [c for c in clauses if c[1] or normalise == "all"]
@@ -64,16 +64,21 @@ def expected(theory, facts, v, normalise):
             for n, (a, s) in enumerate(literals):
                 others = np.prod([1.0 - x for m, x in enumerate(L) if m != n])
                 d_unsat[a], d_keep[a] = -s * others, s * (1.0 if L[n] == 0 else -1.0)
-            share = 1.0 / (len(v) * len(looked_at))
             if is_open and unsat == 1.0:
-                entries["unsat"].append((b, share, unsat, d_unsat))
+                entries["unsat"].append((b, unsat, d_unsat))
             else:
-                entries["sat"].append((b, share, 0.0, d_keep))
+                entries["sat"].append((b, 0.0, d_keep))
             if is_open and len(literals) == 1:
-                entries["deduce"].append((b, share, unsat, d_unsat))
+                entries["deduce"].append((b, unsat, d_unsat))
     for part, found in entries.items():
-        for b, share, value, slope in found:
-            weight = share if normalise != "batch" else 1.0 if part == "deduce" else 1.0 / len(found)
+        for b, value, slope in found:
+            if normalise == "all":
+                weight = 1.0 / (len(v) * len(theory.clauses))
+            elif normalise == "batch":
+                weight = 1.0 if part == "deduce" else 1.0 / len(found)
+            else:
+                alike = sum(other[0] == b for other in found)
+                weight = (1.0 if part == "deduce" else 1.0 / alike) / len(v)
             losses[part] += weight * value
             for a, d in slope.items():
                 gradients[part][b, a] += weight * d

