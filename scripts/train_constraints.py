@@ -30,7 +30,7 @@ import numpy as np
 from estimators import ESTIMATORS, create
 from experiments.errors import command, disk_errors, require, user_errors
 from experiments.flags import at_least, at_most, flag, one_of, sizes
-from experiments.loop import Annealing, ImageConfig, LabelledExperiment, Optimizing, batches, run
+from experiments.loop import ImageConfig, LabelledExperiment, Optimizing, batches, run
 from experiments.memory import check_evaluations, check_memory, draws, weights
 from experiments.pictures import learning_curves
 from experiments.specification import digest
@@ -53,13 +53,14 @@ LEAST = 1e-30  # added to a likelihood before its logarithm
 
 
 @dataclass(frozen=True)
-class Config(Annealing, Optimizing, ImageConfig):
+class Config(Optimizing, ImageConfig):
     problem: str = flag("add", f"one of {', '.join((*READINGS, *COMPLETIONS))}")
     method: str = flag(
         "constraint",
         "constraint (the loss of the theory), exact (−log of the probability that the facts are true, by enumeration) "
         f"or an estimator of the probability that they are not: {', '.join(ESTIMATORS)}; options as in rloo:samples=4",
     )
+    tau: float | None = flag(None, "temperature, for estimators that have one", type=float)
     cnf: str = flag(
         "", "a DIMACS file with another theory over the problem's atoms; a run leaves its own as theory.cnf"
     )
@@ -84,26 +85,20 @@ class Config(Annealing, Optimizing, ImageConfig):
         at_least(1, self, "examples")
         at_most(MOST_EXAMPLES, self, "examples")
         at_least(0, self, "h0", "h1")
-        one_of(
-            self, problem=(*READINGS, *COMPLETIONS), normalise=NORMALISATIONS, binariser=BINARISERS, network=NETWORKS
-        )
+        known = {"normalise": NORMALISATIONS, "binariser": BINARISERS, "network": NETWORKS}
+        one_of(self, problem=(*READINGS, *COMPLETIONS), **known)
         require(min(self.hidden, default=1) >= 1, f"--hidden needs widths of at least 1, got {self.hidden}.")
-        for part in filter(None, self.without.split(",")):
-            require(
-                part in (*PARTS, "labels"),
-                f"--without has no part {part!r}: the known ones are {', '.join(PARTS)}, labels.",
-            )
-        read = self.problem in READINGS
+        parts = (*PARTS, "labels")
+        for part in filter(None, self.left_out):
+            require(part in parts, f"--without has no part {part!r}: the known ones are {', '.join(parts)}.")
+        completes = self.problem in COMPLETIONS
+        why = f"{self.problem} has the method constraint alone: leave --method out."
+        require(not completes or self.method == "constraint", why)
         require(
-            read or self.method == "constraint", f"{self.problem} has the method constraint alone: leave --method out."
+            completes or "labels" not in self.left_out, f"{self.problem} has no labels: leave them out of --without."
         )
-        require(
-            not read or "labels" not in self.left_out, f"{self.problem} has no labels: leave them out of --without."
-        )
-        small = read and self.images != "mnist" and self.network == "cnn" and self.images == "digits"
-        require(
-            not small, f"a cnn needs images of at least {SMALLEST} × {SMALLEST}: give --data mnist or --network mlp."
-        )
+        why = f"a cnn needs images of at least {SMALLEST} × {SMALLEST}: give --data mnist or --network mlp."
+        require(self.images != "digits" or self.network != "cnn", why)
 
     @property
     def left_out(self) -> list[str]:
@@ -128,11 +123,10 @@ class Config(Annealing, Optimizing, ImageConfig):
         elif self.convolutional:
             found["hidden"] = "the cnn has the published widths"
         if self.method != "constraint":
-            found |= dict.fromkeys(
-                ("cnf", "normalise", "binariser", "without"), f"--method {self.method} has no theory"
-            )
+            of_theory = ("cnf", "normalise", "binariser", "without")
+            found |= dict.fromkeys(of_theory, f"--method {self.method} has no theory")
         if estimator is None:
-            found |= dict.fromkeys(("tau", "anneal"), f"--method {self.method} has no estimator")
+            found["tau"] = f"--method {self.method} has no estimator"
         return found
 
     def create_estimator(self):
@@ -145,7 +139,7 @@ class Config(Annealing, Optimizing, ImageConfig):
 
     @property
     def estimator(self) -> str:
-        """What the flags about temperatures speak of."""
+        """What a warning about it calls it."""
         return self.method
 
 
@@ -161,13 +155,8 @@ class Constraints(LabelledExperiment):
 
     @classmethod
     def folder_parts(cls, c):
-        return (
-            "constraints",
-            c.problem,
-            *([c.data] if c.images == c.data else []),
-            c.method.replace(":", "-"),
-            f"s{c.seed}",
-        )
+        images, method = filter(None, [c.images]), c.method.replace(":", "-")
+        return "constraints", c.problem, *images, method, f"s{c.seed}"
 
     def build(self, c: Config) -> None:
         self.reads = c.problem in READINGS
@@ -187,10 +176,8 @@ class Constraints(LabelledExperiment):
         with user_errors(TheoryError, file=Path(c.cnf)), disk_errors(Path(c.cnf)):
             theory = Theory.load(c.cnf)
         atoms = self.problem.theory.atoms
-        why = (
-            f"a theory over the {atoms} atoms of {c.problem} is needed, with its binariser: start from its theory.cnf."
-        )
-        require(theory.atoms == atoms, f"{c.cnf} has {theory.atoms} atoms: {why}")
+        why = f"--problem {c.problem} needs {atoms} with this binariser, those of the theory.cnf of its runs."
+        require(theory.atoms == atoms, f"{c.cnf} has {theory.atoms} atoms, and {why}")
         return theory
 
     def build_reading(self, c: Config) -> None:

@@ -72,7 +72,7 @@ def test_another_theory_is_what_answers_are_held_against(tmp_path):
     ("text", "message"),
     [
         ("p cnf 3 1\n1 4 0\n", "x.cnf cannot be used: line 2: the clause that ends here has an atom outside 1 to 3.\n"),
-        ("p cnf 3 1\n1 2 0\n", "x.cnf has 3 atoms: a theory over the 119 atoms of add is needed, with its binariser"),
+        ("p cnf 3 1\n1 2 0\n", "x.cnf has 3 atoms, and --problem add needs 119 with this binariser"),
     ],
 )
 def test_a_bad_theory_is_one_sentence_and_leaves_nothing(tmp_path, capsys, text, message):

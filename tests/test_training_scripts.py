@@ -368,7 +368,7 @@ CONSTRAINTS = Script(
         "--normalise all --h0 0.5",
         "--method exact",
         "--method reinforce-mean",
-        "--method gumbel-softmax --anneal 0.1 --anneal-every 2 --hidden none",
+        "--method gumbel-softmax --tau 0.5 --hidden none",
         "--problem paths",
         "--problem sudoku4 --without labels",
     ),
@@ -387,7 +387,6 @@ CONSTRAINTS = Script(
         ("--method vimco", "VIMCO is a bound of several samples, which the probability of a constraint is not"),
         ("--method darn", "is for bernoulli variables, not 'categorical'"),
         ("--method rloo --tau 1", "rloo has no option 'tau'"),
-        ("--method rloo --anneal 0.1", "rloo has no temperature: leave --anneal out"),
         ("--tau 1", "--method constraint has no estimator: leave --tau out"),
         ("--method exact --normalise batch", "--method exact has no theory: leave --normalise out"),
         ("--method rloo --without sat", "--method rloo has no theory: leave --without out"),
@@ -1035,7 +1034,7 @@ def test_the_script_itself_exits_with_2_without_a_traceback(tmp_path, script):
 def test_a_default_folder_whose_name_is_too_long_is_a_sentence(tmp_path, capsys, monkeypatch, script):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    name = "--gate" if script is CONDITIONAL else "--estimator"
+    name = "--gate" if script is CONDITIONAL else "--method" if script is CONSTRAINTS else "--estimator"
     others = ("--method", "sample") if script is SEMI_SUPERVISED else ()
     assert script.main(name, f"reinforce-mean:decay=0.5{'0' * 300}", *others) == 2
     assert "File name too long" in one_sentence(capsys)
