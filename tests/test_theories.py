@@ -1,6 +1,6 @@
 """The problems under constraints: their theories mean what they say, examples are drawn as described."""
 
-import itertools
+import functools
 from collections import Counter
 
 import numpy as np
@@ -28,6 +28,7 @@ from models.theories import (
 )
 
 READS = pytest.mark.parametrize("name", READINGS)
+made = functools.cache(lambda name, kind="probability": (READINGS | COMPLETIONS)[name](kind))
 SIZES = {  # (atoms, clauses) with probabilities, as published, and with logits
     "add": ((119, 19), (139, 111)),
     "add2x2": ((476, 76), (516, 260)),
@@ -49,7 +50,7 @@ def examples(problem, n=300, seed=0):
     return values, told, problem.facts(others, told)
 
 
-def meant(name, values, told, facts, problem):
+def meant(values, told, facts, problem):
     """Whether the facts are true of the classes, in words."""
     return (problem.facts(values, told) == facts).all(axis=(1, 2))
 
@@ -57,16 +58,16 @@ def meant(name, values, told, facts, problem):
 @pytest.mark.parametrize("name", SIZES)
 def test_a_theory_has_the_published_size(name):
     for kind, size in zip(("probability", "clipped"), SIZES[name], strict=True):
-        theory = (READINGS | COMPLETIONS)[name](kind).theory
+        theory = made(name, kind).theory
         assert (theory.atoms, len(theory.clauses)) == size
         assert len(set(theory.names)) == theory.atoms
 
 
 def test_the_clauses_are_those_of_the_authors_files():
-    add = READINGS["add"]("probability").theory.clauses
+    add = made("add").theory.clauses
     assert add[:3] == ((1, -101), (2, 11, -102), (3, 12, 21, -103))
     assert add[-2:] == ((90, 99, -118), (100, -119))
-    of_apply = {frozenset(clause) for clause in READINGS["apply2x2"]("probability").theory.clauses}
+    of_apply = {frozenset(clause) for clause in made("apply2x2").theory.clauses}
     assert {frozenset((*range(1, 10), -10)), frozenset((3, 6, 7, 8, 9, -42)), frozenset((2, 4, 9, -45))} <= of_apply
     ends = Paths("probability").theory.clauses
     assert ends[0] == (-1, 17, 29)  # the corner (0, 0), with its edges along the first row and the first column
@@ -76,12 +77,12 @@ def test_the_clauses_are_those_of_the_authors_files():
 @READS
 @pytest.mark.parametrize("kind", BINARISERS)
 def test_an_answer_satisfies_the_theory_exactly_if_the_facts_are_true_of_it(name, kind):
-    problem = READINGS[name](kind)
+    problem = made(name, kind)
     values, told, facts = examples(problem)
     given = Given(problem.theory, problem.first, problem.count)(facts.reshape(-1, facts.shape[2]))
     v = problem.answer(values, np.zeros(0))
     good = satisfied(v, given).reshape(len(values), -1).all(axis=1)
-    true = meant(name, values, told, facts, problem)
+    true = meant(values, told, facts, problem)
     np.testing.assert_array_equal(good, true)
     assert 0.1 < true.mean() < 0.9
     total = sum(part.item() for part in constraint_loss(Tensor(v), given))
@@ -93,7 +94,7 @@ def test_an_answer_satisfies_the_theory_exactly_if_the_facts_are_true_of_it(name
 
 def test_the_facts_are_what_their_names_say():
     for name in READINGS:
-        problem = READINGS[name]("probability")
+        problem = made(name)
         values, told, _ = examples(problem, 20)
         facts, names = problem.facts(values, told), problem.theory.names
         for v, t, fact in zip(values.tolist(), told.tolist(), facts, strict=True):
@@ -114,35 +115,35 @@ def test_the_facts_are_what_their_names_say():
 
 @pytest.mark.parametrize("name", ["add", "add2x2", "apply2x2", "member3"])
 def test_the_probability_of_the_facts_is_the_sum_over_all_outcomes(name):
-    problem = READINGS[name]("probability")
+    problem = made(name)
     values, told, facts = examples(problem, 4)
     p = np.random.default_rng(1).dirichlet(np.ones(problem.classes), (4, problem.items))
-    total = np.zeros(4)
-    for outcome in itertools.product(range(problem.classes), repeat=problem.items):
-        true = meant(name, np.tile(outcome, (4, 1)), told, facts, problem)
-        total += true * np.prod([p[:, i, c] for i, c in enumerate(outcome)], axis=0)
+    outcomes, total = np.indices((problem.classes,) * problem.items).reshape(problem.items, -1).T, []
+    for row, t, fact in zip(p, told, facts, strict=True):
+        true = meant(outcomes, np.tile(t, (len(outcomes), 1)), fact, problem)
+        total.append((true * np.prod([row[i, outcomes[:, i]] for i in range(problem.items)], axis=0)).sum())
     np.testing.assert_allclose(problem.holds(Tensor(p), facts).data, total, rtol=1e-12)
     gradcheck(lambda d: 1e3 * problem.holds(d, facts).sum(), [p])
     onehots = np.eye(problem.classes)[values]
-    true = meant(name, values, told, facts, problem)
+    true = meant(values, told, facts, problem)
     np.testing.assert_array_equal(problem.holds(Tensor(onehots), facts).data, true.astype(float))
 
 
 def test_probabilities_are_multiplied_before_they_become_truth_values_and_logits_after():
     x = np.zeros((1, 2, 10))
     x[0, 0, 3], x[0, 1, 5] = 3.0, 3.0  # 0.69 each, 0.48 together
-    assert not READINGS["add"]("probability").truth(Tensor(x)).data.any()
+    assert not made("add").truth(Tensor(x)).data.any()
     x[0, 1, 5] = 9.0
-    (pair,) = np.flatnonzero(READINGS["add"]("probability").truth(Tensor(x)).data[0])
-    assert READINGS["add"]("probability").theory.names[pair] == "digits(0,3,1,5)"
+    (pair,) = np.flatnonzero(made("add").truth(Tensor(x)).data[0])
+    assert made("add").theory.names[pair] == "digits(0,3,1,5)"
     x -= 1.0
-    problem = READINGS["add"]("identity")
+    problem = made("add", "identity")
     names = {problem.theory.names[n] for n in np.flatnonzero(problem.truth(Tensor(x)).data[0])}
     assert names == {"digit(0,3)", "digit(1,5)", "digits(0,3,1,5)"}
 
 
 def test_half_of_the_numbers_are_among_the_images():
-    problem = READINGS["member5"]("probability")
+    problem = made("member5")
     values = np.random.default_rng(0).integers(0, 10, (4000, 5))
     told = problem.told(Rng(0), values)
     among = (values == told).any(axis=1)
@@ -153,7 +154,7 @@ def test_half_of_the_numbers_are_among_the_images():
 @READS
 def test_a_reading_stays_on_the_device(name, backend):
     for kind in ("probability", "clipped"):
-        problem, moved = READINGS[name](kind), READINGS[name](kind, backend.to_device)
+        problem, moved = made(name, kind), READINGS[name](kind, backend.to_device)
         values, _, facts = examples(problem, 6)
         x = np.random.default_rng(0).standard_normal((6, problem.items, problem.classes))
         there = Tensor(backend.to_device(x)), backend.to_device(facts), backend.to_device(values)
@@ -353,7 +354,7 @@ WRONG = {  # digits that are all wrong, and keep the sum of two if one is of the
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 def test_wrong_digits_can_satisfy_half_of_the_sums(wrong):
-    problem = READINGS["add"]("probability")
+    problem = made("add")
     values = np.stack(np.divmod(np.arange(100), 10), axis=1)
     true = problem.holds(Tensor(np.eye(10)[wrong[values]]), problem.facts(values, values[:, :0])).data
     raised = wrong > np.arange(10)
@@ -366,7 +367,7 @@ def test_wrong_digits_can_satisfy_half_of_the_sums(wrong):
 @pytest.mark.parametrize("method", ["exact", "constraint"])
 def test_logits_that_start_at_such_digits_stay_there(method, wrong):
     """A table of logits for each digit, all pairs in each step. The least loss would be 0."""
-    problem = READINGS["add"]("probability")
+    problem = made("add")
     values = np.stack(np.divmod(np.arange(100), 10), axis=1)
     facts = problem.facts(values, values[:, :0])
     given = Given(problem.theory, 0, 100)(facts[:, 0])
