@@ -10,6 +10,7 @@ from experiments import run_folder
 from experiments.loop import Loop
 from experiments.run_folder import RunFolder
 from minigrad import Rng
+from minigrad.check import audit
 from minigrad.fused import softmax
 from models.cnf import Theory
 from models.theories import COMPLETIONS, READINGS, is_path
@@ -149,6 +150,26 @@ def test_parts_that_are_left_out_are_missing_from_the_sum(problem):
     assert all(any(np.abs(g).max() > 0 for g in found.values()) for found in alone)
     for name, g in whole.items():
         np.testing.assert_allclose(g, sum(found[name] for found in alone), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"problem": "add2x2", "binariser": "clipped"},
+        {"problem": "member3"},
+        {"problem": "apply2x2", "method": "exact"},
+        {"problem": "add", "method": "reinmax"},
+        {"problem": "paths"},
+        {"problem": "sudoku4"},
+    ],
+    ids=str,
+)
+def test_the_constraint_passes_the_audit(flags):
+    trained = training(dtype="float64", **flags)
+    index = np.arange(4)
+    x = outputs_of(trained, index) if trained.reads else trained.model(trained.train[index])
+    result = audit(trained.constraint(x, trained.facts[index], Rng(0)))
+    assert result.ok, str(result)
 
 
 def test_a_weight_of_0_leaves_the_constraint_out():
