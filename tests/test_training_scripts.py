@@ -22,6 +22,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import train_conditional
+import train_constraints
 import train_listops
 import train_quantised
 import train_semi_supervised
@@ -359,6 +360,71 @@ CONDITIONAL = Script(
     sizes={"experts": 20, "gater": 8, "batch": 100},
 )
 
+CONSTRAINTS = Script(
+    train_constraints,  # 3 steps an epoch
+    "--epochs 2 --examples 60 --batch 20",
+    resumed=(
+        "--hidden 8 --pixels dynamic",
+        "--problem member3 --normalise batch --binariser clipped",
+        "--problem apply2x2 --without deduce,sat --optimizer sgd",
+        "--normalise all --h0 0.5",
+        "--method exact",
+        "--method reinforce-mean",
+        "--method gumbel-softmax --tau 0.5 --hidden none",
+        "--problem paths",
+        "--problem sudoku4 --without labels",
+    ),
+    misfits=(
+        (None, "--h1 1", "another configuration (--h1 0.1, not 1.0)"),
+        (None, "--problem paths", "another configuration (--problem add, not paths)"),
+        (changed(hidden=[9]), "", "belongs to another model"),
+        (changed(method="exact"), "", "checkpoint of another configuration (method differ)"),
+    ),
+    bad=(
+        (
+            "--problem subtract",
+            "unknown problem 'subtract'; the known ones are add, add2x2, apply2x2, member3, member5",
+        ),
+        ("--method magic", "unknown estimator 'magic'; the known ones are exact"),
+        ("--method vimco", "VIMCO is a bound of several samples, which the probability of a constraint is not"),
+        ("--method darn", "is for bernoulli variables, not 'categorical'"),
+        ("--method rloo --tau 1", "rloo has no option 'tau'"),
+        ("--tau 1", "--method constraint has no estimator: leave --tau out"),
+        ("--method exact --normalise batch", "--method exact has no theory: leave --normalise out"),
+        ("--method rloo --without sat", "--method rloo has no theory: leave --without out"),
+        ("--normalise mean", "unknown normalise 'mean'; the known ones are sample, batch, all"),
+        ("--binariser sign", "unknown binariser 'sign'; the known ones are probability, identity, clipped"),
+        ("--without sit", "--without has no part 'sit': the known ones are deduce, unsat, sat, labels"),
+        ("--without labels", "add has no labels: leave them out of --without"),
+        ("--problem paths --method exact", "paths has the method constraint alone: leave --method out"),
+        ("--problem paths --data digits", "paths reads no images: leave --data out"),
+        ("--problem sudoku4 --hidden 3", "sudoku4 has a network of its own: leave --hidden out"),
+        ("--problem apply2x2 --pixels gray", "apply2x2 draws its images: leave --pixels out"),
+        ("--problem apply2x2 --network cnn --hidden 4", "the cnn has the published widths: leave --hidden out"),
+        ("--network cnn", "a cnn needs images of at least 16 × 16: give --data mnist or --network mlp"),
+        ("--network rnn", "unknown network 'rnn'; the known ones are mlp, cnn"),
+        ("--examples 0", "--examples must be at least 1, got 0"),
+        ("--examples 1000001", "--examples must be at most 1,000,000, got 1000001"),
+        ("--h0 -1", "--h0 must be at least 0 and finite"),
+        ("--h1 nan", "--h1 must be at least 0 and finite"),
+        ("--hidden 0", "--hidden needs widths of at least 1"),
+        ("--hidden 100000000000000000000", "does not fit into memory"),
+        ("--cnf /nonexistent", "/nonexistent: No such file or directory"),
+        ("--cnf /", "/: Is a directory"),
+    ),
+    moved=(
+        {},
+        {"problem": "add2x2", "normalise": "batch", "pixels": "dynamic"},
+        {"problem": "apply2x2", "binariser": "identity"},
+        {"problem": "member3", "method": "exact"},
+        {"method": "reinmax", "hidden": ()},
+        {"method": "rloo", "problem": "apply2x2"},
+        {"problem": "paths", "normalise": "all"},
+        {"problem": "sudoku4", "without": "labels"},
+    ),
+    sizes={"hidden": (8,), "examples": 60, "batch": 20},
+)
+
 LISTOPS = Script(
     train_listops,  # 35 training sequences: 5 steps an epoch, reports after 3 and 5
     "--epochs 2 --generate 60 --dim 8 --hidden 8 --max-length 15 --batch 8 --patience 0",
@@ -516,7 +582,10 @@ SPIKING = Script(
     sizes={"hidden": (8,), "steps": 3},
 )
 
-ALL = {s.module.__name__: s for s in (VAE, STRUCTURED, SEMI_SUPERVISED, CONDITIONAL, QUANTISED, SPIKING, LISTOPS)}
+ALL = {
+    s.module.__name__: s
+    for s in (VAE, STRUCTURED, SEMI_SUPERVISED, CONDITIONAL, QUANTISED, SPIKING, CONSTRAINTS, LISTOPS)
+}
 IMAGES = {name: s for name, s in ALL.items() if s is not LISTOPS}
 NAMED_BY_AN_ESTIMATOR = {name: s for name, s in ALL.items() if s not in (QUANTISED, SPIKING)}
 every_script = pytest.mark.parametrize("script", ALL.values(), ids=ALL)
@@ -1070,7 +1139,7 @@ def test_the_script_itself_exits_with_2_without_a_traceback(tmp_path, script):
 def test_a_default_folder_whose_name_is_too_long_is_a_sentence(tmp_path, capsys, monkeypatch, script):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    name = "--gate" if script is CONDITIONAL else "--estimator"
+    name = "--gate" if script is CONDITIONAL else "--method" if script is CONSTRAINTS else "--estimator"
     others = ("--method", "sample") if script is SEMI_SUPERVISED else ()
     assert script.main(name, f"reinforce-mean:decay=0.5{'0' * 300}", *others) == 2
     assert "File name too long" in one_sentence(capsys)
