@@ -203,6 +203,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+@pytest.mark.daily(3)
 def test_a_report_takes_any_name(tmp_path, capsys, monkeypatch, name):
     """A warning is an error here."""
     legends, legend = [], Axes.legend
@@ -323,6 +324,7 @@ def test_seeds_that_both_have_are_compared_and_unfinished_runs_are_said(tmp_path
         ("result.json", '{"config": {}, "metrics": {"test": ' + "9" * 5000 + "}}", "result.json is damaged"),
     ],
 )
+@pytest.mark.daily(4)
 def test_a_damaged_run_is_left_out_and_said(tmp_path, capsys, name, content, message):
     out = make(tmp_path, {"A": [1.0, 2.0, 3.0]})
     key = json.loads((out / "tiny.sweep.json").read_text())["runs"][0]["key"]
@@ -351,6 +353,7 @@ def test_a_damaged_run_is_left_out_and_said(tmp_path, capsys, name, content, mes
         lambda about: [],
     ],
 )
+@pytest.mark.daily(4)
 def test_a_damaged_sweep_does_not_hide_another_one(tmp_path, capsys, spoil):
     out = make(tmp_path)
     about = json.loads((out / "tiny.sweep.json").read_text())

@@ -441,6 +441,7 @@ def test_without_retries_a_lost_run_has_failed(tmp_path, capsys, here):
 
 
 @pytest.mark.parametrize("there", ["nothing", "no address", "a web server"])
+@pytest.mark.daily(1)
 def test_a_scheduler_that_does_not_answer_is_a_sentence_and_nothing_is_made(tmp_path, there):
     pytest.importorskip("distributed", reason="DASK NOT RUN: distributed is not installed")
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -76,6 +76,7 @@ def test_the_clauses_are_those_of_the_authors_files():
 
 @READS
 @pytest.mark.parametrize("kind", BINARISERS)
+@pytest.mark.daily(8)
 def test_an_answer_satisfies_the_theory_exactly_if_the_facts_are_true_of_it(name, kind):
     problem = made(name, kind)
     values, told, facts = examples(problem)

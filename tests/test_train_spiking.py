@@ -36,6 +36,7 @@ def training(**flags):
     ],
     ids=lambda flags: " ".join(flags) or "default",
 )
+@pytest.mark.daily(2)
 def test_a_run_leaves_its_results_and_ends_with_the_promised_line(tmp_path, capsys, flags):
     out = tmp_path / "run"
     assert train_spiking.main([*TINY, *flags, "--out", str(out)]) == 0

@@ -645,6 +645,7 @@ def one_sentence(capsys) -> str:
 
 
 @cases(lambda script: script.resumed)
+@pytest.mark.daily(22)
 def test_resume_continues_bit_for_bit_after_ctrl_c(tmp_path, capsys, monkeypatch, script, case):
     flags, whole, stopped = case.split(), tmp_path / "whole", tmp_path / "stopped"
     assert script.run(whole, *flags) == 0
@@ -763,6 +764,7 @@ def test_a_resume_folder_that_does_not_fit_is_left_as_it_is(tmp_path, capsys, fi
 
 
 @cases(lambda script: script.moved, IMAGES)
+@pytest.mark.daily(16)
 def test_the_script_s_own_step_stays_on_the_device(monkeypatch, script, case):
     """The stand-in device refuses any wait and any copy to the host; its losses and weights are NumPy's to the bit."""
     results = []
@@ -925,6 +927,7 @@ def test_an_error_in_the_constructor_of_an_estimator_is_no_sentence(tmp_path, mo
 
 @pytest.mark.parametrize("error", [ValueError("shapes"), MemoryError(), OSError("no"), KeyError("k"), TypeError("t")])
 @every_script
+@pytest.mark.daily(20)
 def test_no_error_of_a_step_or_a_measurement_becomes_a_sentence(tmp_path, monkeypatch, script, error):
     for name in ("step", "report", "final"):
 
@@ -1057,6 +1060,7 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path, capsys, finished, scr
 
 @pytest.mark.parametrize("at", ["the first step", "the last step of an epoch", "the second epoch"])
 @every_script
+@pytest.mark.daily(12)
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     tmp_path, capsys, monkeypatch, caplog, script, at
 ):
