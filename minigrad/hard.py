@@ -83,6 +83,11 @@ def _triangle(u: Array) -> Array:
     return u - 0.5 * u * abs(u)
 
 
+def step_array(x: Array) -> Array:
+    """1[x > 0] on arrays, NaN for NaN. (NumPy's heaviside takes five times as long.)"""
+    return array_module(x).where(x == x, x > 0, x)
+
+
 def _surrogate(known: dict[str, Proxy]) -> Callable:
     return lambda x, *, proxy, width=1.0: ((0,), lambda x: known[proxy].function(x / width, array_module(x)))
 
@@ -99,7 +104,7 @@ def hard_step(x, *, proxy: str, width: float = 1.0):
     proxy: a name in `STEP`.  width > 0.  ValueError for others.
     """
     xp, mu = array_module(x), _proxy(STEP, proxy, width)
-    return xp.heaviside(x, 0.0), lambda g: g * (mu.derivative(x / width, xp) / width)
+    return step_array(x), lambda g: g * (mu.derivative(x / width, xp) / width)
 
 
 @op(surrogate=_surrogate(SIGN))

@@ -14,6 +14,7 @@ import estimators.units
 import estimators.zgr
 from estimators import bernoulli
 from minigrad import convolution, fused, hard, ops
+from models.spiking import RESETS, integrate_and_fire
 
 _rng = np.random.default_rng(20)
 
@@ -175,6 +176,15 @@ ESTIMATOR_CASES = [
     *[(hard.hard_step, (separated(3, 4),), {"proxy": name, "width": 0.93}) for name in hard.STEP],
     *[(hard.sign, (separated(3, 4),), {"proxy": name, "width": 0.93}) for name in hard.SIGN],
     *[(hard.quantised_relu, (separated(3, 4),), {"bits": 2, "step": 0.21, "proxy": name}) for name in hard.QUANTISED],
+    *[
+        (
+            integrate_and_fire,
+            (normal(4, 2, 3),),
+            {"leak": 0.8, "reset": reset, "detach_reset": detached, "proxy": "arctan", "threshold": 0.7},
+        )
+        for reset in RESETS
+        for detached in (False, True)
+    ],
 ]
 
 

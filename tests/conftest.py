@@ -1,5 +1,6 @@
 """Fixtures: the backends under test, and floating-point errors as exceptions."""
 
+import collections
 import gc
 import os
 
@@ -12,6 +13,21 @@ import pytest
 from devsim import DevsimBackend
 from minigrad import Rng
 from minigrad.backend import Backend, BackendUnavailable, get_backend
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks
+def pytest_collection_modifyitems(items):
+    """`daily(n)`: of all cases of a test, n are in the quick suite, and the others are slow."""
+    cases = collections.defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("daily"):
+            cases[item.path, item.originalname].append(item)
+    for same in cases.values():
+        n = same[0].get_closest_marker("daily").args[0]
+        chosen = {len(same) * i // n for i in range(n)}
+        for i, item in enumerate(same):
+            if i not in chosen:
+                item.add_marker("slow")
 
 
 def pytest_collection_finish():

@@ -39,6 +39,7 @@ COMMANDS = (
     "train_semi_supervised.py --epochs 1 --hidden 8 --latent 2 --images 250 --labels 20 --out OUT",
     "train_conditional.py --epochs 1 --experts 20 --gater 8 --batch 200 --out OUT",
     "train_quantised.py --epochs 1 --hidden 8 --batch 200 --out OUT",
+    "train_constraints.py --epochs 1 --examples 60 --out OUT",
     "polynomial.py --epochs 1 --steps 5 --out OUT",
     "coarse_gradient.py --steps 5 --starts 2 --out OUT",
     "measure_gradients.py --images 5 --estimators st-gs --samples 40 --taus 1 --out OUT",
@@ -48,6 +49,7 @@ COMMANDS = (
     "report.py SWEEP --out OUT",
     "bench.py ops --rounds 1 --seconds 0.01",
     "minimal_vae.py",
+    "train_spiking.py --epochs 1 --hidden 8 --steps 2 --batch 200 --out OUT",
 )
 SWEEP = """
 title = "tiny"

@@ -48,6 +48,7 @@ def marks_of(name, L, K, cost):
 
 
 @pytest.mark.parametrize(("name", "family", "L", "K", "cost"), cells("hard"))
+@pytest.mark.daily(600)
 def test_exactness_ladder(name, family, L, K, cost):
     problem = ladder.Problem(family, L, K, cost)
     estimator = ladder.made(name, family, problem)

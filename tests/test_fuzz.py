@@ -16,11 +16,12 @@ import pytest
 import estimators
 from minigrad import Tensor, convolution, fused, grad, hard, ops
 from minigrad.tensor import op, unbroadcast
+from models import spiking
 
 TRIALS, MANY = 80, 3000
 REFUSED = (TypeError, ValueError, IndexError)
 _H = 1e-6
-MODULES = (ops, fused, convolution, hard)
+MODULES = (ops, fused, convolution, hard, spiking)
 
 # ---- what is drawn. `r` is the trial's own numpy.random.Generator
 
@@ -365,6 +366,17 @@ def staircase(r):
     return [tensor(r, *shape(r))], {"bits": bits, "step": step, "proxy": pick(r, *hard.QUANTISED, "triangle")}
 
 
+@case("integrate_and_fire")
+def currents(r):
+    return [tensor(r, *shape(r))], {
+        "leak": pick(r, *[1, 0.5, 0.0, 1.0, np.float32(0.3)] * 3, -0.1, 2, math.nan, np.ones(3)),
+        "reset": pick(r, *[*spiking.RESETS] * 4, "soft", None),
+        "detach_reset": pick(r, True, False),
+        "proxy": pick(r, *["rectangle", "triangle", "sigmoid", "arctan"] * 2, "clipped"),
+        "threshold": pick(r, *[1.0, 1, 0.3, 2] * 4, 0, -1, math.inf, "1"),
+    }
+
+
 # ---- a trial
 
 
@@ -394,7 +406,8 @@ def trial(name, number, function=None):
 
     smooth = function
     if function.op.surrogate:  # a proxy is the derivative of another function than the one that is computed
-        smooth = lambda x, **settings: Tensor(function.op.surrogate(x.data, **settings)[1](x.data))
+        _, surrogate = function.op.surrogate(*(x.data for x in inputs), **settings)
+        smooth = lambda x, **_: Tensor(surrogate(x.data))
     for x, dx in zip(tensors, found, strict=True):
         v = r.standard_normal(x.shape)
         move = lambda step: [Tensor(x.data + step * v) if each is x else each for each in inputs]  # noqa: B023

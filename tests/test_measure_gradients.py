@@ -418,6 +418,7 @@ def row(estimator, bias, deviation, tau=None, interval=None):
     ],
     ids=["nothing to show", "no bias", "one point", "one point of no range", "margin and twins", "missing numbers"],
 )
+@pytest.mark.daily(3)
 def test_the_figure_of_few_or_strange_points(tmp_path, rows):
     measure_gradients.draw(tmp_path / "figure", rows, 1e-8)
     assert (tmp_path / "figure.png").stat().st_size > 5000

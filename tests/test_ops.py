@@ -15,6 +15,7 @@ from devsim import forbid
 from minigrad import Tensor, convolution, fused, hard, ops
 from minigrad.check import audit, check_rule
 from minigrad.random import one_hot
+from models import spiking
 
 
 @pytest.mark.parametrize("case", cases.CASES, ids=cases.name)
@@ -30,7 +31,7 @@ def all_ops(module):
 
 def test_every_op_has_a_case():
     tested = {op.op.name for op, _, _ in cases.CASES + cases.ESTIMATOR_CASES}
-    modules = [ops, fused, convolution, hard]
+    modules = [ops, fused, convolution, hard, spiking]
     for info in pkgutil.iter_modules(estimators.__path__):
         modules.append(__import__(f"estimators.{info.name}", fromlist=["_"]))
     missing = {name for module in modules for name in all_ops(module)} - tested

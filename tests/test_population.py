@@ -104,6 +104,7 @@ def test_the_coarse_gradient_is_the_mean_of_the_tape_s(given, proxy):
 @pytest.mark.parametrize("proxy", PROXIES)
 @pytest.mark.parametrize("theta", [0.2, 1.3, 0.5 * math.pi, 2.9])
 @pytest.mark.parametrize("norm", [0.1, 0.7, 3.0])
+@pytest.mark.daily(12)
 def test_the_moments_are_the_integrals_over_the_plane_of_w_and_w_star(proxy, theta, norm):
     w_star = np.array([0.6, 0.0, 0.8])
     m = population.moments(population.geometry(rotated(theta, norm, w_star), w_star), proxy)

@@ -203,6 +203,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+@pytest.mark.daily(3)
 def test_a_report_takes_any_name(tmp_path, capsys, monkeypatch, name):
     """A warning is an error here."""
     legends, legend = [], Axes.legend
@@ -273,6 +274,17 @@ def test_curves_that_cannot_be_drawn_are_a_sentence(tmp_path, capsys, monkeypatc
     assert (tmp_path / "curves.png").exists()
 
 
+def test_a_metric_that_is_a_list_is_drawn_against_the_place_in_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one").mkdir()
+    lines = '{"epoch": 1, "after": [0.1]}\n{"epoch": 2, "by": 0.3}\n{"epoch": 2, "after": [0.5, 0.7, 0.9]}\n'
+    (tmp_path / "one/metrics.jsonl").write_text(lines)
+    seen = []
+    monkeypatch.setattr(draw_curves, "several_curves", lambda *given: seen.extend(given))
+    assert draw_curves.main(["one", "--metric", "after", "--against", "time steps"]) == 0
+    assert seen == ["curves.png", {"one": ((1, 2, 3), (0.5, 0.7, 0.9))}, "after", "time steps"]
+
+
 @pytest.mark.parametrize("curves", [40, pytest.param(200, marks=pytest.mark.slow)])
 def test_many_curves_have_room_beside_their_legend(tmp_path, monkeypatch, curves):
     monkeypatch.chdir(tmp_path)
@@ -312,6 +324,7 @@ def test_seeds_that_both_have_are_compared_and_unfinished_runs_are_said(tmp_path
         ("result.json", '{"config": {}, "metrics": {"test": ' + "9" * 5000 + "}}", "result.json is damaged"),
     ],
 )
+@pytest.mark.daily(4)
 def test_a_damaged_run_is_left_out_and_said(tmp_path, capsys, name, content, message):
     out = make(tmp_path, {"A": [1.0, 2.0, 3.0]})
     key = json.loads((out / "tiny.sweep.json").read_text())["runs"][0]["key"]
@@ -340,6 +353,7 @@ def test_a_damaged_run_is_left_out_and_said(tmp_path, capsys, name, content, mes
         lambda about: [],
     ],
 )
+@pytest.mark.daily(4)
 def test_a_damaged_sweep_does_not_hide_another_one(tmp_path, capsys, spoil):
     out = make(tmp_path)
     about = json.loads((out / "tiny.sweep.json").read_text())

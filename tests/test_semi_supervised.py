@@ -276,6 +276,7 @@ def test_a_training_step_neither_waits_nor_copies_and_gives_numpy_s_bits(name):
 
 
 @pytest.mark.parametrize("name", [None, "gumbel-softmax", "rloo"])
+@pytest.mark.daily(1)
 def test_images_without_labels_teach_the_classifier(name):
     """Two kinds of noisy images and one label for each kind: the others say what the kinds are like."""
     kinds = np.kron(np.eye(2), np.ones(4))

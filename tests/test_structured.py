@@ -197,6 +197,7 @@ def standard_scores(model, x, y, spec, n=10_000):
 
 
 @pytest.mark.parametrize(("name", "kind"), UNBIASED)
+@pytest.mark.daily(12)
 def test_what_is_unbiased_alone_is_unbiased_when_nested(name, kind):
     """With one address for a layer's noise, as the model uses it: all evaluations of a cost see the same function."""
     assert np.abs(standard_scores(*tiny(kind), name)).max() < 4.5
@@ -470,6 +471,7 @@ def patterns():
 
 
 @pytest.mark.parametrize(("name", "kind"), JANG)
+@pytest.mark.daily(4)
 def test_each_of_the_published_estimators_learns_what_follows_from_what_is_seen(name, kind):
     y, blind = patterns()
     x = np.tile(np.eye(4, dtype=np.float32), (10, 1))
@@ -478,6 +480,7 @@ def test_each_of_the_published_estimators_learns_what_follows_from_what_is_seen(
 
 
 @pytest.mark.parametrize(("name", "kind"), SAMPLERS)
+@pytest.mark.daily(3)
 def test_a_network_trained_with_several_samples_chooses_and_one_trained_with_one_does_not(name, kind):
     """Four lower halves for the one upper half. No deterministic network is better than `blind`."""
     y, blind = patterns()

@@ -441,6 +441,7 @@ def test_without_retries_a_lost_run_has_failed(tmp_path, capsys, here):
 
 
 @pytest.mark.parametrize("there", ["nothing", "no address", "a web server"])
+@pytest.mark.daily(1)
 def test_a_scheduler_that_does_not_answer_is_a_sentence_and_nothing_is_made(tmp_path, there):
     pytest.importorskip("distributed", reason="DASK NOT RUN: distributed is not installed")
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -663,6 +664,7 @@ def test_runs_are_the_product_of_cases_and_grid():
         ("train_semi_supervised", {"method": "marginal"}),
         ("train_conditional", {"gate": "sigmoid"}),
         ("train_quantised", {"bits": 0}),
+        ("train_constraints", {"method": "exact"}),
         ("train_listops", {"encoder": "gold"}),
     ],
 )
@@ -737,9 +739,8 @@ def test_the_specifications_of_the_repository_are_good(path, small):
     metrics = [metric for case in spec.cases for metric in case.get("published", {})]
     assert set(metrics) <= set(spec.report["metrics"])
     assert not metrics or spec.report["source"]
-    assert spec.fixed["data" if "data" in spec.fixed else "generate"] in (
-        {"digits", 2000} if small else {"mnist", 90000}
-    )
+    for key in spec.fixed.keys() & {"data", "generate"}:  # there are problems that read no data
+        assert spec.fixed[key] in ({"digits", 2000} if small else {"mnist", 90000})
     runs = spec.runs()
     assert len({run.config.seed for run in runs}) >= 2
 

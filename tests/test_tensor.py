@@ -56,16 +56,16 @@ def test_gradients_add_up_over_backward_calls():
     np.testing.assert_array_equal(a.grad, [7.0])
 
 
-def test_a_hundred_thousand_chained_ops_do_not_recurse():
+def test_thirty_thousand_chained_ops_do_not_recurse():
     x = leaf(1.0)
     y = x
-    for _ in range(100_000):
+    for _ in range(30_000):
         y = y + 1.0
-    assert sys.getrecursionlimit() < 100_000
+    assert sys.getrecursionlimit() < 30_000
     y.sum().backward()
     np.testing.assert_array_equal(x.grad, [1.0])
     y = x
-    for _ in range(100_000):
+    for _ in range(30_000):
         y = y + 1.0
     del y  # dropping a long graph does not recurse either
 

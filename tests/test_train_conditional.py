@@ -32,6 +32,7 @@ def short_timing(monkeypatch):
 
 
 @pytest.mark.parametrize("gate", [*GATES, "sigmoid", "rectifier"])
+@pytest.mark.daily(3)
 def test_a_run_leaves_its_results_and_ends_with_the_promised_line(tmp_path, capsys, gate):
     out = tmp_path / "run"
     assert train_conditional.main([*TINY[:-1], "--gate", gate, "--out", str(out)]) == 0

@@ -98,3 +98,44 @@ def test_with_one_bit_the_relu_proxy_fails_and_the_others_do_not(tmp_path):
         found[proxy] = RunFolder(out).metrics()[-1]["valid_accuracy"]
     assert found["relu"] < 0.4
     assert min(found["clipped_relu"], found["identity"]) > 0.6
+
+
+# ---- the schedule, which other commands share
+
+
+@pytest.mark.parametrize(("schedule", "middle"), [("constant", 0.5), ("cosine", 0.2525), ("exponential", 0.05)])
+def test_the_learning_rate_goes_from_the_first_to_the_last(schedule, middle):
+    config = train_quantised.Config(schedule=schedule, lr=0.5, lr_last=0.005)
+    rates = np.array([config.lr_at(step, 1000) for step in range(1000)])
+    assert rates[0] == 0.5
+    assert rates[500] == pytest.approx(middle)
+    assert rates[999] == pytest.approx(0.5 if schedule == "constant" else 0.005, rel=0.01)
+    assert np.all(np.diff(rates) <= 0.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--schedule linear", "unknown schedule 'linear'"),
+        ("--schedule exponential --lr-last 0", "--lr-last must be above 0 and at most --lr 0.002, got 0.0"),
+        ("--schedule cosine --lr-last nan", "--lr-last must be above 0"),
+        ("--lr-last 0.1", "at most --lr 0.002, got 0.1"),
+        ("--schedule constant --lr-last 1e-4", "the learning rate is constant: leave --lr-last out"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(capsys, flags, words):
+    assert train_quantised.main([*TINY, *flags.split()]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_run_whose_learning_rate_falls_over_all_epochs_keeps_their_number(tmp_path, capsys):
+    """With another number it would go on at another rate: not as if it had never stopped."""
+    falling, constant = tmp_path / "falling", tmp_path / "constant"
+    assert train_quantised.main([*TINY, "--out", str(falling)]) == 0
+    assert train_quantised.main([*TINY, "--schedule", "constant", "--out", str(constant)]) == 0
+    before = (falling / "config.json").read_bytes()
+    assert train_quantised.main(["--resume", str(falling), "--epochs", "3", "--quiet"]) == 2
+    assert "was begun for 2 epochs, over which its learning rate falls: leave --epochs out" in capsys.readouterr().err
+    assert (falling / "config.json").read_bytes() == before
+    assert train_quantised.main(["--resume", str(constant), "--epochs", "3", "--quiet"]) == 0
+    assert len(RunFolder(constant).metrics()) == 3

@@ -22,9 +22,11 @@ import pytest
 from safetensors.numpy import load_file
 
 import train_conditional
+import train_constraints
 import train_listops
 import train_quantised
 import train_semi_supervised
+import train_spiking
 import train_structured
 import train_vae
 from devsim import DevsimBackend, forbid, stats
@@ -358,6 +360,71 @@ CONDITIONAL = Script(
     sizes={"experts": 20, "gater": 8, "batch": 100},
 )
 
+CONSTRAINTS = Script(
+    train_constraints,  # 3 steps an epoch
+    "--epochs 2 --examples 60 --batch 20",
+    resumed=(
+        "--hidden 8 --pixels dynamic",
+        "--problem member3 --normalise batch --binariser clipped",
+        "--problem apply2x2 --without deduce,sat --optimizer sgd",
+        "--normalise all --h0 0.5",
+        "--method exact",
+        "--method reinforce-mean",
+        "--method gumbel-softmax --tau 0.5 --hidden none",
+        "--problem paths",
+        "--problem sudoku4 --without labels",
+    ),
+    misfits=(
+        (None, "--h1 1", "another configuration (--h1 0.1, not 1.0)"),
+        (None, "--problem paths", "another configuration (--problem add, not paths)"),
+        (changed(hidden=[9]), "", "belongs to another model"),
+        (changed(method="exact"), "", "checkpoint of another configuration (method differ)"),
+    ),
+    bad=(
+        (
+            "--problem subtract",
+            "unknown problem 'subtract'; the known ones are add, add2x2, apply2x2, member3, member5",
+        ),
+        ("--method magic", "unknown estimator 'magic'; the known ones are exact"),
+        ("--method vimco", "VIMCO is a bound of several samples, which the probability of a constraint is not"),
+        ("--method darn", "is for bernoulli variables, not 'categorical'"),
+        ("--method rloo --tau 1", "rloo has no option 'tau'"),
+        ("--tau 1", "--method constraint has no estimator: leave --tau out"),
+        ("--method exact --normalise batch", "--method exact has no theory: leave --normalise out"),
+        ("--method rloo --without sat", "--method rloo has no theory: leave --without out"),
+        ("--normalise mean", "unknown normalise 'mean'; the known ones are sample, batch, all"),
+        ("--binariser sign", "unknown binariser 'sign'; the known ones are probability, identity, clipped"),
+        ("--without sit", "--without has no part 'sit': the known ones are deduce, unsat, sat, labels"),
+        ("--without labels", "add has no labels: leave them out of --without"),
+        ("--problem paths --method exact", "paths has the method constraint alone: leave --method out"),
+        ("--problem paths --data digits", "paths reads no images: leave --data out"),
+        ("--problem sudoku4 --hidden 3", "sudoku4 has a network of its own: leave --hidden out"),
+        ("--problem apply2x2 --pixels gray", "apply2x2 draws its images: leave --pixels out"),
+        ("--problem apply2x2 --network cnn --hidden 4", "the cnn has the published widths: leave --hidden out"),
+        ("--network cnn", "a cnn needs images of at least 16 × 16: give --data mnist or --network mlp"),
+        ("--network rnn", "unknown network 'rnn'; the known ones are mlp, cnn"),
+        ("--examples 0", "--examples must be at least 1, got 0"),
+        ("--examples 1000001", "--examples must be at most 1,000,000, got 1000001"),
+        ("--h0 -1", "--h0 must be at least 0 and finite"),
+        ("--h1 nan", "--h1 must be at least 0 and finite"),
+        ("--hidden 0", "--hidden needs widths of at least 1"),
+        ("--hidden 100000000000000000000", "does not fit into memory"),
+        ("--cnf /nonexistent", "/nonexistent: No such file or directory"),
+        ("--cnf /", "/: Is a directory"),
+    ),
+    moved=(
+        {},
+        {"problem": "add2x2", "normalise": "batch", "pixels": "dynamic"},
+        {"problem": "apply2x2", "binariser": "identity"},
+        {"problem": "member3", "method": "exact"},
+        {"method": "reinmax", "hidden": ()},
+        {"method": "rloo", "problem": "apply2x2"},
+        {"problem": "paths", "normalise": "all"},
+        {"problem": "sudoku4", "without": "labels"},
+    ),
+    sizes={"hidden": (8,), "examples": 60, "batch": 20},
+)
+
 LISTOPS = Script(
     train_listops,  # 35 training sequences: 5 steps an epoch, reports after 3 and 5
     "--epochs 2 --generate 60 --dim 8 --hidden 8 --max-length 15 --batch 8 --patience 0",
@@ -456,9 +523,71 @@ QUANTISED = Script(
     sizes={"hidden": (8,), "batch": 100},
 )
 
-ALL = {s.module.__name__: s for s in (VAE, STRUCTURED, SEMI_SUPERVISED, CONDITIONAL, QUANTISED, LISTOPS)}
+SPIKING = Script(
+    train_spiking,
+    "--epochs 2 --hidden 8 --steps 3 --batch 50 --schedule constant",
+    spoil=lambda model: weights(model.layers[-1].weight),
+    resumed=(
+        "--schedule exponential",
+        "--coding latency --reset zero --leak 0.8 --detach-reset --loss-at every --optimizer sgd",
+        "--integration discontinuous --steps 1 --test-steps 4 --pixels dynamic",
+        "--network conv --channels 2,3 --sparsity 0.1",
+    ),
+    stops=(1, 6),
+    misfits=(
+        (None, "--reset zero", "another configuration (--reset subtract, not zero)"),
+        (None, "--steps 4", "another configuration (--steps 3, not 4)"),
+        (changed(hidden=[9]), "", "belongs to another model"),
+        (changed(coding="latency"), "", "another configuration (coding differ)"),
+        (changed(leak="some"), "", 'config.json is missing or damaged (leak cannot be "some")'),
+    ),
+    bad=(
+        ("--integration slow", "unknown integration 'slow'; the known ones are discontinuous, continuous"),
+        ("--coding phase", "unknown coding 'phase'; the known ones are rate, latency"),
+        ("--reset hard", "unknown reset 'hard'; the known ones are subtract, zero, none"),
+        ("--proxy box", "unknown proxy 'box'; the known ones are identity"),
+        ("--network recurrent", "unknown network 'recurrent'; the known ones are dense, conv"),
+        ("--loss-at end", "--loss-at must be every or mean, got 'end'"),
+        ("--steps 0", "--steps must be at least 1, got 0"),
+        ("--steps 1001", "--steps and --test-steps must be at most 1,000, got 1001"),
+        ("--test-steps 0", "--test-steps must be at least 1, got 0"),
+        ("--leak 1.1", "--leak must be from 0 to 1, got 1.1"),
+        ("--leak nan", "--leak must be from 0 to 1, got nan"),
+        ("--dropout 1", "--dropout must be at least 0 and below 1, got 1.0"),
+        ("--input-dropout -0.1", "--input-dropout must be at least 0 and below 1, got -0.1"),
+        ("--sparsity -1", "--sparsity must be at least 0 and finite, got -1.0"),
+        ("--hidden 0", "--hidden needs widths of at least 1, got 0"),
+        ("--network conv --channels 0", "--channels needs widths of at least 1, got 0"),
+        ("--network conv --channels none", "--network conv needs --channels: give at least one number"),
+        ("--network conv --channels 2,2,2,2", "halves the images of 8 × 8: give fewer than 4"),
+        ("--channels 2", "--network dense has no convolutions: leave --channels out"),
+        ("--integration discontinuous --leak 0.5", "empties the membranes after every step: leave --leak out"),
+        ("--integration discontinuous --reset zero", "empties the membranes after every step: leave --reset out"),
+        ("--integration discontinuous --detach-reset", "after every step: leave --detach-reset out"),
+        ("--reset none --detach-reset", "with --reset none there is no reset: leave --detach-reset out"),
+        ("--steps 1 --loss-at every", "with --steps 1 there is one output: leave --loss-at out"),
+        ("--coding latency --test-steps 9", "the code of --coding latency has --steps steps: leave --test-steps out"),
+        ("--lr-last 1e-4", "the learning rate is constant: leave --lr-last out"),
+        ("--schedule cosine --lr-last 1", "--lr-last must be above 0 and at most --lr 0.002, got 1.0"),
+        ("--momentum 0.5", "adam takes no momentum: leave --momentum out"),
+        ("--hidden 100000000000000000000", "does not fit into memory"),
+        ("--network conv --channels 1,10000000000", "does not fit into memory"),
+    ),
+    moved=(
+        {},
+        {"coding": "latency", "reset": "zero", "detach_reset": True, "loss_at": "every"},
+        {"integration": "discontinuous", "pixels": "dynamic", "sparsity": 0.1},
+        {"network": "conv", "channels": (2, 3), "proxy": "arctan"},
+    ),
+    sizes={"hidden": (8,), "steps": 3},
+)
+
+ALL = {
+    s.module.__name__: s
+    for s in (VAE, STRUCTURED, SEMI_SUPERVISED, CONDITIONAL, QUANTISED, SPIKING, CONSTRAINTS, LISTOPS)
+}
 IMAGES = {name: s for name, s in ALL.items() if s is not LISTOPS}
-NAMED_BY_AN_ESTIMATOR = {name: s for name, s in ALL.items() if s is not QUANTISED}
+NAMED_BY_AN_ESTIMATOR = {name: s for name, s in ALL.items() if s not in (QUANTISED, SPIKING)}
 every_script = pytest.mark.parametrize("script", ALL.values(), ids=ALL)
 
 
@@ -516,6 +645,7 @@ def one_sentence(capsys) -> str:
 
 
 @cases(lambda script: script.resumed)
+@pytest.mark.daily(22)
 def test_resume_continues_bit_for_bit_after_ctrl_c(tmp_path, capsys, monkeypatch, script, case):
     flags, whole, stopped = case.split(), tmp_path / "whole", tmp_path / "stopped"
     assert script.run(whole, *flags) == 0
@@ -634,6 +764,7 @@ def test_a_resume_folder_that_does_not_fit_is_left_as_it_is(tmp_path, capsys, fi
 
 
 @cases(lambda script: script.moved, IMAGES)
+@pytest.mark.daily(16)
 def test_the_script_s_own_step_stays_on_the_device(monkeypatch, script, case):
     """The stand-in device refuses any wait and any copy to the host; its losses and weights are NumPy's to the bit."""
     results = []
@@ -796,6 +927,7 @@ def test_an_error_in_the_constructor_of_an_estimator_is_no_sentence(tmp_path, mo
 
 @pytest.mark.parametrize("error", [ValueError("shapes"), MemoryError(), OSError("no"), KeyError("k"), TypeError("t")])
 @every_script
+@pytest.mark.daily(20)
 def test_no_error_of_a_step_or_a_measurement_becomes_a_sentence(tmp_path, monkeypatch, script, error):
     for name in ("step", "report", "final"):
 
@@ -928,6 +1060,7 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path, capsys, finished, scr
 
 @pytest.mark.parametrize("at", ["the first step", "the last step of an epoch", "the second epoch"])
 @every_script
+@pytest.mark.daily(12)
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     tmp_path, capsys, monkeypatch, caplog, script, at
 ):
@@ -1010,7 +1143,7 @@ def test_the_script_itself_exits_with_2_without_a_traceback(tmp_path, script):
 def test_a_default_folder_whose_name_is_too_long_is_a_sentence(tmp_path, capsys, monkeypatch, script):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    name = "--gate" if script is CONDITIONAL else "--estimator"
+    name = "--gate" if script is CONDITIONAL else "--method" if script is CONSTRAINTS else "--estimator"
     others = ("--method", "sample") if script is SEMI_SUPERVISED else ()
     assert script.main(name, f"reinforce-mean:decay=0.5{'0' * 300}", *others) == 2
     assert "File name too long" in one_sentence(capsys)

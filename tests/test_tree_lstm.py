@@ -89,6 +89,7 @@ def enlarge(model):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.daily(6)
 def test_the_linear_time_gradient_is_that_of_the_tape(name):
     """Of embeddings, leaf LSTM, composition, query and classifier, for all lengths from 1 to 40 in mixed batches."""
     model = TreeLSTM(9, 5, dim=4, hidden=16, rng=Rng(0), dtype=np.float64)

@@ -32,7 +32,7 @@ from minigrad import Rng
 from minigrad.backend import BACKENDS, BackendUnavailable, get_backend
 from minigrad.checkpoint import StateError
 from minigrad.optim import OPTIMIZERS
-from models.data import DATASETS, PIXELS, DataError, binarise, load_images
+from models.data import DATASETS, PIXELS, DataError, Images, binarise, load_images
 from models.data.errors import data_folder
 
 from . import signals
@@ -341,10 +341,14 @@ class ImageExperiment(Experiment):
 
     config_class = ImageConfig
 
-    def load(self) -> None:
+    def read_images(self) -> Images:
+        """The images of --data."""
         c = self.config
         with user_errors(DataError), disk_errors():
-            self.images = load_images(c.data, c.data_dir or None, c.pixels, self.dtype)
+            return load_images(c.data, c.data_dir or None, c.pixels, self.dtype)
+
+    def load(self) -> None:
+        self.images = self.read_images()
         self.train, self.test = (self.backend.to_device(x) for x in (self.images.train, self.images.test))
         self.test = self.binarised(self.test, self.rng.site("test pixels"))
 

@@ -228,14 +228,46 @@ def beside(rows: int) -> dict:
     return {"fontsize": 7, "loc": "upper left", "bbox_to_anchor": (1, 1)} if rows > 10 else {}
 
 
-def several_curves(path, curves: dict[str, tuple[list, list]], label: str) -> None:
-    """One metric of several runs against the epoch.   curves: {name: (epochs, values)}, at most MOST_ROWS"""
+def several_curves(path, curves: dict[str, tuple[list, list]], label: str, against: str = "epoch") -> None:
+    """One metric of several runs against the epoch, or something else.   curves: {name: (epochs, values)}, at most
+    MOST_ROWS"""
     figure = new_figure(7, max(4.5, 1.0 + 0.18 * len(curves)))
     axes = figure.subplots()
     for n, (name, (epochs, values)) in enumerate(curves.items()):
         axes.plot(epochs, values, LINES[n // 10 % 4], marker="o", markersize=3, label=plain(name))
-    axes.set_xlabel("epoch")
+    axes.set_xlabel(plain(against))
     axes.set_ylabel(plain(label.replace("_", " ")))
     axes.grid(alpha=0.3)
     axes.legend(**beside(len(curves)))
+    figure.savefig(path, dpi=150)
+
+
+def spike_raster(path, layers: dict[str, np.ndarray], membranes, threshold: float, outputs: np.ndarray, title) -> None:
+    """What one image does to a spiking network, from step to step: a bar for each spike of each layer, the membranes
+    of some neurons of the first hidden one, and the outputs so far.
+
+    layers: {name: spikes (T, N)};  membranes (T, N) of the second of `layers`, or None;  outputs (T, K)
+    """
+    figure = new_figure(8, 1.5 * (len(layers) + 2))
+    rows = figure.subplots(len(layers) + 2, 1, sharex=True)
+    T, steps = len(outputs), np.arange(1, len(outputs) + 1)
+    for axes, (name, spikes) in zip(rows, layers.items(), strict=False):
+        at, neuron = np.nonzero(spikes)
+        axes.hlines(neuron, at + 0.6, at + 1.4, linewidth=0.5, color="black")
+        axes.set_xlim(0.5, T + 0.5)
+        axes.set_ylim(spikes.shape[1] - 0.5, -0.5)
+        axes.set_ylabel(f"{name}\n{np.count_nonzero(spikes)} spikes", fontsize=8)
+    potentials, totals = rows[-2:]
+    if membranes is not None:
+        often = list(layers.values())[1].sum(axis=0)
+        for n in np.argsort(abs(often - 0.4 * T), kind="stable")[:3]:  # those that do not fire all the time
+            potentials.plot(steps, membranes[:, n], marker="o", markersize=3, linewidth=1)
+        potentials.axhline(threshold, color="black", linewidth=0.8, linestyle="--")
+    potentials.set_ylabel("membranes of\n3 neurons, layer 1", fontsize=8)
+    for k, output in enumerate(np.cumsum(outputs, axis=0).T / steps):
+        totals.plot(steps, output, LINES[k // 5 % 4], label=str(k), linewidth=1)
+    totals.set_ylabel("mean output\nso far", fontsize=8)
+    totals.legend(fontsize=6, ncols=2, loc="upper left", bbox_to_anchor=(1, 1))
+    totals.set_xlabel("time step")
+    rows[0].set_title(title, fontsize=10)
     figure.savefig(path, dpi=150)
