@@ -28,6 +28,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from estimators.conformance import (
+    ConformanceError,
     Report,
     check_estimator,
     from_jax,
@@ -175,6 +176,7 @@ TORCH = [
         "torch", "gumbel_softmax(tau=0.5, hard=True)", lambda: gumbel_softmax(True, 0.5), same_as="st-gs:tau=0.5"
     ),
     Published("torch", "gumbel_softmax(tau=1, hard=True)", lambda: gumbel_softmax(True, 1.0), same_as="st-gs"),
+    Published("torch", "gumbel_softmax(tau=0, hard=True)", lambda: gumbel_softmax(True, 0.0)),
     Published("torch", "OneHotCategoricalStraightThrough", one_hot_straight_through, claim="linear"),
     Published("torch", "RelaxedOneHotCategorical(0.5)", lambda: relaxed_one_hot(0.5)),
     Published("torch", "RelaxedBernoulli(0.5)", lambda: relaxed_bernoulli(0.5), "bernoulli"),
@@ -226,11 +228,11 @@ CHECKOUTS = [
     ),
 ]
 ALL = [*TORCH, *PACKAGES, *CHECKOUTS]
-NEVER = {  # what is published, and runs in nothing that can be installed beside the rest
-    "disarm": "the authors' code needs TensorFlow",
-    "carms": "the authors' code needs TensorFlow",
-    "relax": "the authors' code needs TensorFlow 1; its PyTorch file is a demonstration of the loop",
-    "simple": "the authors' code for subsets is compiled for a GPU; subsets are no family here yet",
+NOT_TRIED = {  # published, and runs in nothing that can be installed beside the rest
+    "DisARM": "the authors' code needs TensorFlow",
+    "CARMS": "the authors' code needs TensorFlow",
+    "RELAX": "the authors' code needs TensorFlow 1; its PyTorch file is one training loop, without a function to call",
+    "SIMPLE": "the authors' code for subsets draws its noise on a GPU; subsets are no family here yet",
 }
 
 
@@ -261,6 +263,8 @@ def judge(entry: Published, checkouts: dict[str, Path], budget: float) -> Report
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return check_estimator(adapter, entry.family, entry.claim, same_as=entry.same_as, budget=budget)
+    except ConformanceError as error:
+        return f"nothing to judge: {error}"
     except Exception as error:  # of somebody else's code, whatever it is: the page says it
         return f"not tried: {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
 
@@ -275,21 +279,36 @@ def row(entry: Published, found: Report | str, checkouts) -> list[str]:
         where = entry.package
     if isinstance(found, str):
         return [where, f"`{entry.name}`", "", "", "", "", found]
-    L, of = ("2 bits", "") if entry.family == "bernoulli" else ("2 × 3", "")
-    cell = lambda kind: bias_cell(found, f"{kind}, {L}{of}")
+    size = "2 bits" if entry.family == "bernoulli" else "2 × 3"
+    cells = [bias_cell(found, f"{kind}, {size}") for kind in ("linear", "quadratic", "cubic")]
     known = next((f.sentence for f in found.findings if f.chapter == "identity"), "")
-    failures = "; ".join(f"{f.name}: {f.sentence.rstrip('.')}" for f in found.failures) or "nothing fails"
-    return [where, f"`{entry.name}`", cell("linear"), cell("quadratic"), cell("cubic"), known, failures]
+    return [where, f"`{entry.name}`", *cells, known, what_to_know(found, size)]
+
+
+def what_to_know(report: Report, size: str) -> str:
+    """What a user of it should read."""
+    biased = [k for k in ("linear", "quadratic", "cubic", "exponential") if is_biased(report.find(f"{k}, {size}"))]
+    first = {
+        "linear": "Biased even for linear costs.",
+        "quadratic": "Without a bias for linear costs, with one for quadratic ones.",
+        "cubic": "Without a bias for quadratic costs, with one beyond.",
+    }.get(biased[0] if biased else "", "No bias was seen.")
+    failures = [f"{f.name[0].upper()}{f.name[1:]}: {f.sentence[0].lower()}{f.sentence[1:]}" for f in report.failures]
+    return " ".join([first, *(failures or ["Nothing fails."])])
+
+
+def is_biased(finding) -> bool:
+    return finding.sentence.startswith("biased")
 
 
 def bias_cell(report: Report, name: str) -> str:
     f = report.find(name)
-    if f.sentence.startswith("biased"):
+    if is_biased(f):
         return f"{f.data['bias']:.3f} ± {f.data['error']:.3f}"
     return "0" if f.data["most"] < 1e-7 else f"< {f.data['most']:.3f}"
 
 
-HEAD = ("package", "function", "linear", "quadratic", "cubic", "which one", "what fails")
+HEAD = ("package", "function", "linear", "quadratic", "cubic", "which one", "what to know")
 
 
 def table(rows: list[list[str]]) -> str:
@@ -329,6 +348,7 @@ def main(argv=None) -> int:
             folder.mkdir(parents=True, exist_ok=True)
             name = "".join(c if c.isalnum() else "-" for c in f"{entry.package} {entry.name}")
             (folder / f"{name}.txt").write_text(f"{found}\n", encoding="utf-8")
+    rows += [[name, "", "", "", "", "", f"not tried: {why}"] for name, why in NOT_TRIED.items() if not flags.only]
     text = table(rows)
     print(text)
     if flags.write:
