@@ -24,6 +24,7 @@ from experiments.start import before_numpy
 
 before_numpy()
 
+import contextlib
 import importlib.util
 import inspect
 import math
@@ -50,6 +51,7 @@ from experiments.errors import UserError, command, disk_errors, require, user_er
 from experiments.flags import at_least, check_read, check_seed, flag, one_of, parse_flags
 
 FRAMEWORKS = ("numpy", "torch", "jax")
+BAR = "{percentage:3.0f}% |{bar}| {desc}"
 KINDS = {  # (framework, number of arguments) -> adapter
     ("numpy", 3): lambda fn, title: fn,
     ("torch", 1): from_torch,
@@ -142,9 +144,23 @@ def subject(what: str, config: Config, given):
     return from_estimator(what, estimator.family.name), estimator.family.name
 
 
+@contextlib.contextmanager
+def report_folder(path: Path | None):
+    """Makes the folder before the work begins, so that it is known to be possible; one that stays empty goes again."""
+    made = path is not None and not path.exists()
+    if path is not None:
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            require(os.access(path, os.W_OK), f"{path} cannot be written: choose another --out.")
+    try:
+        yield
+    finally:
+        if made and not any(path.iterdir()):
+            path.rmdir()
+
+
 def write(report, folder: Path) -> None:
     with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         forms = {"txt": f"{report}\n", "json": report.to_json(), "md": report.to_markdown(), "html": report.to_html()}
         for ending, text in forms.items():
             (folder / f"report.{ending}").write_text(text, encoding="utf-8")
@@ -164,10 +180,10 @@ def main(argv=None) -> int:
     require(out is None or not out.exists() or out.is_dir(), f"--out {out} is no folder.")
     try:
         fn, family = subject(other["estimator"], config, given)
-        with user_errors(SettingError):
-            if config.same_as:
+        if config.same_as:
+            with user_errors(SettingError):
                 create(config.same_as, family=family)
-        with tqdm(total=100, disable=other["quiet"], bar_format="{percentage:3.0f}% |{bar}| {desc}") as bar:
+        with report_folder(out), tqdm(total=100, disable=other["quiet"], bar_format=BAR) as bar:
 
             def progress(done: float, what: str) -> None:
                 bar.set_description_str(what, refresh=False)
@@ -176,14 +192,14 @@ def main(argv=None) -> int:
             chosen = {"exact_for": config.exact_for or None, "same_as": config.same_as or None}
             numbers = {"budget": config.budget, "level": config.level, "seed": config.seed}
             report = check_estimator(fn, family, **chosen, **numbers, progress=progress)
+            if out is not None:
+                write(report, out)
     except Raised as error:
         traceback.print_exception(error.__cause__)
         raise UserError(f"{other['estimator']} raised {type(error.__cause__).__name__}, see above.") from error
     except ConformanceError as error:
         raise UserError(str(error)) from error
     print(report)
-    if out is not None:
-        write(report, out)
     return 1 if report.failures else 0
 
 

@@ -229,10 +229,10 @@ CHECKOUTS = [
 ]
 ALL = [*TORCH, *PACKAGES, *CHECKOUTS]
 NOT_TRIED = {  # published, and runs in nothing that can be installed beside the rest
-    "DisARM": "the authors' code needs TensorFlow",
-    "CARMS": "the authors' code needs TensorFlow",
-    "RELAX": "the authors' code needs TensorFlow 1; its PyTorch file is one training loop, without a function to call",
-    "SIMPLE": "the authors' code for subsets draws its noise on a GPU; subsets are no family here yet",
+    "DisARM": "the authors' code is for TensorFlow, for which there is no adapter",
+    "CARMS": "the authors' code is for TensorFlow, for which there is no adapter",
+    "RELAX": "the authors' code is for TensorFlow 1",
+    "SIMPLE": "the authors' code is for subsets, which are no family here",
 }
 
 
