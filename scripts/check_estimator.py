@@ -80,20 +80,13 @@ class Config:
         check_seed(self)
 
 
-class Raised(Exception):
-    """What somebody's function raised is its cause."""
-
-
 def load(path: Path, name: str):
-    """The function `name` in a Python file. UserError if there is none; what the file raises comes after `Raised`."""
+    """The function `name` in a Python file. UserError if there is none; what the file raises goes its way."""
     require(path.is_file(), f"there is no file {path}.")
     sys.path.insert(0, str(path.resolve().parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise Raised from error
+    spec.loader.exec_module(module)
     known = [n for n, x in vars(module).items() if callable(x) and not n.startswith("_")]
     require(hasattr(module, name), f"{path} has no {name}; it has {', '.join(known) or 'no functions'}.")
     fn = getattr(module, name)
@@ -109,7 +102,7 @@ def arguments(fn) -> int:
 
 
 def adapted(config: Config, path: Path, name: str):
-    """What an adapter makes of the function, which says of each exception that it is the function's own."""
+    """What an adapter makes of the function."""
     if config.framework != "numpy":
         wanted = importlib.util.find_spec(config.framework)
         require(wanted, f"--framework {config.framework} needs the package {config.framework}: install it.")
@@ -121,15 +114,15 @@ def adapted(config: Config, path: Path, name: str):
     kind = config.framework, arguments(fn)
     known = " or ".join(str(n) for framework, n in KINDS if framework == config.framework)
     require(kind in KINDS, f"{name} needs {kind[1]} arguments, for {config.framework} it must be {known}; see --help.")
+    return KINDS[kind](fn, name)
 
-    def guarded(*given):
-        try:
-            return fn(*given)
-        except Exception as error:
-            raise Raised from error
 
-    guarded.__name__ = name
-    return KINDS[kind](guarded, name)
+def passes(error: BaseException, what: str) -> bool:
+    """Did the exception come through somebody's file?"""
+    file = os.path.realpath(what.rpartition(":")[0])
+    return any(
+        os.path.realpath(frame.f_code.co_filename) == file for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 def subject(what: str, config: Config, given):
@@ -194,11 +187,13 @@ def main(argv=None) -> int:
             report = check_estimator(fn, family, **chosen, **numbers, progress=progress)
             if out is not None:
                 write(report, out)
-    except Raised as error:
-        traceback.print_exception(error.__cause__)
-        raise UserError(f"{other['estimator']} raised {type(error.__cause__).__name__}, see above.") from error
     except ConformanceError as error:
         raise UserError(str(error)) from error
+    except Exception as error:
+        if not passes(error, other["estimator"]):
+            raise
+        traceback.print_exception(error)
+        raise UserError(f"{other['estimator']} raised {type(error).__name__}, see above.") from error
     print(report)
     return 1 if report.failures else 0
 

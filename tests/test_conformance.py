@@ -22,6 +22,11 @@ from minigrad import Tensor
 from registry import PAIRS
 
 
+@pytest.fixture(autouse=True)
+def little_time(monkeypatch):
+    monkeypatch.setattr(invariances, "SMALL_BATCHES", 0.1)
+
+
 def subject(fn, family="categorical", claim=None, rows=512, seed=0):
     adapter = fn if isinstance(fn, Adapter) else Adapter(fn)
     return Subject(adapter, family, claim, 0.99, seed, rows, lambda *_: None)
@@ -191,8 +196,7 @@ def test_a_rule_of_ours_with_a_wrong_factor_is_recognised(fn, factor, name):
         (planted.batch_baseline, invariances.small_batch, "changes by"),
     ],
 )
-def test_what_must_change_nothing_and_does_is_found(monkeypatch, fn, check, words):
-    monkeypatch.setattr(invariances, "SMALL_BATCHES", 0.2)
+def test_what_must_change_nothing_and_does_is_found(fn, check, words):
     found = check(mean_of_quadratic(subject(fn)))
     assert found.verdict == FAILS
     assert re.search(words, found.sentence)
@@ -203,6 +207,19 @@ def test_a_leak_into_the_weights_is_found():
         "weights behind the cost"
     ]
     assert not failed(invariances.leaks(subject(from_estimator("st"))))
+
+
+def test_an_exception_at_an_edge_is_a_finding_and_not_the_end():
+    def strict(logits, cost, seed):
+        if not np.isfinite(logits).all() or logits.shape[-1] == 1:
+            raise ValueError("logits must be finite,\nand so on")
+        return planted.straight_through(logits, cost, seed)
+
+    found = {f.name: f for f in invariances.invariances(mean_of_quadratic(subject(strict)))}
+    assert found["a class with the logit −∞"].verdict == found["one class"].verdict == FAILS
+    assert found["one class"].sentence == "It raises: ValueError, logits must be finite."
+    assert found["a logit of +∞"].verdict == HOLDS
+    assert found["equal logits"].verdict == HOLDS
 
 
 def test_no_temperature_is_no_estimator():
@@ -427,7 +444,6 @@ def run(tmp_path, monkeypatch, capsys):
     """Runs the command on the functions of FILE: (exit code, output, errors)."""
     (tmp_path / "mine.py").write_text(FILE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(invariances, "SMALL_BATCHES", 0.1)
 
     def of(*flags):
         code = command.main([*flags, "--quiet"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,36 @@ SAME = 1e-6  # of two gradients at the same samples, relative to the largest
 
 
 def invariances(s: Subject) -> list[Finding]:
-    of_classes = [] if s.bits else [shift(s), masked(s, -np.inf), masked(s, -1e9), one_class(s)]
-    others = [renamed(s), other_examples(s), extreme(s), infinite(s), ties(s)]
-    return [*of_classes, *others, batch_of_one(s), small_batch(s), single_precision(s)]
+    minus = "a class with the logit −∞", "a class with the logit −1e9"
+    of_classes = (
+        ("a constant in the logits", shift),
+        (minus[0], lambda s: masked(s, minus[0], -np.inf)),
+        (minus[1], lambda s: masked(s, minus[1], -1e9)),
+        ("one class", one_class),
+        ("a logit of +∞", infinite_above),
+    )
+    of_all = (
+        ("0 and 1 exchanged" if s.bits else "a permutation of the classes", renamed),
+        ("the other examples of a batch", other_examples),
+        ("logits of ±1e4", extreme),
+        ("logits of ±∞" if s.bits else "a logit of −∞ among others", infinite),
+        ("equal logits", ties),
+        ("a batch of one", batch_of_one),
+        (f"batches of 4 and of {s.n}", small_batch),
+        ("float32", single_precision),
+    )
+    return [tried(s, name, check) for name, check in (*(() if s.bits else of_classes), *of_all)]
+
+
+def tried(s: Subject, name: str, check: Callable[[Subject], Finding]) -> Finding:
+    """At the edges, an exception is what was found, and not the end of everything."""
+    try:
+        return check(s)
+    except Exception as error:  # of somebody's function, whatever it is
+        why = str(error).strip().split("\n")[0][:150]
+        refuses = check is infinite_above
+        sentence = f"It {'refuses them' if refuses else 'raises'}: {type(error).__name__}{f', {why}' if why else ''}"
+        return Finding("invariance", name, HOLDS if refuses else FAILS, f"{sentence.rstrip('.,:')}.")
 
 
 def unchanged(name: str, x: Distance, yes: str = "") -> Finding:
@@ -62,9 +90,8 @@ def difference(first: tuple[Any, np.ndarray], second: tuple[Any, np.ndarray], ro
     return float(np.abs(a - b).max() / max(np.abs(g).max(), 1e-300)) if np.isfinite(b).all() else math.inf
 
 
-def masked(s: Subject, value: float) -> Finding:
+def masked(s: Subject, name: str, value: float) -> Finding:
     """Classes that cannot be, as if they were not there."""
-    name = f"a class with the logit {'−∞' if value == -np.inf else '−1e9'}"
     plain, rung, means = s.quadratic, WithMasked(s.quadratic), Means()
     theta = s.repeat(np.pad(plain.logits, ((0, 0), (0, 1)), constant_values=value), s.n)
     for _ in range(FIRST):
@@ -116,9 +143,19 @@ def extreme(s: Subject) -> Finding:
 
 
 def infinite(s: Subject) -> Finding:
-    """(No softmax has a value where a logit is +∞; a bit has.)"""
-    logits = np.array([np.inf, -np.inf] if s.bits else [0.0, 1.0, -np.inf])
-    return finite_at(s, "infinite logits", logits)
+    """Of classes, −∞ only; a bit may be sure of either value."""
+    name = "logits of ±∞" if s.bits else "a logit of −∞ among others"
+    return finite_at(s, name, np.array([np.inf, -np.inf] if s.bits else [0.0, 1.0, -np.inf]))
+
+
+def infinite_above(s: Subject) -> Finding:
+    """A softmax has no value where a logit is +∞: NaN says so, and so does the sure class. Another class hides it."""
+    name, logits = "a logit of +∞", np.array([np.inf, 0.0, 0.0])
+    d, g = s.call(s.quadratic, logits=s.repeat(np.broadcast_to(logits, s.quadratic.shape), 64))
+    if not np.isfinite(g).all():
+        return Finding("invariance", name, HOLDS, "The gradient is not finite: a softmax has no value there.")
+    sure = d is None or bool((d[..., 0] == 1.0).all())
+    return decide("invariance", name, sure, "Its class is the sample.", "Another class is drawn, and nothing says so.")
 
 
 def finite_at(s: Subject, name: str, logits: np.ndarray) -> Finding:
