@@ -152,6 +152,7 @@ svg{width:100%;height:auto;font:12px system-ui,sans-serif}svg text{fill:currentC
 </style>"""
 
 
+COLORS = {FAILS: "#c22", HOLDS: "#282"}
 OURS, THEIRS = 'r="4" fill="#888"', 'r="6" fill="#c60"'
 
 
@@ -160,50 +161,56 @@ def _cell(text: str) -> str:
 
 
 def _ladder(rows: list[Finding]) -> str:
-    """Bias with its interval, row by row, as a picture."""
-    most = max(
-        [f.data["bias"] + 3 * f.data["error"] for f in rows]
-        + [f.data["most"] for f in rows if f.verdict != NOTED]
-        + [0.02]
-    )
-    most = min(most, 3.0)
-    x = lambda value: 220 + 560 * min(value / most, 1.05)
-    marks = []
+    """Bias with its interval, row by row, as a picture; where none was seen, what cannot be excluded."""
+    ends = [f.data["bias"] + 3.0 * f.data["error"] if _biased(f) else f.data["most"] for f in rows]
+    ticks = _ticks(min(max([e for e in ends if math.isfinite(e)] + [0.02]), 3.0))
+    x, marks, bottom = lambda value: 220.0 + 540.0 * min(value / ticks[-1], 1.02), [], 18 + 20 * len(rows)
     for n, f in enumerate(rows):
         y, bias, error = 18 + 20 * n, f.data["bias"], f.data["error"]
-        color = "#c22" if f.verdict == FAILS else "#282" if f.verdict == HOLDS else "#36c"
-        biased = f.sentence.startswith("biased")
-        low, high = (max(0.0, bias - 2.6 * error), bias + 2.6 * error) if biased else (0.0, f.data["most"])
-        marks.append(
-            f'<text x="212" y="{y + 4}" text-anchor="end">{html.escape(f.name)}</text>'
-            f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y}" y2="{y}" style="stroke:{color};stroke-width:4"/>'
-            + (f'<circle cx="{x(bias):.1f}" cy="{y}" r="4" fill="{color}"/>' if biased else "")
-        )
-    bottom = 18 + 20 * len(rows)
-    ticks = "".join(
+        low, high = (max(0.0, bias - 2.6 * error), bias + 2.6 * error) if _biased(f) else (0.0, f.data["most"])
+        style = f'style="stroke:{COLORS.get(f.verdict, "#36c")};stroke-width:4;stroke-linecap:round"'
+        marks.append(f'<text x="212" y="{y + 4}" text-anchor="end">{html.escape(f.name)}</text>')
+        marks.append(f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y}" y2="{y}" {style}/>')
+        if _biased(f):
+            marks.append(f'<circle cx="{x(bias):.1f}" cy="{y}" r="4" fill="{COLORS.get(f.verdict, "#36c")}"/>')
+    grid = [
         f'<line x1="{x(v):.1f}" x2="{x(v):.1f}" y1="8" y2="{bottom}" style="opacity:.2"/>'
-        f'<text x="{x(v):.1f}" y="{bottom + 14}" text-anchor="middle">{v:.2g}</text>'
-        for v in (most * i / 4 for i in range(5))
-    )
+        f'<text x="{x(v):.1f}" y="{bottom + 14}" text-anchor="middle">{v:g}</text>'
+        for v in ticks
+    ]
     label = "bias with its interval where one was found, else what cannot be excluded"
-    return f'<svg viewBox="0 0 820 {bottom + 22}" role="img" aria-label="{label}">{ticks}{"".join(marks)}</svg>'
+    return f'<svg viewBox="0 0 820 {bottom + 22}" role="img" aria-label="{label}">{"".join(grid + marks)}</svg>'
 
 
 def _scatter(points: tuple[dict[str, Any], ...]) -> str:
     """Bias against deviation, this estimator among ours, as a picture."""
+    points = tuple(p for p in points if math.isfinite(p["deviation"]) and math.isfinite(p["bias"]))
     if not points:
         return ""
-    right = max([p["deviation"] for p in points if math.isfinite(p["deviation"])] + [0.1]) * 1.15
-    top = max([p["bias"] for p in points if math.isfinite(p["bias"])] + [0.05]) * 1.15
-    x, y = lambda v: 60 + 700 * min(v / right, 1.0), lambda v: 280 - 260 * min(v / top, 1.0)
-    marks = "".join(
-        f'<circle cx="{x(p["deviation"]):.1f}" cy="{y(p["bias"]):.1f}" {OURS if p["ours"] else THEIRS}/>'
-        f'<text x="{x(p["deviation"]) + 7:.1f}" y="{y(p["bias"]) - 5:.1f}">{html.escape(p["name"])}</text>'
-        for p in points
-    )
-    axes = (
-        '<line x1="60" x2="770" y1="280" y2="280"/><line x1="60" x2="60" y1="15" y2="280"/>'
-        f'<text x="770" y="298" text-anchor="end">deviation, up to {right:.2g}</text>'
-        f'<text x="4" y="12">bias, up to {top:.2g}</text>'
-    )
-    return f'<svg viewBox="0 0 820 305" role="img" aria-label="bias against deviation">{axes}{marks}</svg>'
+    across, up = (_ticks(max([p[key] for p in points] + [0.1])) for key in ("deviation", "bias"))
+    x, y = lambda v: 60.0 + 640.0 * v / across[-1], lambda v: 280.0 - 255.0 * v / up[-1]
+    marks: list[str] = []
+    placed: list[tuple[float, float]] = []
+    for p in sorted(points, key=lambda p: (p["bias"], p["deviation"])):
+        at = x(p["deviation"]) + 8.0, y(p["bias"]) - 5.0
+        while any(abs(at[0] - u) < 90.0 and abs(at[1] - v) < 12.0 for u, v in placed):
+            at = at[0], at[1] - 12.0  # above the label that is in its way
+        placed.append(at)
+        marks.append(f'<circle cx="{x(p["deviation"]):.1f}" cy="{y(p["bias"]):.1f}" {OURS if p["ours"] else THEIRS}/>')
+        marks.append(f'<text x="{at[0]:.1f}" y="{at[1]:.1f}">{html.escape(p["name"])}</text>')
+    axes = ['<line x1="60" x2="760" y1="280" y2="280"/><line x1="60" x2="60" y1="15" y2="280"/>']
+    axes += [f'<text x="{x(v):.1f}" y="295" text-anchor="middle">{v:g}</text>' for v in across]
+    axes += [f'<text x="54" y="{y(v) + 4:.1f}" text-anchor="end">{v:g}</text>' for v in up]
+    axes.append('<text x="760" y="310" text-anchor="end">deviation</text><text x="66" y="20">bias</text>')
+    return f'<svg viewBox="0 0 820 316" role="img" aria-label="bias against deviation">{"".join(axes + marks)}</svg>'
+
+
+def _biased(finding: Finding) -> bool:
+    return finding.sentence.startswith("biased")
+
+
+def _ticks(most: float) -> list[float]:
+    """Round numbers from 0 to the first one that is not below `most`, at most six."""
+    power = 10.0 ** math.floor(math.log10(most / 5.0))
+    step = next(m * power for m in (1.0, 2.0, 5.0, 10.0) if 5.0 * m * power >= most)
+    return [round(step * n, 12) for n in range(math.ceil(most / step) + 1)]
