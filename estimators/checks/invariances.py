@@ -161,6 +161,8 @@ def infinite_above(s: Subject) -> Finding:
 def finite_at(s: Subject, name: str, logits: np.ndarray) -> Finding:
     d, g = s.call(s.quadratic, logits=s.repeat(np.broadcast_to(logits, s.quadratic.shape), 64))
     good = bool(np.isfinite(g).all() and (d is None or np.isfinite(d).all()))
+    if s.special and not good:
+        return Finding("invariance", name, NOTED, "Its outputs have no bound, and are not finite there.")
     return decide("invariance", name, good, "All is finite.", "The gradients or the samples are not finite.")
 
 

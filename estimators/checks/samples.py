@@ -19,6 +19,7 @@ from .subject import ConformanceError, Subject
 __all__ = ["forward", "trial"]
 
 CALLS = 16
+SPECIAL = "Its outputs are meant to be something else than outcomes."
 ROUNDING = 1e-4  # numbers as near as that to 0 and 1 are meant to be 0 and 1
 
 
@@ -100,7 +101,7 @@ def distribution(s: Subject, d: np.ndarray) -> Finding:
     """χ² against the probabilities of all outcomes.   d (n, …)"""
     rung, name = s.quadratic, "distribution"
     if s.special and not s.relaxed:
-        return Finding("forward", name, NOTED, "Its outputs are meant to be something else than outcomes.")
+        return Finding("forward", name, NOTED, SPECIAL)
     outcomes = s.module.outcomes((1, *rung.shape))
     same = outcome_rows(s, d)[:, None] == outcomes
     counts, n = same.reshape(*same.shape[:2], -1).all(axis=2).sum(axis=0), len(d)
@@ -120,6 +121,8 @@ def distribution(s: Subject, d: np.ndarray) -> Finding:
         law = "σ(θ)" if s.bits else "softmax(θ)"
         law = law if scale == 1.0 else f"{law[:-3]}({scale:.3g} θ)"
         return Finding("forward", name, HOLDS, f"{n:,} {what} are distributed as {law} says (χ²).", statistic)
+    if s.special:
+        return Finding("forward", name, NOTED, SPECIAL)
     q = s.module.outcome_probability(s.module.probability(scale * rung.logits[None]), outcomes)[0]
     worst = int(np.abs(counts / n - q).argmax())
     sentence = f"One outcome has the frequency {counts[worst] / n:.4f} in place of {q[worst]:.4f}"
