@@ -1,52 +1,27 @@
-"""The exactness ladder: small problems, their exact gradients, and the exact or estimated mean of every estimator."""
+"""The exactness ladder: the exact or estimated mean of every estimator, on the rungs of `estimators.checks.ladder`."""
 
 import functools
 import itertools
-import math
 
 import numpy as np
 
 from estimators import bernoulli, categorical, create
+from estimators.checks.ladder import EXACT_ON, Rung  # noqa: F401 (EXACT_ON is for the tests of the ladder)
 from estimators.enumeration import Given
 from estimators.exact import exact_gradient
 from estimators.unordered_set import set_weights, unordered_set_gradient
 from minigrad import Rng, Tensor
 
 
-class Problem:
-    """One set of logits (θ) and a cost on all variables jointly, which takes Tensors and arrays alike."""
+class Problem(Rung):
+    """A rung, with the cost as a method; "bounded" is a further kind, for outputs without a bound."""
 
     def __init__(self, family, variables, classes, cost):
-        rng = np.random.default_rng(600 + 10 * variables + classes)
-        self.family, shape = family, (variables, classes) if family == "categorical" else (variables,)
-        self.logits = 0.7 * rng.standard_normal(shape)
-        n = self.logits.size
-        self.a, self.m = rng.standard_normal(n), 0.6 * rng.standard_normal((n, n))
-        self.kind, self.variables = cost, variables
+        super().__init__("linear" if cost == "bounded" else cost, variables, classes, family)
+        self.bounded = cost == "bounded"
 
     def cost(self, d):
-        x = d.reshape(d.shape[0], self.logits.size)
-        linear = x @ self.a
-        if self.kind == "linear":
-            return linear
-        if self.kind in ("separable", "multilinear", "multiquadratic"):
-            parts = [self.of_one(x, l) for l in range(self.variables)]
-            return sum(parts) if self.kind == "separable" else math.prod(parts)
-        if self.kind == "quadratic":
-            return linear + ((x @ self.m) * x).sum(axis=1)
-        if self.kind == "cubic":
-            return (linear + 0.6) ** 3.0
-        if self.kind == "bounded":
-            return (-(linear**2.0)).exp()
-        return (0.8 * (linear + ((x @ self.m) * x).sum(axis=1))).exp()
-
-    def of_one(self, x, l):
-        """An affine or a quadratic function of variable l alone."""
-        k = self.logits.size // self.variables
-        own = slice(l * k, (l + 1) * k)
-        y = x[:, own]
-        affine = y @ self.a[own] + 1.0
-        return affine if self.kind == "multilinear" else affine + ((y @ self.m[own, own]) * y).sum(axis=1)
+        return (-(self(d) ** 2.0)).exp() if self.bounded else self(d)
 
     def values(self, d):
         return self.cost(Tensor(d)).data
@@ -58,13 +33,6 @@ class Problem:
 COSTS = ("linear", "quadratic", "cubic", "exponential")
 COUPLED = ("multilinear", "multiquadratic")  # linear, or quadratic, in each variable; new for several of them
 SIZES = [(1, 2), (1, 3), (1, 4), (3, 2), (3, 3), (3, 4)]
-EXACT_ON = {
-    "all": {*COSTS, *COUPLED, "separable"},
-    "quadratic": {"linear", "quadratic", *COUPLED, "separable"},
-    "linear": {"linear", "multilinear"},
-    "separable": {"linear", "separable"},
-    "none": set(),
-}
 DRAWS = 20_000
 
 # the options with which a cell is decisive: several samples, but few; a bias that can be seen

@@ -42,6 +42,7 @@ COMMANDS = (
     "train_constraints.py --epochs 1 --examples 60 --out OUT",
     "polynomial.py --epochs 1 --steps 5 --out OUT",
     "coarse_gradient.py --steps 5 --starts 2 --out OUT",
+    "check_estimator.py st --budget 0.1 --out OUT",
     "measure_gradients.py --images 5 --estimators st-gs --samples 40 --taus 1 --out OUT",
     "evaluate_listops.py LISTOPS sequences.tsv --trees 1",
     "draw_curves.py VAE --metric test --out OUT.png",

@@ -1,0 +1,499 @@
+"""The judge of estimators is judged: right ones pass, each planted error is found, and chance raises no alarm."""
+
+import functools
+import json
+import re
+
+import numpy as np
+import pytest
+
+import check_estimator as command
+import planted
+from estimators import SettingError, create
+from estimators.checks import bias, identity, invariances, samples
+from estimators.checks.adapters import Adapter
+from estimators.checks.ladder import EXACT_ON, KINDS, Rung
+from estimators.checks.means import Means, distance
+from estimators.checks.report import FAILS, HOLDS, NOTED, Finding, Report
+from estimators.checks.subject import ConformanceError, Subject
+from estimators.conformance import check_estimator, from_estimator
+from ladder import OPTIONS
+from minigrad import Tensor
+from registry import PAIRS
+
+
+@pytest.fixture(autouse=True)
+def little_time(monkeypatch):
+    monkeypatch.setattr(invariances, "SMALL_BATCHES", 0.1)
+
+
+def subject(fn, family="categorical", claim=None, rows=512, seed=0):
+    adapter = fn if isinstance(fn, Adapter) else Adapter(fn)
+    return Subject(adapter, family, claim, 0.99, seed, rows, lambda *_: None)
+
+
+def ladder(s, same_as=None, kinds=("quadratic", "cubic", "exponential")):
+    """The findings of the bias and the claims, on fewer rungs."""
+    s.rungs = [r for r in s.rungs if r.kind in kinds]
+    return bias.bias(s, 0.0) + bias.claims(s, same_as)
+
+
+def failed(findings):
+    return [f.name for f in findings if f.verdict == FAILS]
+
+
+def mean_of_quadratic(s):
+    """What most invariances compare with."""
+    s.add(s.quadratic, 64, s.means[s.quadratic.name])
+    return s
+
+
+# ---- the ladder
+
+
+@pytest.mark.parametrize("family", ["categorical", "bernoulli"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rung_knows_its_exact_gradient_and_that_of_its_weights(kind, family):
+    """By finite differences of the enumerated mean; and the same value from arrays and Tensors, of any leading axes."""
+    rung = Rung(kind, 2, 3, family)
+    outcomes = rung.family.outcomes((1, *rung.shape))
+
+    def mean(theta):
+        q = rung.family.outcome_probability(rung.family.probability(theta[None]), outcomes)[0]
+        return q @ rung.values(outcomes)
+
+    numeric = np.empty(rung.shape)
+    for at in np.ndindex(rung.shape):
+        h = np.zeros(rung.shape)
+        h[at] = 1e-6
+        numeric[at] = (mean(rung.logits + h) - mean(rung.logits - h)) / 2e-6
+    np.testing.assert_allclose(rung.exact(), numeric, atol=1e-8)
+    d = np.random.default_rng(0).random((4, 5, *rung.shape))
+    np.testing.assert_allclose(rung(Tensor(d.reshape(20, *rung.shape))).data, rung(d).ravel(), rtol=1e-12)
+    assert (rung.calls, rung.evaluations) == (2, 40)
+    assert rung(d.astype(np.float32)).dtype == np.float32
+    got, step = rung.gradient_of_weights(d), 1e-6
+    for n in range(len(rung.a)):
+        rung.a[n] += step
+        more = rung.values(d).sum()
+        rung.a[n] -= 2 * step
+        assert got[n] == pytest.approx((more - rung.values(d).sum()) / (2 * step), abs=1e-6)
+        rung.a[n] += step
+
+
+def test_what_is_exact_on_a_rung_is_what_the_claims_say():
+    """ST is exact where a cost is linear in each variable, ReinMax where it is quadratic in each."""
+    for name, claim in (("st", "linear"), ("reinmax", "quadratic"), ("local-expectation", "all")):
+        for kind in KINDS:
+            s = subject(from_estimator(name), claim=claim)
+            (rung,) = s.rungs = [r for r in s.rungs if r.kind == kind and r.variables == 2]
+            (found,) = bias.bias(s, 0.0)
+            biased = found.sentence.startswith("biased")
+            assert biased == (kind not in EXACT_ON[claim]), (name, rung.name, found.sentence)
+
+
+def test_a_rung_refuses_what_it_is_no_cost_of():
+    with pytest.raises(ValueError, match="unknown cost"):
+        Rung("tropical")
+    with pytest.raises(ValueError, match="no such variables"):
+        Rung("linear", 0)
+    with pytest.raises(ValueError, match=r"\(\.\.\., 3, 3\), got \(5, 4, 3\)"):
+        Rung("linear")(np.zeros((5, 4, 3)))
+
+
+# ---- means
+
+
+def test_a_distance_is_significant_as_often_as_its_error_rate_says():
+    """Correlated noise of which one direction is missing, as in gradients that sum to 0; 400 means of 40 each."""
+    rng, mix, hits, covered = np.random.default_rng(5), np.array([[1.0, 0.5, 0.2], [0.0, 1.0, -0.7]]), 0, 0
+    truth = np.array([0.3, -0.2, 0.1])
+    for _ in range(400):
+        means = Means(list(rng.standard_normal((40, 2)) @ mix))
+        hits += distance(means.mean, means.covariance, 40, 0.05, 1.0, 1e-9).significant
+        off = distance(means.mean + truth, means.covariance, 40, 0.05, 1.0, 1e-9)
+        covered += off.most >= np.linalg.norm(truth)
+    assert 8 <= hits <= 34  # 20 expected
+    assert covered >= 380
+
+
+def test_an_error_where_nothing_varies_is_significant():
+    flat = np.zeros((3, 3))
+    assert distance(np.array([0.1, 0.1, 0.1]), flat, 40, 0.01, 1.0, 1e-9).significant
+    assert not distance(np.full(3, 1e-12), flat, 40, 0.01, 1.0, 1e-9).significant
+    assert distance(np.array([np.nan, 0.0, 0.0]), flat, 40, 0.01, 1.0, 1e-9).significant
+
+
+# ---- planted errors, each found by the check that is for it
+
+
+@pytest.mark.parametrize(
+    ("fn", "name", "words"),
+    [
+        (planted.probabilities_as_logits, "distribution", "probabilities were taken for logits"),
+        (planted.temperature_twice, "distribution", "multiplied by"),
+        (planted.temperature_twice, "its own relaxed cost", "0.5 times as large"),
+        (planted.forgotten_factor, "its own relaxed cost", "0.5 times as large"),
+        (planted.ignores_its_noise, "noise", "ignores its noise"),
+        (planted.shared_noise, "noise of each example", "share their noise"),
+        (planted.not_detached, "a gradient", "All gradients are 0"),
+    ],
+)
+def test_an_error_in_the_samples_is_found(fn, name, words):
+    s = subject(fn)
+    found = {f.name: f for f in samples.trial(s) + samples.forward(s)}
+    assert found[name].verdict == FAILS
+    assert words in found[name].sentence
+
+
+@pytest.mark.parametrize(
+    ("fn", "family", "claim", "same_as", "name"),
+    [
+        (planted.relax_without_the_conditional, "categorical", "all", None, "what it claims"),
+        (planted.independent_pairs, "bernoulli", "all", None, "what it claims"),
+        (planted.constant_offset, "categorical", "all", None, "what it claims"),
+        (planted.baseline_with_its_own_sample, "categorical", "all", None, "a common factor"),
+        (planted.divided_by_all, "categorical", "all", None, "a common factor"),
+        (planted.rao_with_total_derivative, "categorical", None, "st-gs:tau=0.5", "the mean of st-gs:tau=0.5"),
+        (planted.straight_through, "categorical", "quadratic", None, "what it claims"),
+        (planted.straight_through, "categorical", "none", None, "what it does not claim"),
+    ],
+)
+def test_a_bias_is_found(fn, family, claim, same_as, name):
+    modest = claim == "none"  # then it must be clear what else it is exact for
+    kinds = KINDS if modest else ("linear", "quadratic", "exponential")
+    assert name in failed(ladder(subject(fn, family, claim, 8192 if modest else 512), same_as, kinds))
+
+
+def test_an_offset_where_the_truth_is_zero_is_found():
+    s = subject(planted.constant_offset)
+    s.rungs = [r for r in s.rungs if r.kind == "constant"]
+    assert failed(bias.bias(s, 0.0)) == ["constant, 2 × 3"]
+
+
+@pytest.mark.parametrize(
+    ("fn", "factor", "name"),
+    [
+        (planted.forgotten_factor_of_straight_through, 2.0, "st:tau=2"),
+        (planted.differentiated_twice, 2.0, "st"),
+        (planted.divided_by_all, 2 / 3, "rloo:samples=3"),
+    ],
+)
+def test_a_rule_of_ours_with_a_wrong_factor_is_recognised(fn, factor, name):
+    s = subject(fn)
+    samples.forward(s)
+    found = identity.same_rule(s)
+    assert (found.verdict, found.number) == (FAILS, pytest.approx(factor))
+    assert f"`{name}`" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("fn", "check", "words"),
+    [
+        (planted.breaks_at_fifty, invariances.shift, "after 60, .* after 300"),
+        (planted.zero_at_a_boundary, invariances.ties, "changes by"),
+        (planted.batch_baseline, invariances.other_examples, "depends on them"),
+        (planted.batch_baseline, invariances.small_batch, "changes by"),
+    ],
+)
+def test_what_must_change_nothing_and_does_is_found(fn, check, words):
+    found = check(mean_of_quadratic(subject(fn)))
+    assert found.verdict == FAILS
+    assert re.search(words, found.sentence)
+
+
+def test_a_leak_into_the_weights_is_found():
+    assert failed(invariances.leaks(subject(from_estimator(planted.leaking_estimator())))) == [
+        "weights behind the cost"
+    ]
+    assert not failed(invariances.leaks(subject(from_estimator("st"))))
+
+
+def test_an_exception_at_an_edge_is_a_finding_and_not_the_end():
+    def strict(logits, cost, seed):
+        if not np.isfinite(logits).all() or logits.shape[-1] == 1:
+            raise ValueError("logits must be finite,\nand so on")
+        return planted.straight_through(logits, cost, seed)
+
+    found = {f.name: f for f in invariances.invariances(mean_of_quadratic(subject(strict)))}
+    assert found["a class with the logit −∞"].verdict == found["one class"].verdict == FAILS
+    assert found["one class"].sentence == "It raises: ValueError, logits must be finite."
+    assert found["a logit of +∞"].verdict == HOLDS
+    assert found["equal logits"].verdict == HOLDS
+
+
+def test_no_temperature_is_no_estimator():
+    with pytest.raises(ConformanceError, match="no finite number"):
+        check_estimator(planted.no_temperature)
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (lambda x: None, "must return samples and gradients, but it returned None"),
+        (lambda x: (x, None), "gradients like the logits, .*, got None"),
+        (lambda x: (x, x[:1]), "gradients like the logits"),
+        (lambda x: (x[:, :1], x), "samples like the logits"),
+        (lambda x: (None, x), "returns no samples"),
+        (lambda x: (x, np.full_like(x, np.nan)), "no finite number"),
+        (lambda x: (x.astype(int), x), "samples like the logits"),
+    ],
+)
+def test_what_is_no_estimator_is_said_in_one_sentence(found, words):
+    with pytest.raises(ConformanceError, match=words) as error:
+        check_estimator(lambda logits, cost, seed: found(logits), budget=0.1)
+    assert "\n" not in str(error.value)
+
+
+def test_an_error_of_the_function_goes_its_way():
+    with pytest.raises(ZeroDivisionError):
+        check_estimator(lambda logits, cost, seed: 1 / 0)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"family": "gaussian"},
+        {"exact_for": "most"},
+        {"level": 1.0},
+        {"budget": 0.0},
+        {"rows": 2},
+        {"seed": -1},
+        {"same_as": "st-gs:tau=0"},
+    ],
+)
+def test_arguments_out_of_range_are_refused_before_anything_is_called(given):
+    with pytest.raises((ValueError, SettingError)):
+        check_estimator(lambda *_: pytest.fail("called"), **given)
+
+
+# ---- what is right passes
+
+
+@functools.cache
+def report_of(name):
+    return check_estimator(from_estimator(name), budget=0.5, rows=512)
+
+
+def test_the_report_says_what_reinmax_is():
+    report = report_of("reinmax")
+    report.check()
+    assert report.claim == "quadratic"
+    assert report.find("which one").data["is"] == ["reinmax", "zgr"]
+    assert report.find("evaluations").number == 1.0
+    assert report.find("quadratic, 2 × 3").verdict == HOLDS
+    assert report.find("cubic, 2 × 3").sentence.startswith("biased: 0.3")
+    assert report.find("what it does not claim").verdict == HOLDS
+
+
+def test_a_report_is_text_json_markdown_and_a_page_of_its_own():
+    report = report_of("reinmax")
+    read = json.loads(report.to_json())
+    assert len(read["findings"]) == len(report.findings)
+    for text in (str(report), report.to_markdown(), report.to_html()):
+        for finding in report.findings:
+            assert finding.name in text
+    page = report.to_html()
+    assert page.count("<svg") == 2
+    assert not re.search(r"(src|href|url)\s*[=(]", page)  # nothing is loaded from anywhere
+
+
+def test_check_raises_with_the_sentences_that_fail():
+    wrong = Finding("bias", "linear", FAILS, "biased: 0.3 ± 0.1")
+    about = {
+        "title": "mine",
+        "framework": "numpy",
+        "family": "categorical",
+        "claim": None,
+        "level": 0.99,
+        "seconds": 1.0,
+    }
+    with pytest.raises(AssertionError, match=r"linear: biased: 0\.3 ± 0\.1"):
+        Report(**about, findings=(wrong,)).check()
+    Report(**about, findings=(Finding("bias", "linear", NOTED, "fine"),)).check()
+
+
+def spec(name):
+    return f"{name}:{OPTIONS[name]}" if name in OPTIONS else name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "family"), [p.values for p in PAIRS])
+def test_each_of_ours_passes_with_its_own_facts(name, family):
+    check_estimator(from_estimator(spec(name), family), family, budget=4.0).check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "family"), [p.values for p in PAIRS])
+def test_each_of_ours_fails_with_a_wrong_claim(name, family):
+    made = create(spec(name), family=family)
+    if made.support != "hard":
+        pytest.skip("it is exact for something else than E f(D)")
+    wrong = {"all": "linear", "quadratic": "all", "linear": "all", "separable": "all", "none": "linear"}[made.exact_for]
+    s = subject(from_estimator(spec(name), family), family, wrong, rows=2048)
+    s.rungs = [r for r in s.rungs if r.variables == 2 and r.kind in ("linear", "quadratic", "cubic")]
+    bias.bias(s, 8.0)
+    assert failed(bias.claims(s, None))
+
+
+@pytest.mark.slow
+def test_right_estimators_raise_no_more_alarms_than_the_level_says():
+    """200 reports at 99 %: at most 6 with a failure, whose probability is 0.4 % even if the level were just kept."""
+    fns = [
+        (planted.straight_through, {"exact_for": "linear"}),
+        (planted.reinforce, {"exact_for": "all"}),
+        (planted.rloo, {"exact_for": "all"}),
+        (planted.gumbel_rao, {"exact_for": "none", "same_as": "st-gs:tau=0.5"}),
+        (from_estimator("reinmax"), {}),
+        (from_estimator("local-expectation"), {}),
+        (planted.disarm, {"exact_for": "all", "family": "bernoulli"}),
+        (from_estimator("arm"), {"family": "bernoulli"}),
+    ]
+    alarms = []
+    for seed in range(200):
+        fn, given = fns[seed % len(fns)]
+        report = check_estimator(fn, **given, budget=0.5, rows=256, seed=seed)
+        if report.failures:
+            alarms.append((seed, report.failures))
+    assert len(alarms) <= 6, alarms
+
+
+# ---- other frameworks, where they are installed
+
+
+def gumbel_softmax_in(framework):
+    if framework == "torch":
+        functional = pytest.importorskip("torch.nn.functional")
+        from estimators.conformance import from_torch
+
+        return from_torch(lambda logits: functional.gumbel_softmax(logits, tau=0.5))
+    jax = pytest.importorskip("jax")
+    from estimators.conformance import from_jax
+
+    return from_jax(
+        lambda logits, key: jax.nn.softmax((logits + jax.random.gumbel(key, logits.shape, logits.dtype)) / 0.5)
+    )
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_a_sampler_of_another_framework_is_recognised(framework):
+    s = subject(gumbel_softmax_in(framework))
+    found = samples.trial(s) + samples.forward(s) + invariances.leaks(s)
+    assert not failed(found)
+    assert identity.same_rule(s).data["is"] == ["gumbel-softmax:tau=0.5"]
+    assert s.quadratic.calls > 0
+
+
+def test_score_functions_of_torch_may_give_a_loss_or_a_gradient():
+    torch = pytest.importorskip("torch")
+    from estimators.conformance import from_torch_gradient
+
+    def loss(logits, cost):
+        law = torch.distributions.OneHotCategorical(logits=logits)
+        d = law.sample()
+        return cost(d).detach() * law.log_prob(d).sum(-1)
+
+    def gradient(logits, cost):
+        law = torch.distributions.OneHotCategorical(logits=logits)
+        d = law.sample()
+        return d, cost(d)[:, None, None] * (d - law.probs)
+
+    for fn in (loss, gradient):
+        s = subject(from_torch_gradient(fn))
+        samples.forward(s)
+        assert "reinforce" in identity.same_rule(s).data["is"]
+
+
+def test_a_sample_of_torch_without_a_gradient_says_what_to_do():
+    torch = pytest.importorskip("torch")
+    from estimators.conformance import from_torch
+
+    with pytest.raises(ValueError, match="carries no gradient: return a tensor"):
+        check_estimator(from_torch(lambda logits: torch.softmax(logits, -1).detach()))
+
+
+# ---- the command
+
+
+FILE = """
+import numpy as np
+from estimators import categorical
+from estimators.base import value_and_grad
+from minigrad import Rng
+
+def right(logits, cost, seed):
+    d = Rng(seed).one_hot(logits)
+    return d, categorical.vjp(categorical.probability(logits), value_and_grad(cost, d)[1])
+
+def twice(logits, cost, seed):
+    d, g = right(logits, cost, seed)
+    return d, 2.0 * g
+
+def raises(logits, cost, seed):
+    return {}["missing"]
+
+def few(logits):
+    return logits
+
+def nothing(logits, cost, seed):
+    return None, logits
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs the command on the functions of FILE: (exit code, output, errors)."""
+    (tmp_path / "mine.py").write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+
+    def of(*flags):
+        code = command.main([*flags, "--quiet"])
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return of
+
+
+def test_the_command_ends_with_0_where_nothing_fails_and_with_1_where_something_does(run, tmp_path):
+    code, out, _ = run("mine.py:right", "--exact-for", "linear", "--budget", "0.2", "--out", "report")
+    assert (code, out.splitlines()[0].endswith("Nothing fails.")) == (0, True)
+    forms = sorted(p.name for p in (tmp_path / "report").iterdir())
+    assert forms == ["report.html", "report.json", "report.md", "report.txt"]
+    code, out, _ = run("mine.py:twice", "--exact-for", "linear", "--budget", "0.2")
+    assert code == 1
+    assert "2 times `st`" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("mine.py:nobody", "mine.py has no nobody; it has"),
+        ("mine.py", "names no function: write FILE.py:NAME"),
+        ("other.py:right", "there is no file other.py"),
+        ("mine.py:np", "np in mine.py is no function"),
+        ("mine.py:few", "needs 1 arguments, for numpy it must be 3"),
+        ("mine.py:nothing", "returns no samples"),
+        ("nobody", "unknown estimator 'nobody'"),
+        ("reinmax:tau=0", "must"),
+        ("reinmax --framework torch", "reinmax is one of ours: leave --framework out"),
+        ("reinmax --family bits", "unknown family 'bits'"),
+        ("reinmax --exact-for most", "unknown exact_for 'most'"),
+        ("reinmax --budget 0", "--budget must be positive"),
+        ("reinmax --level 1", "--level must be at least 0.5 and below 1"),
+        ("reinmax --seed -1", "--seed must be at least 0"),
+        ("mine.py:right --same-as nobody", "unknown estimator 'nobody'"),
+        ("reinmax --out mine.py", "--out mine.py is no folder"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(run, flags, words):
+    code, out, err = run(*flags.split())
+    assert (code, out) == (2, "")
+    assert words in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_function_that_raises_ends_with_its_own_traceback_and_exit_code_2(run):
+    code, _, err = run("mine.py:raises")
+    assert code == 2
+    assert 'return {}["missing"]' in err
+    assert err.splitlines()[-1].endswith("mine.py:raises raised KeyError, see above.")
