@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minigrad import Rng, Tensor
-from minigrad.backend import Array, array_module, asarray_like
+from minigrad.backend import Array, array_module, asarray_like, check_index
 from minigrad.convolution import max_pool2d
 from minigrad.hard import STEP, hard_step, step_array
 from minigrad.nn import Conv2d, Linear, Module, uniform_fan_in
@@ -208,9 +208,12 @@ def wide_uniform(rng, shape, dtype=np.float32):
 def squared_hinge(outputs: Tensor, labels) -> Tensor:
     """Σₖ max(0, 1 − tₖ oₖ)² / K,  tₖ = 1 for the label's class and −1 for the others.
 
-    outputs (…, B, K), labels (B,) integers -> (…, B)
+    outputs (…, B, K), labels (B,) integers -> (…, B).   Errors as `cross_entropy` has them.
     """
     xp = array_module(labels)
+    if labels.shape != outputs.shape[-2:-1]:
+        raise ValueError(f"there must be one label for each row of outputs: {labels.shape} and {outputs.shape}.")
+    check_index(labels, outputs.shape[-1])
     t = 2.0 * (labels[:, None] == xp.arange(outputs.shape[-1])).astype(outputs.dtype) - 1.0
     lacking = relu(1.0 - t * outputs)
     return (lacking * lacking).mean(axis=-1)

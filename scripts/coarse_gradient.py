@@ -33,8 +33,8 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.errors import command, disk_errors, require, size_errors
-from experiments.flags import at_least, at_most, check_lr, check_read, check_seed, flag, one_of, parse_flags, sizes
-from experiments.memory import check_memory
+from experiments.flags import at_least, at_most, check_lr, check_read, check_seed, flag, one_of, parse_flags, shown, sizes
+from experiments.memory import check_memory, weights
 from experiments.pictures import LINES, new_figure
 from experiments.run_folder import RunFolder, new_folder
 from minigrad import Rng
@@ -44,7 +44,8 @@ from models import population, quantised
 from models.data import subspaces
 from models.quantised import Activation, TwoLinearLayers, hinge
 
-MOST = 10**7  # of steps, starts and seeds: more are a mistake
+MOST, MOST_SEEDS = 10**7, 10**4  # steps and starts; seeds: more are a mistake
+LEAST_RATIO = 1e-3  # below, the loss of the spurious minimum comes near that of the global one, which is 0
 BESIDE = 0.01  # the deviation of the start beside the spurious minimum, in every coordinate
 DRAWN = 400  # steps of a trajectory that are drawn
 NEW = 250  # points in a class that are not trained on
@@ -102,13 +103,17 @@ class Config:
         known = PROBLEMS[self.problem].settings["proxies"]
         for proxy in self.proxies:
             require(proxy in known, f"unknown proxy {proxy!r}; {self.problem} knows {', '.join(known)}.")
+        for name in ("proxies", "bits"):
+            values = getattr(self, name)
+            require(len(set(values)) == len(values), f"--{name} has something twice: {shown(values)}.")
         at_least(1, self, "steps", "inputs", "starts", "dimensions", "points", "seeds")
         at_least(2, self, "units", "classes")
-        at_most(MOST, self, "steps", "starts", "seeds")
+        at_most(MOST, self, "steps", "starts")
+        at_most(MOST_SEEDS, self, "seeds")
         most = 0.5 * (self.units + 1)
         require(
-            0.0 <= self.ratio < most or self.problem != "population",
-            f"--ratio must be at least 0 and below (m + 1)/2 = {most:g}, so that there is a spurious minimum, got "
+            LEAST_RATIO <= self.ratio < most or self.problem != "population",
+            f"--ratio must be at least {LEAST_RATIO} and below (m + 1)/2 = {most:g}, so that there is a spurious minimum, got "
             f"{self.ratio}.",
         )
         require(self.bits and all(1 <= b <= 16 for b in self.bits), "--bits must be from 1 to 16, as in --bits 1,2.")
@@ -257,8 +262,10 @@ class Subspaces:
 
     def __init__(self, config: Config) -> None:
         c = self.config = config
-        inputs, points = c.classes * c.dimensions, c.classes * (c.points + NEW)
-        numbers = inputs**2 + (inputs + c.classes) * c.units + points * (inputs + 2 * c.units)
+        inputs, points, together = c.classes * c.dimensions, c.classes * (c.points + NEW), c.classes * max(c.points, NEW)
+        # the points are there twice, as they are drawn and divided; of a layer, what enters and leaves the staircase
+        numbers = inputs**2 + 2 * weights(inputs, c.units, c.classes) + 2 * points * inputs
+        numbers += together * (3 * c.units + c.classes)
         check_memory(numbers, np.float64, "--classes, --dimensions, --points or --units")
 
     def train(self, bits: int, proxy: str, seed: int) -> tuple[list[float], float]:
