@@ -33,7 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.errors import command, disk_errors, require, size_errors
-from experiments.flags import at_least, at_most, check_lr, check_read, check_seed, flag, one_of, parse_flags, shown, sizes
+from experiments.flags import at_least, at_most, check_lr, check_read, check_seed, flag, one_of, parse_flags, sizes
 from experiments.memory import check_memory, weights
 from experiments.pictures import LINES, new_figure
 from experiments.run_folder import RunFolder, new_folder
@@ -105,7 +105,7 @@ class Config:
             require(proxy in known, f"unknown proxy {proxy!r}; {self.problem} knows {', '.join(known)}.")
         for name in ("proxies", "bits"):
             values = getattr(self, name)
-            require(len(set(values)) == len(values), f"--{name} has something twice: {shown(values)}.")
+            require(len(set(values)) == len(values), f"--{name} has something twice: name each once.")
         at_least(1, self, "steps", "inputs", "starts", "dimensions", "points", "seeds")
         at_least(2, self, "units", "classes")
         at_most(MOST, self, "steps", "starts")
@@ -113,7 +113,7 @@ class Config:
         most = 0.5 * (self.units + 1)
         require(
             LEAST_RATIO <= self.ratio < most or self.problem != "population",
-            f"--ratio must be at least {LEAST_RATIO} and below (m + 1)/2 = {most:g}, so that there is a spurious minimum, got "
+            f"--ratio must be at least {LEAST_RATIO} and below (m + 1)/2 = {most:g}, where a spurious minimum is, got "
             f"{self.ratio}.",
         )
         require(self.bits and all(1 <= b <= 16 for b in self.bits), "--bits must be from 1 to 16, as in --bits 1,2.")
@@ -262,10 +262,10 @@ class Subspaces:
 
     def __init__(self, config: Config) -> None:
         c = self.config = config
-        inputs, points, together = c.classes * c.dimensions, c.classes * (c.points + NEW), c.classes * max(c.points, NEW)
-        # the points are there twice, as they are drawn and divided; of a layer, what enters and leaves the staircase
-        numbers = inputs**2 + 2 * weights(inputs, c.units, c.classes) + 2 * points * inputs
-        numbers += together * (3 * c.units + c.classes)
+        inputs, points = c.classes * c.dimensions, c.classes * (c.points + NEW)
+        # drawing takes three arrays of bases, or two of points; training, the units before and behind the staircase
+        numbers = 3 * inputs**2 + 2 * weights(inputs, c.units, c.classes) + 2 * points * inputs
+        numbers += c.classes * max(c.points, NEW) * (3 * c.units + c.classes)
         check_memory(numbers, np.float64, "--classes, --dimensions, --points or --units")
 
     def train(self, bits: int, proxy: str, seed: int) -> tuple[list[float], float]:

@@ -175,10 +175,9 @@ class Constraints(LabelledExperiment):
         self.optimizer = c.optimizer_for(self.model)
 
     def load_theory(self, c: Config) -> Theory:
-        file = Path(c.cnf)
-        with user_errors(TheoryError, file=file), disk_errors(file):
-            require(file.is_file() or not file.exists(), f"{file} is no file: give one to --cnf that can be read again.")
-            theory = Theory.load(file)
+        require(os.path.isfile(c.cnf), f"there is no file {c.cnf!r}: give one to --cnf that can be read again.")
+        with user_errors(TheoryError, file=Path(c.cnf)), disk_errors(Path(c.cnf)):
+            theory = Theory.load(c.cnf)
         atoms = self.problem.theory.atoms
         why = f"--problem {c.problem} needs {atoms} with this binariser, those of the theory.cnf of its runs."
         require(theory.atoms == atoms, f"{c.cnf} has {theory.atoms} atoms, and {why}")
@@ -191,14 +190,14 @@ class Constraints(LabelledExperiment):
             check_evaluations(self.estimator, problem.items, problem.classes)
             self.warn_of(self.estimator)
         joint = 1 if c.method == "constraint" or c.problem.startswith("member") else problem.classes**problem.items
-        rows = min(c.batch, c.examples) * draws(self.estimator)
         self.load()
         if c.convolutional:
             numbers, of_image = 0, convolutions(self.images.shape, CHANNELS, WINDOW, 0)
         else:
             pixels = self.train.shape[1]
             numbers, of_image = 2 * weights(pixels, *c.hidden, problem.classes), pixels + 2 * sum(c.hidden)
-        numbers += min(c.batch, c.examples) * problem.items * of_image + rows * joint
+        of_example = joint + problem.items * (of_image + draws(self.estimator) * problem.classes)
+        numbers += min(c.batch, c.examples) * of_example
         check_memory(numbers, self.dtype, "--hidden, --batch or fewer samples", self.backend.name)
         self.pictures, labels = self.train, self.images.train_labels.astype(np.int64)
         cut, rng = len(self.pictures), self.rng.site("groups")

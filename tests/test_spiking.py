@@ -301,6 +301,15 @@ def test_squared_hinge_by_hand():
     )
 
 
+def test_labels_of_no_class_or_of_other_rows_are_refused():
+    outputs = Tensor(np.zeros((2, 3, 4)))
+    for label in (-1, 4):
+        with pytest.raises(IndexError, match="outside 0 to 3"):
+            squared_hinge(outputs, np.array([0, label, 1]))
+    with pytest.raises(ValueError, match=r"one label for each row of outputs: \(1,\) and \(2, 3, 4\)"):
+        squared_hinge(outputs, np.array([0]))
+
+
 def test_spikes_and_additions_are_counted_by_hand():
     """Two steps, one image: 3 spikes enter 7 neurons, 4 enter 6, and 1 enters the 3 outputs."""
     model = network()

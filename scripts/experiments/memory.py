@@ -72,8 +72,10 @@ def draws(estimator: Any) -> int:
 
 
 def convolutions(shape: tuple[int, int], channels: Any, window: int, padding: int) -> int:
-    """How many numbers the windows and the outputs of convolutions are for an image (H, W), with pooling of 2 × 2 behind
-    each.   channels: of the image, then of each convolution"""
+    """How many numbers the windows and the outputs of convolutions are for an image (H, W), pooled 2 × 2 behind each.
+
+    channels: of the image, then of each convolution
+    """
     numbers = 0
     for of, to in itertools.pairwise(channels):
         shape = tuple(n + 2 * padding - window + 1 for n in shape)
