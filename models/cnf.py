@@ -223,7 +223,10 @@ class Given:
         """facts (B, f): the atoms that are true, from 0, also of the network's; n, the number of atoms, for none.
 
         A clause with a negated input is looked up under the first one, so that its theory is never gone through.
+        ValueError for facts of another shape.
         """
+        if facts.ndim != 2:
+            raise ValueError(f"facts must be (B, f), got {facts.shape}.")
         xp, rows = array_module(facts), len(facts)
         known = xp.repeat(self.unknown[None], rows, axis=0)
         known[xp.arange(rows)[:, None], facts] = 1

@@ -341,6 +341,8 @@ def test_what_does_not_fit_is_refused():
             satisfied(np.ones(shape), clauses)
     with pytest.raises(ValueError, match="unknown normalise 'mean'"):
         constraint_loss(Tensor(np.ones((2, 3))), clauses, "mean")
+    with pytest.raises(ValueError, match=r"facts must be \(B, f\), got \(4,\)"):
+        Given(SMALL, 0, 3)(np.array([3, 4, 3, 4]))
     for first, count in ((-1, 3), (0, 0), (3, 3)):
         with pytest.raises(ValueError, match="in a theory of 5"):
             Given(SMALL, first, count)

@@ -220,9 +220,18 @@ def test_what_is_no_neuron_is_refused(wrong, message):
     for shape in ((), (0, 3)):
         with pytest.raises(ValueError, match="need an axis of at least one step"):
             integrate_and_fire(np.ones(shape), **SUBTRACT)
+    with pytest.raises(TypeError, match="currents must be floating-point numbers, got int64"):
+        integrate_and_fire(np.ones((2, 3), np.int64), **SUBTRACT)
 
 
 # ---- codes
+
+
+@pytest.mark.parametrize("code", [rate, latency])
+def test_gray_values_that_are_no_probabilities_are_refused(code):
+    for x in (-0.1, 255.0):
+        with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+            code(np.array([[0.5, x]]), 4, Rng(0))
 
 
 def test_a_rate_code_spikes_as_often_as_the_gray_value_says():
