@@ -86,7 +86,7 @@ class Config:
     lr: float | None = flag(None, "learning rate; else 0.01, subspaces: 0.1", type=float)
     seed: int = flag(0, "fixes v*, w*, all starts and the data; with several seeds, the first of them")
     inputs: int = flag(5, "population: n, the columns of Z")
-    ratio: float = flag(1.5, "population: (1ᵀv*)²/‖v*‖², below (m + 1)/2, so that there is a spurious minimum")
+    ratio: float = flag(1.5, "population: (1ᵀv*)²/‖v*‖², above 0 and below (m + 1)/2, where a spurious minimum is")
     starts: int = flag(50, "population: random starts")
     sided: str = flag("two", "subspaces: one (−x is no data) or two (−x is as likely as x)")
     bits: tuple = flag((1, 2), "subspaces: bits of the staircase", type=sizes)

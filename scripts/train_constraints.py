@@ -166,7 +166,7 @@ class Constraints(LabelledExperiment):
         about = self.theory, self.problem.first, self.problem.count, self.backend
         self.given = Given(*about)
         self.looked_at = Given(*about, everything=True) if c.normalise == "all" else self.given
-        copies, seen = len(getattr(self.problem, "copies", "1")), (self.looked_at, self.given)
+        copies, seen = len(self.problem.copies) if self.reads else 1, (self.looked_at, self.given)
         for given, rows in zip(seen, (min(c.batch, c.examples), self.EVALUATION_BATCH), strict=True):
             literals = rows * copies * given.sign.shape[0] * (given.always.size + given.under.shape[1])
             # of each literal: its atom and its place in the batch, and its truth at least twice
