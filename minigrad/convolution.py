@@ -5,9 +5,8 @@ window, which is a slice of the image, and its rule adds gradients back to the s
 all the geometry there is.
 
 In memory the batch comes last, (C, H, W, N): a slice along H and W then consists of long runs, which are quick to copy
-and to add. Only views are turned, so the shape stays (N, C, H, W); what
-elementwise ops make of such an array keeps its order, and the images are rearranged once, when they enter the first
-convolution.
+and to add. Only views are turned, so the shape stays (N, C, H, W); what elementwise ops make of such an array keeps its
+order, and the images are rearranged once, when they enter the first convolution.
 """
 
 from __future__ import annotations

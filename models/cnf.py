@@ -107,10 +107,14 @@ class Theory:
         """Read a DIMACS file: comments, "p cnf ATOMS CLAUSES", and clauses, numbers that end with a 0.
 
         Comments "c NUMBER NAME" name the atoms, if they name all of them. A line "%" ends the file, as in SATLIB's.
+        A comment may have any encoding that has ASCII in it.
         TheoryError, with the line and the reason, for another file; OSError if it cannot be read.
         """
         atoms, expected, clauses, names, clause, header = None, 0, [], {}, [], 0
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+        text = Path(path).read_text(encoding="utf-8-sig", errors="replace").removesuffix("\n")
+        if "\0" in text:
+            raise TheoryError("it is no text in ASCII or UTF-8.")
+        lines = text.split("\n")  # and not where else `splitlines` sees an end of a line
         for n, line in enumerate(lines, 1):
             words = line.split()
             if not words:
@@ -173,11 +177,18 @@ class Clauses(NamedTuple):
 
     atom (w, B, r): which value of the network a literal has;   sign (w, B, r): 1, −1, or 0 for no literal
     open (B, r): no fact satisfies the clause, and it is one (there may be fewer than r)
+    count: how many values the network has
     """
 
     atom: np.ndarray
     sign: np.ndarray
     open: np.ndarray
+    count: int
+
+    def check(self, v) -> None:
+        """ValueError unless v has the shape (B, count)."""
+        if v.shape != (len(self.open), self.count):
+            raise ValueError(f"there must be {(len(self.open), self.count)} truth values, got {v.shape}.")
 
 
 class Given:
@@ -189,6 +200,9 @@ class Given:
     """
 
     def __init__(self, theory: Theory, first: int, count: int, backend=None, everything: bool = False) -> None:
+        if not (first >= 0 and count >= 1 and first + count <= theory.atoms):
+            raise ValueError(f"there are no {count} atoms from {first} on in a theory of {theory.atoms}.")
+        self.count = count
         atom, sign = theory.table
         is_input = np.ones(theory.atoms + 1, bool)  # the last one stands for no fact at all
         is_input[first : first + count] = False
@@ -209,7 +223,10 @@ class Given:
         """facts (B, f): the atoms that are true, from 0, also of the network's; n, the number of atoms, for none.
 
         A clause with a negated input is looked up under the first one, so that its theory is never gone through.
+        ValueError for facts of another shape.
         """
+        if facts.ndim != 2:
+            raise ValueError(f"facts must be (B, f), got {facts.shape}.")
         xp, rows = array_module(facts), len(facts)
         known = xp.repeat(self.unknown[None], rows, axis=0)
         known[xp.arange(rows)[:, None], facts] = 1
@@ -218,7 +235,7 @@ class Given:
         sign = self.sign[:, chosen]
         truth = sign * known[xp.arange(rows)[:, None], self.atom[:, chosen]]  # 1 true, −1 contradicted, 0 open
         is_open = (truth < 1).all(axis=0) & (chosen < self.sign.shape[1] - 1)
-        return Clauses(self.place[:, chosen], xp.where(truth == 0, sign, 0), is_open)
+        return Clauses(self.place[:, chosen], xp.where(truth == 0, sign, 0), is_open, self.count)
 
 
 # ---- ops
@@ -233,10 +250,10 @@ def _surrogate_binariser(x, *, threshold, width=None):
 def step_at(x, *, threshold: float, width: float | None = None):
     """y = 1[x ≥ threshold]       dx = g,  or, with a width,  g [|x − threshold| ≤ width]
 
-    At the threshold y is 1, as in the paper and its code; `minigrad.hard.hard_step` is 0 there.
+    At the threshold y is 1, as in the paper and its code; `minigrad.hard.hard_step` is 0 there. NaN for NaN.
     """
     xp = array_module(x)
-    y = (x >= threshold).astype(x.dtype)
+    y = xp.where(x == x, (x >= threshold).astype(x.dtype), x)
     return y, lambda g: g if width is None else xp.where(abs(x - threshold) <= width, g, 0.0)
 
 
@@ -316,6 +333,9 @@ def constraint_loss(v: Tensor, clauses: Clauses, normalise: str = "sample") -> t
                           included that the facts satisfy (`Given(everything=True)`)
     """
     xp, dtype = array_module(v.data), v.dtype
+    clauses.check(v)
+    if normalise not in NORMALISATIONS:
+        raise ValueError(f"unknown normalise {normalise!r}; the known ones are {', '.join(NORMALISATIONS)}.")
     unsat, keep = clause_values(v, clauses.atom, clauses.sign)
     B, r = clauses.open.shape
     broken = clauses.open & (unsat.data == 1.0)
@@ -334,5 +354,6 @@ def constraint_loss(v: Tensor, clauses: Clauses, normalise: str = "sample") -> t
 
 def satisfied(v, clauses: Clauses):
     """Which examples satisfy all of their open clauses.   v (B, n) of 0 and 1, an array  ->  (B,) booleans"""
+    clauses.check(v)
     unsat = clause_values.rule(v, clauses.atom, clauses.sign)[0][0]
     return ~(clauses.open & (unsat == 1.0)).any(axis=1)

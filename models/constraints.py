@@ -12,6 +12,7 @@ from minigrad.convolution import max_pool2d
 from minigrad.nn import MLP, Conv2d, Module, xavier_uniform
 from minigrad.ops import relu
 
+CHANNELS, WINDOW = (1, 6, 16), 5
 SMALLEST = 16  # what leaves the second pooling one pixel
 
 
@@ -25,10 +26,10 @@ class ConvNet(Module):
             )
         self.shape = shape
         options = {"init": xavier_uniform, "dtype": dtype}
-        self.first = Conv2d(1, 6, 5, rng.site("first"), **options)
-        self.second = Conv2d(6, 16, 5, rng.site("second"), **options)
+        self.first = Conv2d(*CHANNELS[:2], WINDOW, rng.site("first"), **options)
+        self.second = Conv2d(*CHANNELS[1:], WINDOW, rng.site("second"), **options)
         height, width = (((n - 4) // 2 - 4) // 2 for n in shape)
-        self.dense = MLP([16 * height * width, 120, 84, classes], rng.site("dense"), **options)
+        self.dense = MLP([CHANNELS[-1] * height * width, 120, 84, classes], rng.site("dense"), **options)
 
     def __call__(self, x) -> Tensor:
         maps = Tensor(x.reshape(len(x), 1, *self.shape))

@@ -169,13 +169,15 @@ def moments(g: Geometry, proxy: str) -> Moments:
 
 
 def has_spurious_minimum(v_star) -> bool:
-    """(1ᵀv*)² < ½ (m + 1)‖v*‖²: then `spurious_minimum` is a local minimum that is not global.
+    """0 < (1ᵀv*)² < ½ (m + 1)‖v*‖²: then `spurious_minimum` is a local minimum that is not global.
 
     There vᵀv* is negative, so that f grows as θ falls from π (∂f/∂θ = vᵀv*/(2π)): with A⁻¹ = I − 11ᵀ/(m + 1),
 
         vᵀv* = v*ᵀA⁻¹(11ᵀ − I) v* = (2/(m + 1)) (1ᵀv*)² − ‖v*‖²
+
+    If 1ᵀv* = 0 its loss is 0, that of the global one: −v* and −w* give the same labels as v* and w*.
     """
-    return bool(v_star.sum() ** 2 < 0.5 * (len(v_star) + 1) * (v_star @ v_star))
+    return bool(0.0 < v_star.sum() ** 2 < 0.5 * (len(v_star) + 1) * (v_star @ v_star))
 
 
 def spurious_minimum(v_star, w_star) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minigrad import Rng, Tensor, no_grad
-from minigrad.backend import array_module
+from minigrad.backend import array_module, check_index
 from minigrad.convolution import max_pool2d
 from minigrad.fused import cross_entropy
 from minigrad.hard import QUANTISED, quantised_relu
@@ -65,6 +65,7 @@ class Classifier(Module):
 def hinge(logits, labels) -> Tensor:
     """max(0, 1 − o_label + max of the other o) of each example (B,) (Crammer & Singer 2001).   logits o (B, K ≥ 2)"""
     xp = array_module(labels)
+    check_index(labels, logits.shape[1])
     own = labels[:, None] == xp.arange(logits.shape[1])
     rival = xp.where(own, -math.inf, logits.data).argmax(axis=1)
     return relu(1.0 + (gather(logits, rival[:, None]) - gather(logits, labels[:, None])).reshape(-1))
@@ -150,7 +151,7 @@ class LeNet(Classifier):
         if min(shape) < self.POOL**2:
             raise ValueError(f"images must have at least {self.POOL**2} rows and columns, got {shape}.")
         self.shape, self.activation = shape, activation
-        padding = 0 if min(shape) >= 16 else self.WINDOW // 2
+        padding = self.padding(shape)
         self.convolutions = [
             Conv2d(i, o, self.WINDOW, rng.site(f"convolution {n}"), padding=padding, init=he_normal, dtype=dtype)
             for n, (i, o) in enumerate(itertools.pairwise(self.CHANNELS))
@@ -160,8 +161,12 @@ class LeNet(Classifier):
         sizes = (self.CHANNELS[-1] * shape[0] * shape[1], *hidden, classes)
         self.dense = DenseNetwork(sizes, activation, rng=rng.site("dense"), dtype=dtype)
 
+    @classmethod
+    def padding(cls, shape: tuple[int, int]) -> int:
+        return 0 if min(shape) >= 16 else cls.WINDOW // 2
+
     def __call__(self, x) -> Tensor:
-        x = x.reshape(-1, 1, *self.shape)
+        x = x.reshape(len(x), 1, *self.shape)
         for layer in self.convolutions:
             x = self.activation(max_pool2d(layer(x), size=self.POOL))
         return self.dense(x.reshape(len(x), -1))

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minigrad import Rng, Tensor
-from minigrad.backend import Array, array_module, asarray_like
+from minigrad.backend import Array, array_module, asarray_like, check_index, check_unit_interval
 from minigrad.convolution import max_pool2d
 from minigrad.hard import STEP, hard_step, step_array
 from minigrad.nn import Conv2d, Linear, Module, uniform_fan_in
@@ -43,12 +43,17 @@ WINDOW = 5  # of a convolution, which keeps the size of the image
 
 
 def rate(x, steps: int, rng: Rng):
-    """In every step a pixel spikes with its gray value as the probability."""
+    """In every step a pixel spikes with its gray value as the probability.   ValueError, on the host, outside [0, 1]"""
+    check_unit_interval(x)
     return (rng.uniform((steps, *x.shape), like=x) < x).astype(x.dtype)
 
 
 def latency(x, steps: int, rng: Rng | None = None):
-    """Time to first spike: the gray value p spikes once, in step ⌊(1 − p) T⌋ of 0 … T − 1, and never if p = 0."""
+    """Time to first spike: the gray value p spikes once, in step ⌊(1 − p) T⌋ of 0 … T − 1, and never if p = 0.
+
+    ValueError, on the host, outside [0, 1]
+    """
+    check_unit_interval(x)
     xp = array_module(x)
     return (xp.arange(steps)[:, None, None] == xp.floor((1.0 - x) * steps)).astype(x.dtype)
 
@@ -75,7 +80,12 @@ RESETS = {
 
 
 def membranes(currents, *, leak: float, reset: str, threshold: float = THRESHOLD):
-    """(u, s), the membranes before the reset and the spikes.   currents (T, …), an array -> (T, …) both"""
+    """(u, s), the membranes before the reset and the spikes.   currents (T, …), an array -> (T, …) both
+
+    TypeError for integers, which cannot leak.
+    """
+    if currents.dtype.kind != "f":
+        raise TypeError(f"currents must be floating-point numbers, got {currents.dtype}: convert them.")
     xp, r = array_module(currents), 0.0
     u, s = xp.empty_like(currents), xp.empty_like(currents)
     for t in range(len(currents)):
@@ -208,9 +218,12 @@ def wide_uniform(rng, shape, dtype=np.float32):
 def squared_hinge(outputs: Tensor, labels) -> Tensor:
     """Σₖ max(0, 1 − tₖ oₖ)² / K,  tₖ = 1 for the label's class and −1 for the others.
 
-    outputs (…, B, K), labels (B,) integers -> (…, B)
+    outputs (…, B, K), labels (B,) integers -> (…, B).   Errors as `cross_entropy` has them.
     """
     xp = array_module(labels)
+    if labels.shape != outputs.shape[-2:-1]:
+        raise ValueError(f"there must be one label for each row of outputs: {labels.shape} and {outputs.shape}.")
+    check_index(labels, outputs.shape[-1])
     t = 2.0 * (labels[:, None] == xp.arange(outputs.shape[-1])).astype(outputs.dtype) - 1.0
     lacking = relu(1.0 - t * outputs)
     return (lacking * lacking).mean(axis=-1)

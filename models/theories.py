@@ -200,7 +200,8 @@ class Reading:
         return self.atoms(Tensor(unchecked_one_hot(classes, self.classes, like))).data
 
     def atoms(self, v: Tensor) -> Tensor:
-        """v (B, k, K) of single images  ->  (B·copies, count), products for the pairs."""
+        """v (B, k, K) of single images  ->  (B·copies, count), products for the pairs; ValueError for others."""
+        self.check_shape(v)
         found, B, K = [], len(v), self.classes
         for images, lines in self.copies:
             parts = [v[:, i] for i in images] if self.of_images else []
@@ -211,7 +212,8 @@ class Reading:
     def holds(self, d: Tensor, facts) -> Tensor:
         """The probability (B,) that the facts (B, copies, f) are true, if the classes are independent with the
         probabilities d (B, k, K): the sum over all joint outcomes that agree with them. It is linear in the
-        distribution of each image, and 0 or 1 for one-hots."""
+        distribution of each image, and 0 or 1 for one-hots. ValueError for another shape of d."""
+        self.check_shape(d)
         lines = [line for _, lines in self.copies for line in lines]
         k, B, K = self.items, len(d), self.classes
         along = lambda *axes: tuple(K if axis in axes else 1 for axis in range(k))
@@ -221,6 +223,10 @@ class Reading:
         for i in range(1, k):
             joint = joint * d[:, i].reshape(B, *along(i))
         return (joint * allowed).reshape(B, -1).sum(axis=1)
+
+    def check_shape(self, v: Tensor) -> None:
+        if v.shape[1:] != (self.items, self.classes):
+            raise ValueError(f"outputs must be (B, {self.items}, {self.classes}), got {v.shape}.")
 
     @cached_property
     def consistent(self):
@@ -290,6 +296,7 @@ class Member(Reading):
 
     def holds(self, d, facts):
         """Π (1 − dᵢ) if the number is not among them, else 1 − Π (1 − dᵢ); dᵢ is its probability at image i."""
+        self.check_shape(d)
         fact = facts.reshape(-1) - self.count
         number = unchecked_one_hot(fact // 2, 10, d.data)
         absent = 1.0

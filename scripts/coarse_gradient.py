@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from experiments.errors import command, disk_errors, require, size_errors
 from experiments.flags import at_least, at_most, check_lr, check_read, check_seed, flag, one_of, parse_flags, sizes
-from experiments.memory import check_memory
+from experiments.memory import check_memory, weights
 from experiments.pictures import LINES, new_figure
 from experiments.run_folder import RunFolder, new_folder
 from minigrad import Rng
@@ -44,7 +44,8 @@ from models import population, quantised
 from models.data import subspaces
 from models.quantised import Activation, TwoLinearLayers, hinge
 
-MOST = 10**7  # of steps, starts and seeds: more are a mistake
+MOST, MOST_SEEDS = 10**7, 10**4  # steps and starts; seeds: more are a mistake
+LEAST_RATIO = 1e-3  # below, the loss of the spurious minimum comes near that of the global one, which is 0
 BESIDE = 0.01  # the deviation of the start beside the spurious minimum, in every coordinate
 DRAWN = 400  # steps of a trajectory that are drawn
 NEW = 250  # points in a class that are not trained on
@@ -85,7 +86,7 @@ class Config:
     lr: float | None = flag(None, "learning rate; else 0.01, subspaces: 0.1", type=float)
     seed: int = flag(0, "fixes v*, w*, all starts and the data; with several seeds, the first of them")
     inputs: int = flag(5, "population: n, the columns of Z")
-    ratio: float = flag(1.5, "population: (1ᵀv*)²/‖v*‖², below (m + 1)/2, so that there is a spurious minimum")
+    ratio: float = flag(1.5, "population: (1ᵀv*)²/‖v*‖², above 0 and below (m + 1)/2, where a spurious minimum is")
     starts: int = flag(50, "population: random starts")
     sided: str = flag("two", "subspaces: one (−x is no data) or two (−x is as likely as x)")
     bits: tuple = flag((1, 2), "subspaces: bits of the staircase", type=sizes)
@@ -102,13 +103,17 @@ class Config:
         known = PROBLEMS[self.problem].settings["proxies"]
         for proxy in self.proxies:
             require(proxy in known, f"unknown proxy {proxy!r}; {self.problem} knows {', '.join(known)}.")
+        for name in ("proxies", "bits"):
+            values = getattr(self, name)
+            require(len(set(values)) == len(values), f"--{name} has something twice: name each once.")
         at_least(1, self, "steps", "inputs", "starts", "dimensions", "points", "seeds")
         at_least(2, self, "units", "classes")
-        at_most(MOST, self, "steps", "starts", "seeds")
+        at_most(MOST, self, "steps", "starts")
+        at_most(MOST_SEEDS, self, "seeds")
         most = 0.5 * (self.units + 1)
         require(
-            0.0 <= self.ratio < most or self.problem != "population",
-            f"--ratio must be at least 0 and below (m + 1)/2 = {most:g}, so that there is a spurious minimum, got "
+            LEAST_RATIO <= self.ratio < most or self.problem != "population",
+            f"--ratio must be at least {LEAST_RATIO} and below (m + 1)/2 = {most:g}, where a spurious minimum is, got "
             f"{self.ratio}.",
         )
         require(self.bits and all(1 <= b <= 16 for b in self.bits), "--bits must be from 1 to 16, as in --bits 1,2.")
@@ -258,7 +263,9 @@ class Subspaces:
     def __init__(self, config: Config) -> None:
         c = self.config = config
         inputs, points = c.classes * c.dimensions, c.classes * (c.points + NEW)
-        numbers = inputs**2 + (inputs + c.classes) * c.units + points * (inputs + 2 * c.units)
+        # drawing takes three arrays of bases, or two of points; training, the units before and behind the staircase
+        numbers = 3 * inputs**2 + 2 * weights(inputs, c.units, c.classes) + 2 * points * inputs
+        numbers += c.classes * max(c.points, NEW) * (3 * c.units + c.classes)
         check_memory(numbers, np.float64, "--classes, --dimensions, --points or --units")
 
     def train(self, bits: int, proxy: str, seed: int) -> tuple[list[float], float]:

@@ -31,7 +31,7 @@ from estimators import ESTIMATORS, create
 from experiments.errors import command, disk_errors, require, user_errors
 from experiments.flags import at_least, at_most, flag, one_of, sizes
 from experiments.loop import ImageConfig, LabelledExperiment, Optimizing, batches, run
-from experiments.memory import check_evaluations, check_memory, draws, weights
+from experiments.memory import check_evaluations, check_memory, convolutions, draws, weights
 from experiments.pictures import learning_curves
 from experiments.specification import digest
 from minigrad import Rng, no_grad
@@ -39,7 +39,7 @@ from minigrad.fused import softmax
 from minigrad.nn import MLP, xavier_uniform
 from minigrad.ops import log
 from models.cnf import BINARISERS, NORMALISATIONS, PARTS, Given, Theory, TheoryError, constraint_loss, satisfied
-from models.constraints import SMALLEST, ConvNet
+from models.constraints import CHANNELS, SMALLEST, WINDOW, ConvNet
 from models.data import Images
 from models.theories import COMPLETIONS, READINGS, groups_of_images, operator_images
 
@@ -89,7 +89,7 @@ class Config(Optimizing, ImageConfig):
         one_of(self, problem=(*READINGS, *COMPLETIONS), **known)
         require(min(self.hidden, default=1) >= 1, f"--hidden needs widths of at least 1, got {self.hidden}.")
         parts = (*PARTS, "labels")
-        for part in filter(None, self.left_out):
+        for part in self.left_out:
             require(part in parts, f"--without has no part {part!r}: the known ones are {', '.join(parts)}.")
         completes = self.problem in COMPLETIONS
         why = f"{self.problem} has the method constraint alone: leave --method out."
@@ -102,7 +102,7 @@ class Config(Optimizing, ImageConfig):
 
     @property
     def left_out(self) -> list[str]:
-        return self.without.split(",")
+        return self.without.split(",") if self.without else []
 
     @property
     def images(self) -> str:
@@ -166,13 +166,16 @@ class Constraints(LabelledExperiment):
         about = self.theory, self.problem.first, self.problem.count, self.backend
         self.given = Given(*about)
         self.looked_at = Given(*about, everything=True) if c.normalise == "all" else self.given
-        size, clauses = self.given.sign.shape[0], self.looked_at.always.size + self.looked_at.under.shape[1]
-        rows = min(c.batch, c.examples)
-        check_memory(rows * size * clauses, self.dtype, "--batch, or another --normalise", self.backend.name)
+        copies, seen = len(self.problem.copies) if self.reads else 1, (self.looked_at, self.given)
+        for given, rows in zip(seen, (min(c.batch, c.examples), self.EVALUATION_BATCH), strict=True):
+            literals = rows * copies * given.sign.shape[0] * (given.always.size + given.under.shape[1])
+            # of each literal: its atom and its place in the batch, and its truth at least twice
+            check_memory(3 * literals, np.int64, "--batch, another --normalise or a smaller --cnf", self.backend.name)
         (self.build_reading if self.reads else self.build_completion)(c)
         self.optimizer = c.optimizer_for(self.model)
 
     def load_theory(self, c: Config) -> Theory:
+        require(os.path.isfile(c.cnf), f"there is no file {c.cnf!r}: give one to --cnf that can be read again.")
         with user_errors(TheoryError, file=Path(c.cnf)), disk_errors(Path(c.cnf)):
             theory = Theory.load(c.cnf)
         atoms = self.problem.theory.atoms
@@ -187,10 +190,15 @@ class Constraints(LabelledExperiment):
             check_evaluations(self.estimator, problem.items, problem.classes)
             self.warn_of(self.estimator)
         joint = 1 if c.method == "constraint" or c.problem.startswith("member") else problem.classes**problem.items
-        rows = min(c.batch, c.examples) * draws(self.estimator)
-        numbers = 2 * weights(64, *c.hidden, problem.classes) + rows * (problem.items * sum(c.hidden) + joint)
-        check_memory(numbers, self.dtype, "--hidden, --batch or fewer samples", self.backend.name)
         self.load()
+        if c.convolutional:
+            numbers, of_image = 0, convolutions(self.images.shape, CHANNELS, WINDOW, 0)
+        else:
+            pixels = self.train.shape[1]
+            numbers, of_image = 2 * weights(pixels, *c.hidden, problem.classes), pixels + 2 * sum(c.hidden)
+        of_example = joint + problem.items * (of_image + draws(self.estimator) * problem.classes)
+        numbers += min(c.batch, c.examples) * of_example
+        check_memory(numbers, self.dtype, "--hidden, --batch or fewer samples", self.backend.name)
         self.pictures, labels = self.train, self.images.train_labels.astype(np.int64)
         cut, rng = len(self.pictures), self.rng.site("groups")
         groups, facts = self.groups(labels[:cut], c.examples, rng.site("train"))

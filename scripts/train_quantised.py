@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from experiments.errors import command, require
 from experiments.flags import flag, one_of, sizes
 from experiments.loop import SCHEDULES, ImageConfig, LabelledExperiment, Scheduled, run
-from experiments.memory import check_memory, weights
+from experiments.memory import check_memory, convolutions, weights
 from experiments.pictures import learning_curves
 from minigrad import Rng
 from models.quantised import PROXIES, STEPS, Activation, DenseNetwork, LeNet
@@ -85,7 +85,12 @@ class Quantised(LabelledExperiment):
     def build(self, c: Config) -> None:
         self.load()
         pixels, rows = self.train.shape[1], min(c.batch, len(self.train))
-        numbers = 2 * weights(pixels, *c.hidden, CLASSES) + rows * sum(c.hidden)
+        numbers = 2 * weights(*c.hidden, CLASSES) + rows * sum(c.hidden)
+        if c.network == "dense":
+            numbers += 2 * weights(pixels, *c.hidden[:1])
+        else:
+            padding = LeNet.padding(self.images.shape)
+            numbers += rows * convolutions(self.images.shape, LeNet.CHANNELS, LeNet.WINDOW, padding)
         check_memory(numbers, self.dtype, "--hidden or --batch", self.backend.name)
         activation, common = (
             Activation(c.bits, c.alpha, c.proxy),

@@ -28,7 +28,7 @@ import numpy as np
 from experiments.errors import command, require
 from experiments.flags import at_least, flag, one_of, option, shown, sizes
 from experiments.loop import SCHEDULES, ImageConfig, LabelledExperiment, Scheduled, run
-from experiments.memory import check_memory, weights
+from experiments.memory import check_memory, convolutions, weights
 from experiments.pictures import learning_curves, several_curves, spike_raster
 from minigrad import Rng, no_grad
 from minigrad.hard import STEP
@@ -93,10 +93,18 @@ class Config(Scheduled, ImageConfig):
         if self.integration == "discontinuous":
             why = "discontinuous integration empties the membranes after every step"
             found |= dict.fromkeys(("leak", "reset", "detach_reset"), why)
+        elif self.leak == 0.0:
+            found |= dict.fromkeys(("reset", "detach_reset"), "with --leak 0 a membrane keeps nothing that is reset")
         elif self.reset == "none":
             found["detach_reset"] = "with --reset none there is no reset"
         if self.steps == 1:
             found["loss_at"] = "with --steps 1 there is one output"
+            found.setdefault("detach_reset", "with --steps 1 nothing comes after a reset")
+            if self.test_steps in (None, 1):
+                found = dict.fromkeys(("leak", "reset"), "with --steps 1 no step comes before another") | found
+        if not self.hidden and self.network == "dense":
+            of_neurons = ("integration", "leak", "reset", "detach_reset", "proxy", "dropout", "sparsity")
+            found |= dict.fromkeys(of_neurons, "without --hidden layers there are no neurons")
         if self.coding == "latency":
             found["test_steps"] = "the code of --coding latency has --steps steps"
         if self.network == "dense":
@@ -244,13 +252,13 @@ class Spiking(LabelledExperiment):
 
 
 def memory(shape, channels, hidden, rows: int) -> int:
-    """How many numbers there are at least: weights with their gradients, spikes, and the columns of convolutions."""
-    side, of, numbers = shape[0] * shape[1], 1, 0
-    for to in channels:
-        numbers += 2 * of * to * WINDOW**2 + rows * of * side * WINDOW**2
-        side, of = side // 4, to
-    widths = (of * side, *hidden, CLASSES)
-    return numbers + 2 * weights(*widths) + rows * sum(widths)
+    """How many numbers there are at least: weights with their gradients, convolutions, and for each neuron its current,
+    membrane, spike, and the gradient of one of them."""
+    planes, pixels = (1, *channels), [(shape[0] >> n) * (shape[1] >> n) for n in range(len(channels) + 1)]
+    widths = (planes[-1] * pixels[-1], *hidden, CLASSES)
+    neurons = sum(c * n for c, n in zip(channels, pixels[1:], strict=True)) + sum(hidden)
+    numbers = rows * (convolutions(shape, planes, WINDOW, WINDOW // 2) + pixels[0] + 4 * neurons)
+    return numbers + 2 * (WINDOW**2 * weights(*planes) + weights(*widths))
 
 
 @command

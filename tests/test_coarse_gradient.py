@@ -58,7 +58,7 @@ class Silent:
 
 
 def test_the_target_has_the_ratio_and_the_first_start_is_beside_the_spurious_minimum():
-    for ratio in (0.0, 0.7, 2.4):
+    for ratio in (0.001, 0.7, 2.4):
         problem = Population(complete(ratio=ratio, starts=4))
         v_star, w_star = problem.target
         assert v_star @ v_star == pytest.approx(4.0)
@@ -208,9 +208,13 @@ BAD_FLAGS = {
     "--steps 100000000": "--steps must be at most 10,000,000, got 100000000",
     "--starts 0": "--starts must be at least 1",
     "--inputs 0": "--inputs must be at least 1",
-    "--ratio 2.5": "--ratio must be at least 0 and below (m + 1)/2 = 2.5, so that there is a spurious minimum, got 2.5",
-    "--ratio -1": "--ratio must be at least 0",
-    "--ratio nan": "--ratio must be at least 0",
+    "--ratio 2.5": "--ratio must be at least 0.001 and below (m + 1)/2 = 2.5, where a spurious minimum is, got 2.5",
+    "--ratio -1": "--ratio must be at least 0.001",
+    "--ratio 0": "--ratio must be at least 0.001",  # where the spurious minimum is a global one
+    "--ratio nan": "--ratio must be at least 0.001",
+    "--proxies relu,identity,relu": "--proxies has something twice: name each once",
+    "--problem subspaces --bits 2,2": "--bits has something twice: name each once",
+    "--problem subspaces --seeds 10001": "--seeds must be at most 10,000, got 10001",
     "--lr 0": "--lr, the learning rate, must be positive",
     "--seed -1": "--seed must be an integer from 0",
     "--problem subspaces --seed 18446744073709551615": "--seed must leave room for --seeds",

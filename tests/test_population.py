@@ -217,6 +217,9 @@ def test_the_spurious_minimum_is_one_exactly_under_the_condition(m):
         assert (loss(v, w + moved, v_star, w_star).min() > at) == (share < 1.0)
         both = loss(v + 1e-3 * rng.standard_normal((100, m)), w + moved, v_star, w_star)
         assert (both.min() > at) or share > 1.0
+    v_star = np.where(np.arange(m) == 0, 1.0, np.where(np.arange(m) == 1, -1.0, 0.0))  # 1ᵀv* = 0
+    assert not population.has_spurious_minimum(v_star)
+    assert loss(*spurious_minimum(v_star, w_star), v_star, w_star) == pytest.approx(0.0, abs=1e-15)
 
 
 @pytest.mark.parametrize(("m", "share"), quick((4,), (pytest.param(m, s) for m in (4, 2, 8) for s in (0.95, 1.05))))

@@ -240,6 +240,14 @@ def test_what_is_no_activation_is_refused():
         LeNet((3, 8), (6,), 3, Activation(1), rng=Rng(0))
 
 
+def test_what_does_not_fit_is_no_other_batch_and_no_other_class():
+    with pytest.raises(ValueError, match="reshape"):
+        LeNet((8, 8), (6,), 3, Activation(1), rng=Rng(0)).evaluate(np.zeros((2, 128), np.float32))
+    for label in (-1, 3):
+        with pytest.raises(IndexError, match="outside 0 to 2"):
+            hinge(Tensor(np.zeros((1, 3))), np.array([label]))
+
+
 # ---- data in subspaces
 
 

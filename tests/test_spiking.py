@@ -220,9 +220,18 @@ def test_what_is_no_neuron_is_refused(wrong, message):
     for shape in ((), (0, 3)):
         with pytest.raises(ValueError, match="need an axis of at least one step"):
             integrate_and_fire(np.ones(shape), **SUBTRACT)
+    with pytest.raises(TypeError, match="currents must be floating-point numbers, got int64"):
+        integrate_and_fire(np.ones((2, 3), np.int64), **SUBTRACT)
 
 
 # ---- codes
+
+
+@pytest.mark.parametrize("code", [rate, latency])
+def test_gray_values_that_are_no_probabilities_are_refused(code):
+    for x in (-0.1, 255.0):
+        with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+            code(np.array([[0.5, x]]), 4, Rng(0))
 
 
 def test_a_rate_code_spikes_as_often_as_the_gray_value_says():
@@ -299,6 +308,15 @@ def test_squared_hinge_by_hand():
     assert_allclose(
         squared_hinge(Tensor(outputs), np.array([0, 2])).data, [[1.0 / 3.0, (1.5**2 + 2.0**2 + 2.0**2) / 3.0]]
     )
+
+
+def test_labels_of_no_class_or_of_other_rows_are_refused():
+    outputs = Tensor(np.zeros((2, 3, 4)))
+    for label in (-1, 4):
+        with pytest.raises(IndexError, match="outside 0 to 3"):
+            squared_hinge(outputs, np.array([0, label, 1]))
+    with pytest.raises(ValueError, match=r"one label for each row of outputs: \(1,\) and \(2, 3, 4\)"):
+        squared_hinge(outputs, np.array([0]))
 
 
 def test_spikes_and_additions_are_counted_by_hand():

@@ -299,6 +299,17 @@ def test_a_given_cell_makes_its_neighbours_deducible():
 # ---- images
 
 
+@READS
+def test_outputs_for_another_number_of_images_are_refused(name):
+    """An image too many would not be looked at."""
+    problem = made(name)
+    for more in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+        x = Tensor(np.zeros((2, problem.items + more[0], problem.classes + more[1])))
+        for used in (problem.truth, lambda x: problem.holds(x, None)):
+            with pytest.raises(ValueError, match=r"outputs must be \(B, "):
+                used(x)
+
+
 def test_every_image_is_used_as_often_as_the_others():
     for n, k, images in ((10, 2, 40), (100, 3, 7), (5, 2, 10)):
         groups = groups_of_images(images, n, k, Rng(0))

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import traceback
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,7 @@ from experiments import loop, memory
 from experiments.loop import Loop
 from experiments.run_folder import RunFolder
 from experiments.specification import load_experiment
-from minigrad import checkpoint, fused
+from minigrad import Rng, checkpoint, fused
 from minigrad.backend import Backend, BackendUnavailable, get_backend
 from minigrad.tensor import RuleError
 from models.data import binarise, load_images
@@ -379,6 +380,7 @@ CONSTRAINTS = Script(
         (None, "--problem paths", "another configuration (--problem add, not paths)"),
         (changed(hidden=[9]), "", "belongs to another model"),
         (changed(method="exact"), "", "checkpoint of another configuration (method differ)"),
+        (changed(cnf="a\0b"), "", r"there is no file 'a\x00b': give one to --cnf that can be read again"),
     ),
     bad=(
         (
@@ -409,8 +411,10 @@ CONSTRAINTS = Script(
         ("--h1 nan", "--h1 must be at least 0 and finite"),
         ("--hidden 0", "--hidden needs widths of at least 1"),
         ("--hidden 100000000000000000000", "does not fit into memory"),
-        ("--cnf /nonexistent", "/nonexistent: No such file or directory"),
-        ("--cnf /", "/: Is a directory"),
+        ("--cnf /nonexistent", "there is no file '/nonexistent': give one to --cnf that can be read again"),
+        ("--cnf /", "there is no file '/'"),
+        ("--cnf /dev/zero", "there is no file '/dev/zero'"),
+        ("--without deduce,", "--without has no part '': the known ones are"),
     ),
     moved=(
         {},
@@ -513,6 +517,7 @@ QUANTISED = Script(
         ("--hidden none", "has nothing to quantise: give --hidden widths"),
         ("--hidden 0", "--hidden needs widths of at least 1"),
         ("--hidden 1000000000000", "does not fit into memory"),
+        ("--hidden 1000000000000 --network lenet", "does not fit into memory"),
     ),
     moved=(
         *({"bits": 2, "proxy": proxy} for proxy in ("identity", "relu", "sigmoid")),
@@ -565,6 +570,13 @@ SPIKING = Script(
         ("--integration discontinuous --reset zero", "empties the membranes after every step: leave --reset out"),
         ("--integration discontinuous --detach-reset", "after every step: leave --detach-reset out"),
         ("--reset none --detach-reset", "with --reset none there is no reset: leave --detach-reset out"),
+        ("--leak 0 --reset zero", "with --leak 0 a membrane keeps nothing that is reset: leave --reset out"),
+        ("--leak 0 --detach-reset", "with --leak 0 a membrane keeps nothing that is reset: leave --detach-reset out"),
+        ("--steps 1 --leak 0.5", "with --steps 1 no step comes before another: leave --leak out"),
+        ("--steps 1 --test-steps 1 --reset zero", "with --steps 1 no step comes before another: leave --reset out"),
+        ("--steps 1 --test-steps 4 --detach-reset", "with --steps 1 nothing comes after a reset: leave --detach-reset"),
+        ("--hidden none --proxy arctan", "without --hidden layers there are no neurons: leave --proxy out"),
+        ("--hidden none --sparsity 0.1", "without --hidden layers there are no neurons: leave --sparsity out"),
         ("--steps 1 --loss-at every", "with --steps 1 there is one output: leave --loss-at out"),
         ("--coding latency --test-steps 9", "the code of --coding latency has --steps steps: leave --test-steps out"),
         ("--lr-last 1e-4", "the learning rate is constant: leave --lr-last out"),
@@ -1147,6 +1159,39 @@ def test_a_default_folder_whose_name_is_too_long_is_a_sentence(tmp_path, capsys,
     others = ("--method", "sample") if script is SEMI_SUPERVISED else ()
     assert script.main(name, f"reinforce-mean:decay=0.5{'0' * 300}", *others) == 2
     assert "File name too long" in one_sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        (QUANTISED, {"hidden": (300, 300)}),
+        (QUANTISED, {"network": "lenet"}),
+        (SPIKING, {"steps": 20}),
+        (SPIKING, {"steps": 20, "integration": "discontinuous", "hidden": (100,)}),
+        (SPIKING, {"network": "conv", "channels": (8, 16), "hidden": ()}),
+        (CONSTRAINTS, {}),
+        (CONSTRAINTS, {"problem": "apply2x2", "network": "cnn", "h1": 0.0}),
+        (CONSTRAINTS, {"problem": "apply2x2", "normalise": "all", "batch": 5}),
+        (CONSTRAINTS, {"problem": "add2x2", "method": "rloo:samples=20", "batch": 20}),
+    ],
+)
+def test_what_is_said_to_be_needed_is_about_what_a_step_takes(monkeypatch, script, flags):
+    """Never more, so that nothing is refused that fits; and a third or more, since an estimate that is far too low lets
+    the system end a run."""
+    said = []
+    count = lambda numbers, dtype, *_: said.append(numbers * np.dtype(dtype).itemsize)
+    monkeypatch.setattr(script.module, "check_memory", count)
+    monkeypatch.setattr(script.experiment, "EVALUATION_BATCH", 10)
+    run = script.experiment(script.module.Config(**{"batch": 200} | flags))
+    index = run.epoch_steps()[0]
+    tracemalloc.start()
+    try:
+        run.step(index, Rng(0))
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert max(said) <= taken + 2 * sum(p.data.nbytes for p in run.model.parameters())  # made before the step
+    assert taken <= 3 * max(said)
 
 
 @pytest.mark.skipif(not memory.resource, reason="RESOURCE LIMITS NOT TESTED: this system has none")

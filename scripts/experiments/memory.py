@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,19 @@ def check_evaluations(estimator: Any, variables: int, categories: int, layers: i
 def draws(estimator: Any) -> int:
     """How many arrays of samples, or of noise, an estimator holds at one time."""
     return 1 if estimator is None else max(1, estimator.sample_count, getattr(estimator, "samples", 1))
+
+
+def convolutions(shape: tuple[int, int], channels: Any, window: int, padding: int) -> int:
+    """How many numbers the windows and the outputs of convolutions are for an image (H, W), pooled 2 × 2 behind each.
+
+    channels: of the image, then of each convolution
+    """
+    numbers = 0
+    for of, to in itertools.pairwise(channels):
+        shape = tuple(n + 2 * padding - window + 1 for n in shape)
+        numbers += math.prod(shape) * (of * window**2 + to)
+        shape = tuple(n // 2 for n in shape)
+    return numbers
 
 
 def weights(*widths: int) -> int:
