@@ -117,12 +117,14 @@ def adapted(config: Config, path: Path, name: str):
     return KINDS[kind](fn, name)
 
 
-def inside(error: BaseException, what: str):
-    """(Did the exception come through somebody's file?  its traceback from there on)"""
+def inside(error: BaseException, what: str, framework: str):
+    """(Is it the exception of somebody's file, or of its framework?  its traceback from that file on)"""
     file, tb = os.path.realpath(what.rpartition(":")[0]), error.__traceback__
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(tb)]
     while tb is not None and os.path.realpath(tb.tb_frame.f_code.co_filename) != file:
         tb = tb.tb_next
-    return tb is not None or isinstance(error, SyntaxError), tb
+    differentiating = framework != "numpy" and framework in Path(frames[-1]).parts
+    return tb is not None or differentiating or isinstance(error, SyntaxError), tb
 
 
 def subject(what: str, config: Config, given):
@@ -190,7 +192,7 @@ def main(argv=None) -> int:
     except ConformanceError as error:
         raise UserError(str(error)) from error
     except (Exception, SystemExit) as error:
-        found, tb = inside(error, other["estimator"])
+        found, tb = inside(error, other["estimator"], config.framework)
         if not found:
             raise
         traceback.print_exception(type(error), error, tb)
