@@ -618,7 +618,8 @@ def test_a_function_that_ends_the_program_has_not_passed(run):
     assert err.splitlines()[-1].endswith("mine.py:leaves raised SystemExit, see above.")
 
 
-def test_a_file_may_have_dataclasses_and_the_name_of_a_module(run, tmp_path):
+@pytest.mark.parametrize("name", ["other", "estimators"])
+def test_a_file_may_have_dataclasses_and_the_name_of_a_module(run, tmp_path, name):
     text = "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass A:\n    x: int = 1\n"
-    (tmp_path / "estimators.py").write_text(f"{text}\n{FILE}")
-    assert run("estimators.py:right", "--budget", "0.1")[0] == 0
+    (tmp_path / f"{name}.py").write_text(f"{text}\n{FILE}")
+    assert run(f"{name}.py:right", "--budget", "0.1")[0] == 0

@@ -235,7 +235,7 @@ def described(x: Any) -> str:
 
 def from_torch(sampler: Callable, title: str | None = None) -> Adapter:
     """sampler(logits) -> a sample shaped like the logits, through which gradients go back to them. Its noise is that of
-    PyTorch's global generator, which gets a seed before each call. ConformanceError, when called, if no gradient arrives."""
+    PyTorch's global generator, which gets a seed before each call. ConformanceError, when called, for anything else."""
     return FromTorch(sampler, title)
 
 
