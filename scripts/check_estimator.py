@@ -84,8 +84,8 @@ def load(path: Path, name: str):
     """The function `name` in a Python file. UserError if there is none; what the file raises goes its way."""
     require(path.is_file(), f"there is no file {path}.")
     sys.path.insert(0, str(path.resolve().parent))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
+    spec = importlib.util.spec_from_file_location(f"checked:{path.stem}", path)  # no name that another module has
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
     spec.loader.exec_module(module)
     known = [n for n, x in vars(module).items() if callable(x) and not n.startswith("_")]
     require(hasattr(module, name), f"{path} has no {name}; it has {', '.join(known) or 'no functions'}.")
@@ -97,7 +97,7 @@ def load(path: Path, name: str):
 def arguments(fn) -> int:
     """How many arguments it needs."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(fn).parameters.values()
+    parameters = inspect.signature(getattr(fn, "forward", fn)).parameters.values()  # a module of PyTorch says it there
     return sum(p.kind in kinds and p.default is p.empty for p in parameters)
 
 
@@ -117,12 +117,14 @@ def adapted(config: Config, path: Path, name: str):
     return KINDS[kind](fn, name)
 
 
-def passes(error: BaseException, what: str) -> bool:
-    """Did the exception come through somebody's file?"""
-    file = os.path.realpath(what.rpartition(":")[0])
-    return any(
-        os.path.realpath(frame.f_code.co_filename) == file for frame, _ in traceback.walk_tb(error.__traceback__)
-    )
+def inside(error: BaseException, what: str, framework: str):
+    """(Is it the exception of somebody's file, or of its framework?  its traceback from that file on)"""
+    file, tb = os.path.realpath(what.rpartition(":")[0]), error.__traceback__
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(tb)]
+    while tb is not None and os.path.realpath(tb.tb_frame.f_code.co_filename) != file:
+        tb = tb.tb_next
+    differentiating = framework != "numpy" and framework in Path(frames[-1]).parts
+    return tb is not None or differentiating or isinstance(error, SyntaxError), tb
 
 
 def subject(what: str, config: Config, given):
@@ -189,10 +191,11 @@ def main(argv=None) -> int:
                 write(report, out)
     except ConformanceError as error:
         raise UserError(str(error)) from error
-    except Exception as error:
-        if not passes(error, other["estimator"]):
+    except (Exception, SystemExit) as error:
+        found, tb = inside(error, other["estimator"], config.framework)
+        if not found:
             raise
-        traceback.print_exception(error)
+        traceback.print_exception(type(error), error, tb)
         raise UserError(f"{other['estimator']} raised {type(error).__name__}, see above.") from error
     print(report)
     return 1 if report.failures else 0

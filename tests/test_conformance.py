@@ -9,7 +9,7 @@ import pytest
 
 import check_estimator as command
 import planted
-from estimators import SettingError, create
+from estimators import SettingError, categorical, create
 from estimators.checks import bias, identity, invariances, samples
 from estimators.checks.adapters import Adapter
 from estimators.checks.ladder import EXACT_ON, KINDS, Rung
@@ -18,7 +18,7 @@ from estimators.checks.report import FAILS, HOLDS, NOTED, Finding, Report
 from estimators.checks.subject import ConformanceError, Subject
 from estimators.conformance import check_estimator, from_estimator
 from ladder import OPTIONS
-from minigrad import Tensor
+from minigrad import Rng, Tensor
 from registry import PAIRS
 
 
@@ -165,6 +165,16 @@ def test_a_bias_is_found(fn, family, claim, same_as, name):
     assert name in failed(ladder(subject(fn, family, claim, 8192 if modest else 512), same_as, kinds))
 
 
+@pytest.mark.parametrize("factor", [0.01, -1.0, 8.0])
+def test_a_factor_of_any_size_is_found(factor):
+    def fn(logits, cost, seed):
+        d = planted.one_hot(Rng(seed), logits)
+        return d, factor * (cost(d) - 0.5)[:, None, None] * (d - planted.softmax(logits))
+
+    found = {f.name: f for f in ladder(subject(fn, rows=2048), kinds=KINDS)}
+    assert found["a common factor"].number == pytest.approx(factor, rel=0.05)
+
+
 def test_an_offset_where_the_truth_is_zero_is_found():
     s = subject(planted.constant_offset)
     s.rungs = [r for r in s.rungs if r.kind == "constant"]
@@ -245,6 +255,13 @@ def test_what_is_no_estimator_is_said_in_one_sentence(found, words):
     assert "\n" not in str(error.value)
 
 
+def test_what_is_no_array_is_said_in_one_sentence():
+    ragged = [[1.0], [1.0, 2.0]]
+    with pytest.raises(ConformanceError, match="must return arrays, got a list") as error:
+        check_estimator(lambda logits, cost, seed: (ragged, logits))
+    assert "\n" not in str(error.value)
+
+
 def test_an_error_of_the_function_goes_its_way():
     with pytest.raises(ZeroDivisionError):
         check_estimator(lambda logits, cost, seed: 1 / 0)
@@ -268,6 +285,62 @@ def test_arguments_out_of_range_are_refused_before_anything_is_called(given):
 
 
 # ---- what is right passes
+
+
+def single(fn, dtype=np.float32):
+    """It computes in float32, and hands over what was asked for."""
+
+    def of(logits, cost, seed):
+        d, g = fn(logits.astype(np.float32), cost, seed)
+        return d.astype(dtype), g.astype(logits.dtype)
+
+    return of
+
+
+def exact(logits, cost, seed):
+    """By enumeration: no two calls differ, but for rounding in what they should sum up to."""
+    outcomes, p = categorical.outcomes((1, *logits.shape[1:])), planted.softmax(logits)
+    q = categorical.outcome_probability(p, outcomes)
+    f = cost(outcomes.astype(logits.dtype))
+    return planted.one_hot(Rng(seed), logits), np.einsum("nz,z,nzlk->nlk", q, f, outcomes - p[:, None])
+
+
+def redrawn(logits, cost, seed):
+    """By rejection: how much noise is drawn depends on all logits."""
+    rng, p, d = np.random.default_rng(seed), planted.softmax(logits), np.zeros_like(logits)
+    left = np.argwhere(np.ones(p.shape[:2], bool))
+    while len(left):
+        k = rng.integers(p.shape[2], size=len(left))
+        taken = rng.random(len(left)) < p[left[:, 0], left[:, 1], k]
+        d[left[taken, 0], left[taken, 1], k[taken]] = 1.0
+        left = left[~taken]
+    return d, cost(d)[:, None, None] * (d - p)
+
+
+@pytest.mark.parametrize(("fn", "claim"), [(planted.straight_through, "linear"), (exact, "all")])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rounding_to_float32_is_no_bias(fn, claim, dtype):
+    s = subject(single(fn, dtype), claim=claim)
+    found = ladder(s, kinds=("multilinear", "separable", "linear") if claim == "linear" else KINDS)
+    assert not failed([f for f in found if f.name != "what it does not claim"])
+    assert not failed([invariances.shift(s), *samples.forward(s)])
+
+
+def test_a_relaxed_sample_in_float32_has_the_gradient_of_its_own_cost():
+    s = subject(single(planted.relaxed))
+    assert not failed([*samples.forward(s), invariances.shift(s)])
+
+
+def test_half_precision_is_judged():
+    s = subject(single(planted.straight_through, np.float16))
+    assert "st" in (samples.forward(s) and identity.same_rule(s)).data["is"]
+
+
+def test_an_estimator_whose_noise_depends_on_the_logits_is_independent_of_the_other_examples():
+    s = mean_of_quadratic(subject(redrawn))
+    assert invariances.other_examples(s).verdict == HOLDS
+    s.adapter.fn = lambda logits, cost, seed: redrawn(logits - logits.mean(axis=0), cost, seed)
+    assert invariances.other_examples(s).verdict == FAILS
 
 
 @functools.cache
@@ -408,8 +481,34 @@ def test_a_sample_of_torch_without_a_gradient_says_what_to_do():
     torch = pytest.importorskip("torch")
     from estimators.conformance import from_torch
 
-    with pytest.raises(ValueError, match="carries no gradient: return a tensor"):
+    with pytest.raises(ConformanceError, match="carries no gradient: return a tensor"):
         check_estimator(from_torch(lambda logits: torch.softmax(logits, -1).detach()))
+
+
+@pytest.mark.parametrize("found", [lambda x: None, lambda x: (x, x), lambda x: x[:, 0], lambda x: x.flatten(1)])
+def test_what_is_no_sample_of_torch_is_said_in_one_sentence(found):
+    pytest.importorskip("torch")
+    from estimators.conformance import from_torch
+
+    with pytest.raises(ConformanceError, match="must return a sample shaped like the logits"):
+        check_estimator(from_torch(found))
+
+
+@pytest.mark.parametrize("found", [lambda x, f: None, lambda x, f: 3.0, lambda x, f: f(x.detach()), lambda x, f: x[:3]])
+def test_what_is_no_loss_of_torch_is_said_in_one_sentence(found):
+    pytest.importorskip("torch")
+    from estimators.conformance import from_torch_gradient
+
+    with pytest.raises(ConformanceError, match="must return a loss that depends on the logits"):
+        check_estimator(from_torch_gradient(found))
+
+
+def test_float32_inside_a_sampler_of_torch_is_no_error():
+    functional = pytest.importorskip("torch.nn.functional")
+    from estimators.conformance import from_torch
+
+    s = subject(from_torch(lambda logits: functional.gumbel_softmax(logits.float(), tau=0.5)))
+    assert not failed(samples.forward(s) + invariances.leaks(s))
 
 
 # ---- the command
@@ -437,6 +536,9 @@ def few(logits):
 
 def nothing(logits, cost, seed):
     return None, logits
+
+def leaves(logits, cost, seed):
+    raise SystemExit(0)
 """
 
 
@@ -497,3 +599,27 @@ def test_a_function_that_raises_ends_with_its_own_traceback_and_exit_code_2(run)
     assert code == 2
     assert 'return {}["missing"]' in err
     assert err.splitlines()[-1].endswith("mine.py:raises raised KeyError, see above.")
+
+
+@pytest.mark.parametrize(
+    ("text", "word"), [("def f(:", "SyntaxError"), ("import nowhere", "ModuleNotFoundError"), ("exit(0)", "SystemExit")]
+)
+def test_a_file_that_does_not_run_ends_with_its_own_traceback_and_exit_code_2(run, tmp_path, text, word):
+    (tmp_path / "other.py").write_text(text)
+    code, _, err = run("other.py:f")
+    assert code == 2
+    assert err.splitlines()[-1].endswith(f"other.py:f raised {word}, see above.")
+    assert 'check_estimator.py", line' not in err
+
+
+def test_a_function_that_ends_the_program_has_not_passed(run):
+    code, _, err = run("mine.py:leaves")
+    assert code == 2
+    assert err.splitlines()[-1].endswith("mine.py:leaves raised SystemExit, see above.")
+
+
+@pytest.mark.parametrize("name", ["other", "estimators"])
+def test_a_file_may_have_dataclasses_and_the_name_of_a_module(run, tmp_path, name):
+    text = "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass A:\n    x: int = 1\n"
+    (tmp_path / f"{name}.py").write_text(f"{text}\n{FILE}")
+    assert run(f"{name}.py:right", "--budget", "0.1")[0] == 0

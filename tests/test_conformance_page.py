@@ -41,7 +41,7 @@ def test_each_has_a_row_with_its_verdicts_or_the_reason_why_not(entries, capsys,
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     st, lost, empty, elsewhere = rows[2:6]
     assert "Sample by sample it is `st`" in st
-    assert "Without a bias for linear costs, with one for quadratic ones." in st
+    assert "No bias was seen for linear costs; biased for quadratic ones." in st
     assert "not tried: ImportError: No module named 'nowhere'" in lost
     assert "nothing to judge: empty gives no finite number" in empty
     assert "not tried: no checkout was given (--checkout gst=DIR)" in elsewhere

@@ -36,7 +36,20 @@ from ..enumeration import Given
 from ..exact import check_outcomes
 from .ladder import Rung
 
-__all__ = ["Adapter", "from_estimator", "from_jax", "from_jax_gradient", "from_torch", "from_torch_gradient"]
+__all__ = [
+    "Adapter",
+    "ConformanceError",
+    "described",
+    "from_estimator",
+    "from_jax",
+    "from_jax_gradient",
+    "from_torch",
+    "from_torch_gradient",
+]
+
+
+class ConformanceError(ValueError):
+    """What was handed over is no estimator: it returns something else than samples and gradients."""
 
 
 class Adapter:
@@ -95,21 +108,28 @@ class FromTorch(Differentiating):
     def gradient(self, theta: Any, cost: Rung) -> tuple[Any, Any]:
         """(the samples or None, the gradient or None if `backward` has left it in `theta.grad`)"""
         d = self.fn(theta)
+        _check_sample(self.title, d, theta)
         if not getattr(d, "requires_grad", False):
-            raise ValueError(
+            raise ConformanceError(
                 f"the sample of {self.title} carries no gradient: return a tensor that depends on the logits, or give "
                 "a score function to from_torch_gradient."
             )
-        cost(d).sum().backward()
+        cost(d.to(theta.dtype)).sum().backward()
         return d, None
 
 
 class FromTorchGradient(FromTorch):
     def gradient(self, theta: Any, cost: Rung) -> tuple[Any, Any]:
         found = self.fn(theta, cost)
-        samples, found = found if isinstance(found, tuple) else (None, found)
-        if found.shape == theta.shape:
+        samples, found = found if isinstance(found, tuple) and len(found) == 2 else (None, found)
+        shape = getattr(found, "shape", None)
+        if shape == theta.shape:
             return samples, found
+        if shape not in ((), theta.shape[:1]) or not getattr(found, "requires_grad", False):
+            raise ConformanceError(
+                f"{self.title} must return a loss that depends on the logits, a scalar or {tuple(theta.shape[:1])}, or "
+                f"a gradient, {tuple(theta.shape)}, got {described(found)}."
+            )
         found.sum().backward()
         return samples, None
 
@@ -122,6 +142,7 @@ class FromJax(Differentiating):
 
         def value(theta: Any, a: Any) -> tuple[Any, Any]:
             d = self.fn(theta, key)
+            _check_sample(self.title, d, theta)
             with cost.watched(a):
                 return cost(d).sum(), d
 
@@ -140,10 +161,10 @@ class FromJaxGradient(Differentiating):
 
         with _double(jax):
             found = self.fn(jax.numpy.asarray(logits), cost, jax.random.PRNGKey(seed))
-        if not isinstance(found, tuple):
-            raise ValueError(f"{self.title} must return (samples, gradient), got {type(found).__name__}.")
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise ConformanceError(f"{self.title} must return (samples, gradient), got {described(found)}.")
         samples, g = found
-        return None if samples is None else np.asarray(samples), np.asarray(g), None
+        return samples, g, None
 
 
 class FromEstimator(Differentiating):
@@ -196,12 +217,25 @@ def _double(jax: Any) -> Any:
 
 
 def _array(x: Any) -> Any:
-    return None if x is None else x.detach().cpu().numpy()
+    return x.detach().cpu().numpy() if hasattr(x, "detach") else x
+
+
+def _check_sample(title: str, d: Any, theta: Any) -> None:
+    if getattr(d, "shape", None) != theta.shape:
+        raise ConformanceError(
+            f"{title} must return a sample shaped like the logits, {tuple(theta.shape)}, got {described(d)}."
+        )
+
+
+def described(x: Any) -> str:
+    """What somebody returned, in a sentence."""
+    shape = getattr(x, "shape", None)
+    return "None" if x is None else f"a {type(x).__name__}" if shape is None else f"{x.dtype} {tuple(shape)}"
 
 
 def from_torch(sampler: Callable, title: str | None = None) -> Adapter:
     """sampler(logits) -> a sample shaped like the logits, through which gradients go back to them. Its noise is that of
-    PyTorch's global generator, which gets a seed before each call. ValueError, when called, if no gradient arrives."""
+    PyTorch's global generator, which gets a seed before each call. ConformanceError, when called, for anything else."""
     return FromTorch(sampler, title)
 
 

@@ -114,15 +114,18 @@ def no_more_than_claimed(s: Subject, claim: str) -> Finding:
 
 
 def common_factor(s: Subject) -> float | None:
-    """c, if the mean is c times the exact gradient on every rung with c far from 1; None if not."""
+    """c, if on every rung the mean is c times the exact gradient and not once; None if not."""
     rows = [r for r in s.rungs if r.kind != "constant"]
     if not all(s.distances[r.name].significant and math.isfinite(s.distances[r.name].size) for r in rows):
         return None
-    pairs = [(s.adapter.exact(r).ravel(), s.means[r.name].mean) for r in rows]
-    factors = np.array([float(g @ m / (g @ g)) for g, m in pairs])
-    rests = [float(np.linalg.norm(m - c * g) / np.linalg.norm(g)) for c, (g, m) in zip(factors, pairs, strict=True)]
-    c = float(np.median(factors))
-    return c if abs(c) > 0.02 and abs(c - 1.0) > 0.02 and np.ptp(factors) < 0.02 and max(rests) < 0.02 else None
+    pairs = [(s.adapter.exact(r).ravel(), s.means[r.name]) for r in rows]
+    c = float(np.median([g @ m.mean / (g @ g) for g, m in pairs]))
+    for rung, (g, m) in zip(rows, pairs, strict=True):
+        norm = abs(c) * s.unit[rung.name]
+        x = distance(m.mean - c * g, m.covariance, m.n, s.alpha, norm, s.precision)
+        if not x.size < 0.1 or (x.significant and x.size > 0.02):
+            return None
+    return c if abs(c - 1.0) > 0.02 else None
 
 
 def mean_of_other(s: Subject, name: str) -> Finding:

@@ -48,9 +48,10 @@ def distance(e: np.ndarray, covariance: np.ndarray, n: int, alpha: float, norm: 
     """Of the mean e (P,) of n errors, with the covariance (P, P) of that mean, at the error rate alpha.
 
     T² = eᵀ C⁻¹ e, in the r directions in which there is variance, is r (n − 1)/(n − r) times an F(r, n − r) if the true
-    error is 0. In the other directions e must be 0 but for rounding, `precision` in units of the norm. All true errors
-    with (e − b)ᵀ C⁻¹ (e − b) below the critical value are possible: the largest of them is at most ‖e‖ + √(critical λ),
-    λ the largest eigenvalue of C.
+    error is 0. Rounding, an error of all draws alike, may be `precision` in units of the norm in each direction: e
+    counts from there on, and in the other directions must not be larger. All true errors with (e − b)ᵀ C⁻¹ (e − b)
+    below the critical value are possible: the largest of them is at most ‖e‖ + √(critical λ), λ the largest eigenvalue
+    of C.
     """
     if not (np.isfinite(e).all() and np.isfinite(covariance).all()):
         return Distance(math.inf, 0.0, math.inf, True)
@@ -61,7 +62,8 @@ def distance(e: np.ndarray, covariance: np.ndarray, n: int, alpha: float, norm: 
     if not r:
         return Distance(size / norm, 0.0, size / norm, off)
     critical = r * (n - 1) / (n - r) * f_distribution.isf(alpha, r, n - r)
-    t2 = float((along[varies] ** 2 / values[varies]).sum())
+    beyond = np.maximum(np.abs(along[varies]) - precision * norm, 0.0)  # rounding is an error of all draws alike
+    t2 = float((beyond**2 / values[varies]).sum())
     error = math.sqrt(max(0.0, e @ covariance @ e)) / max(size, 1e-300)
     most = size + math.sqrt(critical * values.max())
     return Distance(size / norm, error / norm, most / norm, t2 > critical or off)

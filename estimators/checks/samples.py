@@ -12,6 +12,7 @@ from scipy.stats import chi2
 
 from .. import categorical
 from .adapters import FromEstimator
+from .ladder import Rung
 from .means import per_cent
 from .report import FAILS, HOLDS, NOTED, Finding, decide
 from .subject import ConformanceError, Subject
@@ -20,6 +21,7 @@ __all__ = ["forward", "trial"]
 
 CALLS = 16
 SPECIAL = "Its outputs are meant to be something else than outcomes."
+OWN = 2e-3  # of finite differences, relative to the largest gradient
 ROUNDING = 1e-4  # numbers as near as that to 0 and 1 are meant to be 0 and 1
 
 
@@ -135,10 +137,29 @@ def distribution(s: Subject, d: np.ndarray) -> Finding:
 
 
 def own_cost(s: Subject) -> Finding:
-    """At fixed noise a relaxed sample is a smooth function of θ: is the gradient that of the cost at it, row by row?"""
-    rung, seed, h = s.quadratic, next(s.seeds), 1e-5
+    """At fixed noise a relaxed sample is a smooth function of θ: is the gradient that of the cost at it, row by row?
+
+    The longer step is for those that compute in float32. A few rows may jump: noise that is redrawn, a kink.
+    """
+    rung, seed = s.quadratic, next(s.seeds)
     theta = s.repeat(rung.logits, 64)
-    g, own = s.call(rung, logits=theta, seed=seed)[1], np.empty_like(theta)
+    g = s.call(rung, logits=theta, seed=seed)[1]
+
+    def off(own: np.ndarray) -> float:
+        rows = np.abs(g - own).reshape(len(g), -1).max(axis=1)
+        return float(np.quantile(rows, 0.95) / np.abs(own).max())
+
+    own = min((by_differences(s, rung, theta, seed, h) for h in (1e-5, 1e-3)), key=off)
+    error, factor = off(own), float((own * g).sum() / (own * own).sum())
+    why = f": it is {factor:.4g} times as large" if off(factor * own) < OWN else ""
+    yes = "At fixed noise, the gradient is that of the cost at the relaxed sample, row by row."
+    no = f"At fixed noise, the gradient is not that of the cost at the relaxed sample{why}."
+    return decide("forward", "its own relaxed cost", error < OWN, yes, no, error)
+
+
+def by_differences(s: Subject, rung: Rung, theta: np.ndarray, seed: int, h: float) -> np.ndarray:
+    """The gradient of the cost at the samples, at the noise of that seed, by central differences."""
+    own = np.empty_like(theta)
     for at in itertools.product(*map(range, rung.shape)):
         moved: list[np.ndarray] = []
         here: Any = (slice(None), *at)
@@ -148,10 +169,4 @@ def own_cost(s: Subject) -> Finding:
             samples, _ = s.call(rung, logits=x, seed=seed)
             moved.append(rung.values(samples).mean(axis=0))
         own[here] = (moved[0] - moved[1]) / (2.0 * h)
-    error = float(np.abs(g - own).max() / np.abs(own).max())
-    factor = float((own * g).sum() / (own * own).sum())
-    scaled = np.abs(g - factor * own).max() < 1e-4 * np.abs(g).max()
-    why = f": it is {factor:.4g} times as large" if scaled else ""
-    yes = "At fixed noise, the gradient is that of the cost at the relaxed sample, row by row."
-    no = f"At fixed noise, the gradient is not that of the cost at the relaxed sample{why}."
-    return decide("forward", "its own relaxed cost", error < 1e-4, yes, no, error)
+    return own

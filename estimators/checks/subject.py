@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..measure import FAMILIES
-from .adapters import Adapter, FromEstimator
+from .adapters import Adapter, ConformanceError, FromEstimator, described
 from .ladder import KINDS, Rung
 from .means import Distance, Means, distance
 
@@ -18,10 +18,7 @@ __all__ = ["FIRST", "ROWS", "ConformanceError", "Subject"]
 ROWS = 2048  # examples in a call
 FIRST = 32  # calls before the first look
 DECISIONS = 12  # by chance, beside those on the ladder
-
-
-class ConformanceError(ValueError):
-    """What was handed over is no estimator: it returns something else than samples and gradients."""
+PRECISION = 1e-5  # some compute in float32 whatever they are given
 
 
 class Subject:
@@ -47,7 +44,7 @@ class Subject:
         self.unit[constant.name] = self.unit[self.quadratic.name]
         self.means = {rung.name: Means() for rung in self.rungs}
         self.distances: dict[str, Distance] = {}
-        self.alpha, self.precision = (1.0 - level) / (len(self.rungs) + DECISIONS), 1e-7
+        self.alpha, self.precision = (1.0 - level) / (len(self.rungs) + DECISIONS), PRECISION
         self.relaxed = False
         self.compared: list[dict[str, Any]] = []
 
@@ -79,10 +76,10 @@ class Subject:
     def _checked(self, found: Any, shape: tuple[int, ...]) -> tuple[Any, np.ndarray]:
         name = self.adapter.title
         if not isinstance(found, tuple | list) or len(found) != 2:
-            raise ConformanceError(f"{name} must return samples and gradients, but it returned {_described(found)}.")
-        samples, g = (None if x is None else np.asarray(x) for x in found)
+            raise ConformanceError(f"{name} must return samples and gradients, but it returned {described(found)}.")
+        samples, g = (None if x is None else _array(name, x) for x in found)
         if g is None or g.shape != shape or g.dtype.kind != "f":
-            raise ConformanceError(f"{name} must return gradients like the logits, {shape}, got {_described(g)}.")
+            raise ConformanceError(f"{name} must return gradients like the logits, {shape}, got {described(g)}.")
         if samples is None:
             return None, g
         if samples.shape == shape:
@@ -90,9 +87,9 @@ class Subject:
         if samples.shape[1:] != shape or samples.dtype.kind != "f":
             raise ConformanceError(
                 f"{name} must return samples like the logits, {shape}, or with one more axis in front, "
-                f"got {_described(samples)}."
+                f"got {described(samples)}."
             )
-        return samples, g
+        return samples.astype(np.float64, copy=False), g
 
     def add(self, rung: Rung, calls: int, means: Means, n: int | None = None, **how: Any) -> None:
         """The mean gradients of so many calls more."""
@@ -112,5 +109,9 @@ def seeds(seed: int) -> Iterator[int]:
         yield from map(int, np.random.SeedSequence([seed, block]).generate_state(4096) >> 1)
 
 
-def _described(x: Any) -> str:
-    return f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else f"a {type(x).__name__}" if x is not None else "None"
+def _array(name: str, x: Any) -> np.ndarray:
+    try:
+        return np.asarray(x)
+    except Exception as error:  # of lists of lists of unequal lengths, tensors with gradients …
+        why = str(error).split("\n")[0].rstrip(".")
+        raise ConformanceError(f"{name} must return arrays, got {described(x)}: {why}.") from error

@@ -237,7 +237,7 @@ NOT_TRIED = {  # published, and runs in nothing that can be installed beside the
 
 
 def version(entry: Published, checkouts: dict[str, Path]) -> str:
-    """UserError-free: the version of a package, or the commit of a checkout."""
+    """The version of a package, or the commit of a checkout."""
     if not entry.checkout:
         return importlib.metadata.version(entry.package)
     head = checkouts[entry.package] / ".git" / "HEAD"
@@ -290,8 +290,8 @@ def what_to_know(report: Report, size: str) -> str:
     biased = [k for k in ("linear", "quadratic", "cubic", "exponential") if is_biased(report.find(f"{k}, {size}"))]
     first = {
         "linear": "Biased even for linear costs.",
-        "quadratic": "Without a bias for linear costs, with one for quadratic ones.",
-        "cubic": "Without a bias for quadratic costs, with one beyond.",
+        "quadratic": "No bias was seen for linear costs; biased for quadratic ones.",
+        "cubic": "No bias was seen for quadratic costs; biased beyond.",
     }.get(biased[0] if biased else "", "No bias was seen.")
     failures = [f"{f.name[0].upper()}{f.name[1:]}: {f.sentence[0].lower()}{f.sentence[1:]}" for f in report.failures]
     return " ".join([first, *(failures or ["Nothing fails."])])
