@@ -191,11 +191,6 @@ def constant_offset(logits, cost, seed):
     return d, g - 0.27
 
 
-def leak(logits, cost, seed):
-    """(For the weights behind the cost, see the test.)"""
-    return straight_through(logits, cost, seed)
-
-
 def batch_baseline(logits, cost, seed):
     """REINFORCE with the mean over the batch, which holds the example's own cost."""
     d = one_hot(Rng(seed), logits)

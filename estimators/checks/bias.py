@@ -61,7 +61,11 @@ def found_bias(s: Subject, rung: Rung) -> Finding:
         verdict, sentence = FAILS if exact else NOTED, f"biased: {x.size:.3f} ± {x.error:.3f} of the gradient's norm"
     else:
         verdict = HOLDS if exact else NOTED if x.most < 5 * RESOLUTION else UNDECIDED
-        sentence = "no bias above rounding" if x.most < s.precision else f"no bias above {per_cent(x.most)}"
+        sentence = (
+            "no bias above rounding"
+            if x.most < s.precision
+            else f"no bias above {per_cent(x.most)} at {100.0 * s.level:g} %"
+        )
     data = {"bias": x.size, "error": x.error, "most": x.most, "draws": s.means[rung.name].n * s.n, "claimed": exact}
     return Finding("bias", rung.name, verdict, sentence, x.size, data)
 

@@ -195,7 +195,7 @@ def batch_of_one(s: Subject) -> Finding:
 def small_batch(s: Subject) -> Finding:
     """A baseline over the batch that sees its own example shows in batches of four."""
     rung, means, end = s.quadratic, Means(), time.perf_counter() + SMALL_BATCHES
-    while means.n < 4096 and (means.n < 512 or time.perf_counter() < end):
+    while means.n < 4096 and (means.n < 64 or time.perf_counter() < end):
         s.add(rung, 1, means, n=4)
     return unchanged(f"batches of 4 and of {s.n}", s.apart(means, s.means[rung.name], rung))
 

@@ -33,6 +33,7 @@ class Subject:
         self, adapter: Adapter, family: str, claim: str | None, level: float, seed: int, rows: int, progress: Callable
     ) -> None:
         self.adapter, self.family, self.claim, self.n, self.progress = adapter, family, claim, rows, progress
+        self.level = level
         self.module, self.bits = FAMILIES[family], family == "bernoulli"
         self.seeds = seeds(seed)
         one = [Rung(kind, 1, 3, family) for kind in ("linear", "quadratic", "cubic", "exponential")]

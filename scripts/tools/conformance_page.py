@@ -305,7 +305,7 @@ def bias_cell(report: Report, name: str) -> str:
     f = report.find(name)
     if is_biased(f):
         return f"{f.data['bias']:.3f} ± {f.data['error']:.3f}"
-    return "0" if f.data["most"] < 1e-7 else f"< {f.data['most']:.3f}"
+    return "rounding" if f.data["most"] < 1e-7 else f"< {f.data['most']:.3f}"
 
 
 HEAD = ("package", "function", "linear", "quadratic", "cubic", "which one", "what to know")
