@@ -27,7 +27,7 @@ import numpy as np
 from scipy.special import betaincinv
 
 from minigrad import Rng, Tensor, no_grad
-from minigrad.backend import array_module, asarray_like, to_host
+from minigrad.backend import Array, array_module, asarray_like, to_host
 from minigrad.checkpoint import StateError
 from minigrad.fused import cross_entropy
 from minigrad.nn import Linear, Module, normal, xavier_uniform
@@ -120,11 +120,15 @@ class BetaNoise:
         z = betaincinv(alpha, beta, (np.arange(self.QUANTILES) + 0.5) / self.QUANTILES)
         self.mean = scale * float(z.mean() - 0.5)
         self.table = scale * (z - 0.5) - self.mean
+        self.sent: dict[tuple, Array] = {}  # the table for each kind of array and dtype, sent to a device once
 
     def draw(self, rng: Rng, shape, like):
         """An array of the shape, with the dtype and on the device of `like`."""
         u = rng.uniform(shape, like=like)
-        return asarray_like(self.table.astype(like.dtype), like)[(u * self.QUANTILES).astype(np.int64)]
+        key = type(like), like.dtype
+        if key not in self.sent:
+            self.sent[key] = asarray_like(self.table.astype(like.dtype), like)
+        return self.sent[key][(u * self.QUANTILES).astype(np.int64)]
 
 
 class DenseGate:
