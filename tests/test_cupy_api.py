@@ -50,7 +50,9 @@ def problems_in(source: ast.AST) -> list[str]:
                     if allowed is not None and keyword.arg not in allowed:
                         found.append(f"line {line}: CuPy's {f.attr} has no parameter {keyword.arg}")
                 if f.attr == "argsort" and not any(keyword.arg == "kind" for keyword in node.keywords):
-                    found.append(f"line {line}: argsort orders ties otherwise in CuPy: say kind, 'stable' if they matter")
+                    found.append(
+                        f"line {line}: CuPy's argsort orders ties otherwise: say kind, 'stable' if they matter"
+                    )
             elif isinstance(f, ast.Attribute) and f.attr in ("sum", "mean", "max", "min", "argmax", "astype"):
                 for keyword in node.keywords:
                     if keyword.arg in ("where", "initial", "correction"):

@@ -275,6 +275,14 @@ def test_the_stand_in_refuses_what_cupy_would_do_silently_or_wrongly(action, err
         action(backend.to_device(HOST), backend.xp)
 
 
+@pytest.mark.parametrize(("index", "error"), [([0, 7], IndexError), ([-1], IndexError), ([0.0], TypeError)])
+def test_an_index_is_checked_before_it_is_sent(device, index, error):
+    with pytest.raises(error, match="an index or label"):
+        device.indices(index, 7)
+    sent = device.indices(np.array([[0, 6]], np.uint8), 7)
+    assert (sent.dtype, sent.shape) == (np.int64, (1, 2))
+
+
 def test_unknown_arrays_are_refused():
     for x in ([1.0], None, "x", 1.0):
         with pytest.raises(TypeError, match="known backend"):
