@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
+import devsim
 from devsim import DevsimBackend, forbid
 from estimators import ESTIMATORS, Estimator, Sampler, create, facts
 from minigrad import Rng, Tensor, no_grad
@@ -434,6 +435,20 @@ def test_the_step_stays_on_the_device(encoder, leaves):
         results.append([backend.to_host(cost.data), *(backend.to_host(p.grad) for p in model.parameters())])
     assert_equal(results[1], results[0], 1e-12)
     assert all(np.abs(g).max() > 1e-6 for g in results[0])  # nothing equal because it is zero
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("name", ["gst-1.0", "gumbel-rao", "reinforce"])
+def test_masks_and_noise_of_a_batch_are_sent_once(name, plain):
+    """Two transfers for any number of choices, and one more where an estimator draws noise beside the sample."""
+    backend, counts = DevsimBackend(), []
+    model = TreeLSTM(6, 3, dim=4, hidden=8, dropout=0.0, rng=Rng(0), dtype=np.float64).to(backend)
+    for T in (5, 12):
+        lengths, labels = np.array([T, 3]), backend.to_device(np.array([0, 2]))
+        ids, before = backend.to_device(np.ones((2, T), int)), devsim.stats["h2d"]
+        model.cost(ids, lengths, labels, Rng(1), create(name), plain=plain).mean().backward()
+        counts.append(devsim.stats["h2d"] - before)
+    assert counts == [3 if name == "gumbel-rao" else 2] * 2
 
 
 def test_the_initial_values_are_the_published_ones():
