@@ -30,6 +30,7 @@ from minigrad import Rng, Tensor, no_grad
 from minigrad.backend import Array, array_module, asarray_like, to_host
 from minigrad.checkpoint import StateError
 from minigrad.fused import cross_entropy
+from minigrad.kernels import inner
 from minigrad.nn import Linear, Module, normal, xavier_uniform
 from minigrad.ops import exp, log, relu, sigmoid, softplus, stable_sigmoid, tanh
 
@@ -227,7 +228,7 @@ class ConditionalNetwork(Module):
         """Shrink every column of W₀, W₁ and W₂, what enters one unit, to a norm of at most `most`."""
         for layer in (self.experts, self.gater, self.gates):
             w, xp = layer.weight.data, array_module(layer.weight.data)
-            w *= most / xp.maximum(xp.sqrt(xp.einsum("io,io->o", w, w)), most)
+            w *= most / xp.maximum(xp.sqrt(inner(w.T, w.T)), most)
 
     # -- test time
 

@@ -25,6 +25,7 @@ import numpy as np
 from minigrad import Tensor, grad, op
 from minigrad.backend import array_module
 from minigrad.fused import cell_forward, cell_slopes, cell_vjp, log_softmax, mask_logits
+from minigrad.kernels import inner
 
 from .composition import candidate_mask, check_lengths, check_states, choice_noise, existing_tokens
 
@@ -371,7 +372,7 @@ def products_across(left, right, score_gradients, differences):
 
 def dot(vectors, differences):
     """⟨vector, D⟩ and ⟨vector, E⟩.   vectors (..., 2H), differences (..., 2, 2H) -> (..., 2)"""
-    return array_module(vectors).einsum("...x,...dx->...d", vectors, differences)
+    return inner(vectors[..., None, :], differences)
 
 
 # ---- backward, one step: "Which vectors are needed"

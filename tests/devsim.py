@@ -18,9 +18,11 @@ import json
 import types
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
+from minigrad import kernels
 from minigrad.backend import Backend, register_array_type
 
 API = json.loads((Path(__file__).parent / "cupy_api.json").read_text())
@@ -289,6 +291,24 @@ class _Module(types.ModuleType):
             _event("sync", "arange of a device array")
         return _call(function, name, arguments, keywords, API["functions"][name])
 
+
+class _ReductionKernel:
+    """CuPy's, for sums over the last axis of arrays of one dtype T, by NumPy's body: the C code is not read."""
+
+    BODIES: ClassVar = {"inner": kernels.inner, "total": kernels.total}
+
+    def __init__(self, in_params, out_params, map_expr, reduce_expr, post_map_expr, identity, name):
+        self._body, self._name, self._count = self.BODIES[name], name, in_params.count("T ")
+
+    def __call__(self, *arguments, axis):
+        if axis != -1 or len(arguments) != self._count:
+            raise TypeError(f"the kernel {self._name} takes {self._count} arrays and axis=-1")
+        if not all(isinstance(a, DeviceArray) and a.dtype == arguments[0].dtype for a in arguments):
+            raise TypeError(f"Type is mismatched in the kernel {self._name} (as CuPy says)")
+        return _call(self._body, self._name, arguments, {})
+
+
+_Module.ReductionKernel = _ReductionKernel
 
 xp = _Module("devsim")
 register_array_type(DeviceArray, xp)

@@ -116,6 +116,7 @@ FLOOR = {
     "minigrad.backend": 0,
     "minigrad.checkpoint": 0,
     "minigrad.random": 0.5,  # sends its numbers through the backend
+    "minigrad.kernels": 0.5,
     "minigrad.tensor": 1,
     "minigrad.ops": 2,
     "minigrad.fused": 3,

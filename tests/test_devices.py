@@ -12,7 +12,7 @@ import pytest
 import devsim
 from devsim import DevsimBackend, ForbiddenTransfer, forbid
 from estimators import create
-from minigrad import Rng, Tensor, grad
+from minigrad import Rng, Tensor, grad, kernels
 from minigrad.backend import Backend, BackendUnavailable, array_module, asarray_like, get_backend, load_cupy, to_host
 from minigrad.check import gradcheck
 from minigrad.fused import TINY
@@ -132,6 +132,19 @@ ALIKE = {
     "… and of all": lambda d, xp: xp.zeros(5000, dtype=d.dtype).argmax(),
     "TINY is no zero where subnormal numbers are": lambda d, xp: xp.log(xp.maximum(0.0 * d, TINY)),
 }
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_kernels_are_the_sums_of_numpy(device, dtype):
+    a, b = Rng(0).normal((5, 1, 40), like=np.empty(0, dtype)), Rng(1).normal((1, 3, 40), like=np.empty(0, dtype))
+    on_device = [device.to_device(x) for x in (a, b)]
+    close = {"rtol": 1e-5 if dtype == np.float32 else 1e-12, "atol": 1e-5}
+    np.testing.assert_allclose(to_host(kernels.inner(*on_device)), (a * b).sum(axis=-1), **close)
+    np.testing.assert_allclose(to_host(kernels.total(on_device[0].T)), a.T.sum(axis=-1), **close)
+    assert kernels.inner(*on_device).dtype == dtype
+    assert to_host(kernels.inner(on_device[0][..., :0], on_device[1][..., :0])).sum() == 0.0
+    with pytest.raises(TypeError, match="Type is mismatched"):
+        kernels.inner(on_device[0], on_device[0].astype(np.float16))
 
 
 @pytest.mark.parametrize("what", ALIKE)
