@@ -270,6 +270,41 @@ def test_forbid_catches_every_hidden_transfer(kind, action):
         action(d)
 
 
+LAUNCHES = {
+    "a sum": (lambda d, xp: d + 1.0, 1),
+    "a sum in place": (lambda d, xp: operator.iadd(d, 1.0), 1),
+    "a sum into an array": (lambda d, xp: xp.add(d, 1.0, out=d), 1),
+    "a reduction": (lambda d, xp: d.sum(), 1),
+    "slices": (lambda d, xp: d[:, 1:], 0),
+    "a number as an index": (lambda d, xp: d[0, 1], 0),
+    "an array as an index": (lambda d, xp: d[xp.asarray(np.array([0, 1]))], 1),
+    "an assignment": (lambda d, xp: d.__setitem__(slice(None), 1.0), 1),
+    "transposed": (lambda d, xp: d.T, 0),
+    "reshaped": (lambda d, xp: d.reshape(3, 2), 0),
+    "reshaped, which needs a copy": (lambda d, xp: d.T.reshape(-1), 1),
+    "stretched": (lambda d, xp: xp.broadcast_to(d, (4, 2, 3)), 0),
+    "of the dtype it has": (lambda d, xp: d.astype(np.float32, copy=False), 0),
+    "memory": (lambda d, xp: xp.empty((2, 3)), 0),
+    "zeros": (lambda d, xp: xp.zeros((2, 3)), 1),
+    "nothing": (lambda d, xp: d[:0] + 1.0, 0),
+    "a product": (lambda d, xp: d @ d.T, 1),
+    "a product of rows": (lambda d, xp: xp.matmul(d[:1], d.T), 1),
+    "a product of columns, which are copied": (lambda d, xp: d[:, :2] @ d, 2),
+    "products of transposed matrices, which are copied": (
+        lambda d, xp: d.reshape(1, 2, 3) @ d.reshape(1, 2, 3).transpose(0, 2, 1),
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LAUNCHES)
+def test_launches_are_counted_as_cupy_makes_them(what):
+    (action, count), d = LAUNCHES[what], DevsimBackend().to_device(HOST)
+    before = devsim.stats["launch"]
+    action(d, devsim.xp)
+    assert devsim.stats["launch"] - before == count
+
+
 @pytest.mark.parametrize(
     ("action", "error"),
     [
