@@ -418,9 +418,10 @@ def test_every_estimator_with_episodes_trains_a_step(name):
 
 @pytest.mark.parametrize("leaves", ["lstm", "affine"])
 @pytest.mark.parametrize("encoder", ["latent", "tree", "lstm"])
-def test_the_step_stays_on_the_device(encoder, leaves):
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_step_stays_on_the_device(encoder, leaves, plain):
     """The stand-in device refuses any wait and any copy to the host; costs and gradients are NumPy's to rounding."""
-    if (encoder, leaves) == ("lstm", "affine"):
+    if (encoder, leaves) == ("lstm", "affine") or (plain and encoder != "latent"):
         return
     ids, lengths = np.random.default_rng(0).integers(0, 6, (4, 16)), np.array([16, 11, 5, 1])
     results = []
@@ -430,7 +431,8 @@ def test_the_step_stays_on_the_device(encoder, leaves):
         model.to(backend)
         on_device, labels = backend.to_device(ids), backend.to_device(np.array([0, 2, 1, 2]))
         with forbid("sync", "d2h"):
-            cost = model.cost(on_device, lengths, labels, Rng(1), create("gst-1.0"), random_trees(lengths))
+            given = create("gst-1.0"), random_trees(lengths)
+            cost = model.cost(on_device, lengths, labels, Rng(1), *given, plain=plain)
             cost.mean().backward()
         results.append([backend.to_host(cost.data), *(backend.to_host(p.grad) for p in model.parameters())])
     assert_equal(results[1], results[0], 1e-12)
@@ -449,6 +451,25 @@ def test_masks_and_noise_of_a_batch_are_sent_once(name, plain):
         model.cost(ids, lengths, labels, Rng(1), create(name), plain=plain).mean().backward()
         counts.append(devsim.stats["h2d"] - before)
     assert counts == [3 if name == "gumbel-rao" else 2] * 2
+
+
+def test_a_device_composes_small_batches_with_the_fewest_launches(monkeypatch):
+    """If this fails because the linear-time path has become the better one, a device needs `compose_plain` no more."""
+    model, lengths = TreeLSTM(6, 3, dim=4, hidden=4, rng=Rng(0)), np.array([20, 19, 4])
+
+    def launches(backend, **how):
+        model.to(backend)
+        ids, labels = backend.to_device(np.ones((3, 20), int)), backend.to_device(np.array([0, 2, 1]))
+        before = devsim.stats["launch"]
+        model.cost(ids, lengths, labels, Rng(1), create("gst-1.0"), **how).mean().backward()
+        return devsim.stats["launch"] - before
+
+    linear, plain, default = (launches(DevsimBackend(), **how) for how in ({"plain": False}, {"plain": True}, {}))
+    assert default == plain < 0.85 * linear
+    monkeypatch.setattr(tree_lstm, "PLAIN_PAIRS", 3 * 190 - 1)
+    assert launches(DevsimBackend()) == linear
+    monkeypatch.setattr(tree_lstm, "compose_plain", None)  # the host does without it
+    launches(Backend())
 
 
 def test_the_initial_values_are_the_published_ones():
