@@ -331,6 +331,17 @@ def test_an_index_is_checked_before_it_is_sent(device, index, error):
     assert (sent.dtype, sent.shape) == (np.int64, (1, 2))
 
 
+def test_a_mask_may_be_on_the_device_already(device):
+    logits, mask = Tensor(device.to_device(HOST), requires_grad=True), HOST % 2 == 0
+    with no_waiting(device):
+        found = create("st").sample(logits, Rng(0), device.to_device(mask))
+    np.testing.assert_array_equal(to_host(found.data), create("st").sample(Tensor(HOST), Rng(0), mask).data)
+    with pytest.raises(TypeError, match="the mask must be booleans"):
+        create("st").sample(logits, Rng(0), device.to_device(HOST))
+    with pytest.raises(ValueError, match="does not fit logits"):
+        create("st").sample(logits, Rng(0), device.to_device(mask[:, :2]))
+
+
 def test_unknown_arrays_are_refused():
     for x in ([1.0], None, "x", 1.0):
         with pytest.raises(TypeError, match="known backend"):
