@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from minigrad import Tensor, no_grad
 from minigrad.backend import Array, array_module
+from minigrad.kernels import inner
 
 from . import categorical
 from .base import Cost, Estimator, attach_gradient
@@ -61,7 +62,8 @@ def arsm_gradient(pi: Array, swap_costs: Array) -> Array:
     """
     K = pi.shape[-1]
     advantage = swap_costs - swap_costs.mean(axis=1, keepdims=True)
-    return array_module(pi).einsum("bmj,b...j->b...m", advantage, 1.0 / K - pi)
+    advantage = advantage.reshape(len(pi), *(1,) * (pi.ndim - 2), K, K)
+    return inner(advantage, (1.0 / K - pi)[..., None, :])
 
 
 class ARS(Estimator):

@@ -9,8 +9,9 @@ whatever the cost depends on (a decoder's weights, say).
     cost      d -> (B,)     a function of a Tensor d shaped like the logits (one-hot in the last axis, zeros and ones
                             for bits, or a relaxed point where an estimator says so), one value per example
     rng                     a `minigrad.Rng`; the same address gives the same sample
-    mask                    optional booleans (NumPy), broadcastable to the logits: False means probability exactly 0
-                            and gradient exactly 0. ValueError if a row has no class left. Categorical only.
+    mask                    optional booleans, broadcastable to the logits: False means probability exactly 0 and
+                            gradient exactly 0. ValueError if a row has no class left (a mask that is on a device
+                            already is not asked). Categorical only.
     inputs    (B, ...)      optional, an array: what the logits were computed from, for a learned baseline to look at
 
 NaN stays NaN: an example with such a logit gets the value NaN, and all gradients of its value are NaN. So does one with
@@ -363,11 +364,12 @@ def masked(logits: Tensor, mask: np.ndarray | None) -> Tensor:
         logits = mask_logits(logits, theta != -np.inf)
     if mask is None:
         return logits
-    mask = np.asarray(mask)
+    sent = not on_host(theta) and type(mask) is type(theta)  # its values cannot be asked, its shape can
+    mask = mask if sent else np.asarray(mask)
     if mask.dtype != bool:
         raise TypeError(f"the mask must be booleans, True where the class exists, got {mask.dtype}: use mask != 0.")
     try:
-        spread = np.broadcast_to(mask, logits.shape)
+        spread = np.broadcast_to(np.broadcast_to(True, mask.shape) if sent else mask, logits.shape)
     except ValueError:
         found = f"a mask of shape {mask.shape} does not fit logits of shape {logits.shape}"
         raise ValueError(f"{found}: give it that shape, or one that broadcasts to it.") from None

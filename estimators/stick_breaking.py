@@ -66,6 +66,15 @@ def sticks_vjp(e: Array, rest: Array, dpsi: Array) -> Array:
     return xp.concatenate([dpsi, zero], axis=-1) - e * earlier
 
 
+def inverse(order: Array) -> Array:
+    """The permutations that undo those along the last axis:  inverse[order[k]] = k.   (..., K) integers -> (..., K)"""
+    xp, K = array_module(order), order.shape[-1]
+    found = xp.empty_like(order)
+    starts = xp.arange(0, order.size, K).reshape(*order.shape[:-1], 1)  # of the rows, in the flat array
+    found.reshape(-1)[(starts + order).reshape(-1)] = xp.broadcast_to(xp.arange(K), order.shape).reshape(-1)
+    return found
+
+
 class StickBreakingDisARM(Estimator):
     """The chain runs from the least to the most probable class of each variable, as the authors advise."""
 
@@ -88,10 +97,10 @@ class StickBreakingDisARM(Estimator):
         xp = array_module(logits.data)
         L, K = categorical.sizes(logits.shape)
         theta = logits.data.reshape(-1, L, K)
-        order = xp.argsort(theta, axis=-1)
+        order = xp.argsort(theta, axis=-1, kind="stable")
         psi, e, rest = sticks(xp.take_along_axis(theta, order, axis=-1))
         u = rng.uniform(psi.shape, like=theta)
-        p, back = stable_sigmoid(psi), xp.argsort(order, axis=-1)
+        p, back = stable_sigmoid(psi), inverse(order)
         bits = (u < p).astype(theta.dtype), (u > stable_sigmoid(-psi)).astype(theta.dtype)
         ds = [xp.take_along_axis(first_one(b), back, axis=-1).reshape(logits.shape) for b in bits]
         f, f_mirror = cost(Tensor(ds[0])), cost(Tensor(ds[1]))

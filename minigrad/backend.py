@@ -92,6 +92,13 @@ class Backend:
         """A NumPy array (any shape) on the device, as `dtype` if given. The one door from the host to a device."""
         return self.xp.asarray(np.asarray(host, dtype=dtype))
 
+    def indices(self, host: Any, size: int) -> Array:
+        """Indices or labels on the device, int64. TypeError unless they are integers, IndexError if one leaves
+        [0, size): a device would take it for another one, without a word."""
+        host = np.asarray(host)
+        check_index(host, size)
+        return self.to_device(host, np.int64)
+
     def to_host(self, array: Array) -> np.ndarray:
         """An array of this backend as a NumPy array; waits for the device to finish computing it."""
         return to_host(array)

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .backend import Array, array_module, asarray_like, check_index
+from .backend import Array, array_module, asarray_like, check_index, on_host
 
-__all__ = ["Rng", "argmax_one_hot", "gumbel_from_uniform", "one_hot", "uniform_from_bits"]
+__all__ = ["Ahead", "Rng", "argmax_one_hot", "gumbel_from_uniform", "one_hot", "uniform_from_bits"]
 
 
 Shape = tuple[int, ...]
@@ -127,6 +128,80 @@ class Rng:
     def permutation(self, n: int) -> np.ndarray:
         """A uniformly random order of 0 … n−1, (n,) int64, on the host."""
         return np.argsort(self.bits(n), kind="stable")
+
+
+class Ahead:
+    """The sites 0, 1, … of an address, whose noise is drawn ahead and sent to a device in one piece.
+
+    The numbers are those of `rng.site(k)`, bit for bit. What is drawn at site k with a last axis of widths[k] is drawn
+    at the sites after it, too, with theirs: as far as it takes no more than `MOST` numbers.
+    """
+
+    MOST = 1 << 22
+
+    def __init__(self, rng: Rng, widths: Sequence[int]) -> None:
+        self._rng, self.widths = rng, widths
+        self._sent: dict[tuple, dict[int, Array]] = {}
+
+    def site(self, k: int) -> AheadSite:
+        return AheadSite(self._rng.site(k), self, k, ())
+
+    def draw(self, k: int, path: tuple, kind: str, shape: Shape, like: Array) -> Array:
+        """The noise called `kind` at the site below k to which the names in `path` lead."""
+        pieces = self._sent.setdefault((path, kind, shape[:-1], like.dtype), {})
+        if k not in pieces:
+            pieces.clear()
+            pieces |= self._send(k, path, kind, shape[:-1], like)
+        return pieces[k].copy()  # one draw is not another one's memory
+
+    def _send(self, first: int, path, kind, rows, like):
+        """{k: its numbers} from `first` on."""
+        ends = int(np.prod(rows, dtype=np.int64)) * np.cumsum(self.widths[first:])
+        ends = ends[: max(1, np.searchsorted(ends, self.MOST, side="right"))]
+        sites = range(first, first + len(ends))
+        host = []
+        for k in sites:
+            rng = self._rng.site(k)
+            for name in path:
+                rng = rng.site(name)
+            draw = getattr(rng, kind)
+            host.append(draw((*rows, self.widths[k]), like=np.empty(0, like.dtype)).reshape(-1))
+        sent, starts = asarray_like(np.concatenate(host), like), [0, *ends[:-1]]
+        parts = zip(sites, starts, ends, strict=True)
+        return {k: sent[start:end].reshape(*rows, self.widths[k]) for k, start, end in parts}
+
+
+class AheadSite(Rng):
+    """One site of an `Ahead`, or one below it: an `Rng` whose draws for a device have been sent before."""
+
+    __slots__ = ("_ahead", "_k", "_path")
+
+    def __init__(self, rng: Rng, ahead: Ahead, k: int, path: tuple) -> None:
+        super().__init__(rng._seed, rng._step, rng._site)
+        self._ahead, self._k, self._path = ahead, k, path
+
+    def site(self, name: str | int) -> AheadSite:
+        return AheadSite(super().site(name), self._ahead, self._k, (*self._path, name))
+
+    def _draw(self, kind: str, shape: Shape, like: Array | None) -> Array:
+        if like is None or on_host(like) or tuple(shape[-1:]) != (self._ahead.widths[self._k],):
+            return getattr(super(), kind)(shape, like)
+        return self._ahead.draw(self._k, self._path, kind, tuple(shape), like)
+
+    def uniform(self, shape: Shape, like: Array | None = None) -> Array:
+        return self._draw("uniform", shape, like)
+
+    def exponential(self, shape: Shape, like: Array | None = None) -> Array:
+        return self._draw("exponential", shape, like)
+
+    def gumbel(self, shape: Shape, like: Array | None = None) -> Array:
+        return self._draw("gumbel", shape, like)
+
+    def logistic(self, shape: Shape, like: Array | None = None) -> Array:
+        return self._draw("logistic", shape, like)
+
+    def normal(self, shape: Shape, like: Array | None = None) -> Array:
+        return self._draw("normal", shape, like)
 
 
 def uniform_from_bits(words: np.ndarray, dtype: DTypeLike) -> np.ndarray:

@@ -28,7 +28,7 @@ from itertools import pairwise
 import numpy as np
 
 from minigrad import Tensor, op
-from minigrad.backend import array_module, asarray_like
+from minigrad.backend import array_module, asarray_like, on_host
 from minigrad.fused import (
     cell_forward,
     cell_slopes,
@@ -39,6 +39,7 @@ from minigrad.fused import (
     tree_lstm_cell,
 )
 from minigrad.ops import concat, where
+from minigrad.random import Ahead
 
 from .trees import levels
 
@@ -48,7 +49,7 @@ class Draw:
 
     @staticmethod
     def sample(logits, rng, mask):
-        return Tensor(rng.one_hot(mask_logits(logits.detach(), asarray_like(mask, logits.data)).data))
+        return Tensor(rng.one_hot(mask_logits(logits.detach(), mask).data))
 
 
 def check_lengths(lengths, B: int, T: int) -> np.ndarray:
@@ -69,12 +70,22 @@ def check_states(h, c, w, b) -> None:
         )
 
 
-def candidate_mask(lengths, T: int, k: int):
-    """Which pairs exist at step k, (B, T−1−k) booleans on the host. A sequence that is done keeps its first pair, since
-    a sampler needs something to draw from."""
-    exist = np.arange(T - 1 - k) < (lengths - 1 - k)[:, None]
-    exist[:, 0] = True
-    return exist
+def existing_tokens(lengths, T: int, like):
+    """Which tokens exist, (B, T) booleans where `like` lives: one array is sent there for all steps."""
+    return asarray_like(np.arange(T) < lengths[:, None], like)
+
+
+def candidate_mask(exist, k: int):
+    """Which pairs exist at step k, (B, T−1−k) booleans where `exist` lives. A sequence that is done keeps its first
+    pair, since a sampler needs something to draw from."""
+    pairs = exist[:, k + 1 :].copy()  # as many as there are tokens behind the first k + 1
+    pairs[:, 0] = True
+    return pairs
+
+
+def choice_noise(rng, T: int, like):
+    """The noise of all choices: step k draws at site k, for T−1−k pairs. A device gets it in one piece."""
+    return rng if on_host(like) else Ahead(rng, range(T - 1, 1, -1))
 
 
 def compose_plain(h, c, w, b, q, *, lengths, sampler, rng, scored: bool = False):
@@ -82,21 +93,22 @@ def compose_plain(h, c, w, b, q, *, lengths, sampler, rng, scored: bool = False)
     (B, T, H), xp = h.shape, array_module(h.data)
     lengths = check_lengths(lengths, B, T)
     log_p = Tensor(xp.zeros(B, dtype=h.dtype))
+    exist, rng = existing_tokens(lengths, T, h.data), choice_noise(rng, T, h.data)
     for k in range(T - 1):
         h_l, h_r, c_l, c_r = h[:, :-1], h[:, 1:], c[:, :-1], c[:, 1:]
         h_pair, c_pair = tree_lstm_cell(linear(concat(h_l, h_r, axis=-1), w, b), c_l, c_r)
         if k < T - 2:
-            mask = candidate_mask(lengths, T, k)
+            mask = candidate_mask(exist, k)
             v = (h_pair @ q) / math.sqrt(H)
             s = sampler.sample(v, rng.site(k), mask)
             if scored:
-                log_p = log_p + (log_softmax(mask_logits(v, asarray_like(mask, h.data))) * s.detach()).sum(axis=-1)
+                log_p = log_p + (log_softmax(mask_logits(v, mask)) * s.detach()).sum(axis=-1)
         else:
             s = Tensor(xp.ones((B, 1), dtype=h.dtype))  # one pair is left: nothing to choose
         s = s.reshape(B, T - 1 - k, 1)
         cumulative = s.cumsum(axis=1)
         merge = lambda pair, left, right: s * pair + (1.0 - cumulative) * left + (cumulative - s) * right  # noqa: B023
-        unfinished = asarray_like((lengths > k + 1)[:, None, None], h.data)
+        unfinished = exist[:, k + 1, None, None]
         h, c = where(unfinished, merge(h_pair, h_l, h_r), h_l), where(unfinished, merge(c_pair, c_l, c_r), c_l)
     return h[:, 0], log_p
 

@@ -27,9 +27,10 @@ import numpy as np
 from scipy.special import betaincinv
 
 from minigrad import Rng, Tensor, no_grad
-from minigrad.backend import array_module, asarray_like, to_host
+from minigrad.backend import Array, array_module, asarray_like, to_host
 from minigrad.checkpoint import StateError
 from minigrad.fused import cross_entropy
+from minigrad.kernels import inner
 from minigrad.nn import Linear, Module, normal, xavier_uniform
 from minigrad.ops import exp, log, relu, sigmoid, softplus, stable_sigmoid, tanh
 
@@ -120,11 +121,15 @@ class BetaNoise:
         z = betaincinv(alpha, beta, (np.arange(self.QUANTILES) + 0.5) / self.QUANTILES)
         self.mean = scale * float(z.mean() - 0.5)
         self.table = scale * (z - 0.5) - self.mean
+        self.sent: dict[tuple, Array] = {}  # the table for each kind of array and dtype, sent to a device once
 
     def draw(self, rng: Rng, shape, like):
         """An array of the shape, with the dtype and on the device of `like`."""
         u = rng.uniform(shape, like=like)
-        return asarray_like(self.table.astype(like.dtype), like)[(u * self.QUANTILES).astype(np.int64)]
+        key = type(like), like.dtype
+        if key not in self.sent:
+            self.sent[key] = asarray_like(self.table.astype(like.dtype), like)
+        return self.sent[key][(u * self.QUANTILES).astype(np.int64)]
 
 
 class DenseGate:
@@ -223,7 +228,7 @@ class ConditionalNetwork(Module):
         """Shrink every column of W₀, W₁ and W₂, what enters one unit, to a norm of at most `most`."""
         for layer in (self.experts, self.gater, self.gates):
             w, xp = layer.weight.data, array_module(layer.weight.data)
-            w *= most / xp.maximum(xp.sqrt(xp.einsum("io,io->o", w, w)), most)
+            w *= most / xp.maximum(xp.sqrt(inner(w.T, w.T)), most)
 
     # -- test time
 

@@ -23,10 +23,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from minigrad import Tensor, grad, op
-from minigrad.backend import array_module, asarray_like
+from minigrad.backend import array_module
 from minigrad.fused import cell_forward, cell_slopes, cell_vjp, log_softmax, mask_logits
+from minigrad.kernels import inner
 
-from .composition import candidate_mask, check_lengths, check_states
+from .composition import candidate_mask, check_lengths, check_states, choice_noise, existing_tokens
 
 BLOCK = 192  # pairs whose arrays are worked on together, so that they stay in a CPU's cache
 
@@ -165,7 +166,8 @@ def forward(h, c, w, b, q, lengths, choose) -> Trace:
     lengths = check_lengths(lengths, B, T)
     trace = empty_trace(h)
     cell = Cell(trace, w, b, q)
-    remaining = place_leaves(trace, h, c, lengths)
+    exist = existing_tokens(lengths, T, h)
+    remaining = place_leaves(trace, h, c, exist)
     cell.multiply_nodes(slice(0, B * T))
     for rows in blocks(trace.pair_count, xp):
         cell.compose_pairs(rows)
@@ -175,7 +177,7 @@ def forward(h, c, w, b, q, lengths, choose) -> Trace:
         if last:
             position = xp.zeros(B, dtype=np.int64)  # one pair is left: nothing to choose
         else:
-            position = choose(k, trace.scores[remaining.candidates], candidate_mask(lengths, T, k))
+            position = choose(k, trace.scores[remaining.candidates], candidate_mask(exist, k))
         new_rows = slice(B * (T + k), B * (T + k + 1))
         merge = merge_chosen_pairs(trace, remaining, position, new_rows)
         trace.merges.append(merge)
@@ -186,13 +188,12 @@ def forward(h, c, w, b, q, lengths, choose) -> Trace:
     return trace
 
 
-def place_leaves(trace: Trace, h, c, lengths) -> Remaining:
+def place_leaves(trace: Trace, h, c, exist) -> Remaining:
     """Before the first step the leaves are the nodes, and each two neighbours among them are a pair."""
     xp, (B, T, H) = array_module(h), h.shape
     leaf_count, trace.pair_count = B * T, B * (T - 1)
     leaves, leaf_pairs = slice(0, leaf_count), slice(0, trace.pair_count)
     trace.node_states[leaves, 0], trace.node_states[leaves, 1] = h.reshape(-1, H), c.reshape(-1, H)
-    exist = asarray_like(np.arange(T) < lengths[:, None], h)
     nodes = xp.where(exist, xp.arange(leaf_count).reshape(B, T), trace.no_node)
     left, right = nodes[:, :-1], nodes[:, 1:]
     pairs = xp.where(right != trace.no_node, xp.arange(trace.pair_count).reshape(B, T - 1), trace.no_pair)
@@ -371,7 +372,7 @@ def products_across(left, right, score_gradients, differences):
 
 def dot(vectors, differences):
     """⟨vector, D⟩ and ⟨vector, E⟩.   vectors (..., 2H), differences (..., 2, 2H) -> (..., 2)"""
-    return array_module(vectors).einsum("...x,...dx->...d", vectors, differences)
+    return inner(vectors[..., None, :], differences)
 
 
 # ---- backward, one step: "Which vectors are needed"
@@ -499,12 +500,12 @@ def compose(h, c, w, b, q, *, lengths, sampler, rng, scored: bool = False):
 
     if getattr(sampler, "support", "hard") != "hard":
         raise ValueError("compose needs choices that are one-hot: for soft ones call compose_plain.")
+    rng = choice_noise(rng, h.shape[1], h)
 
     def choose(k, v, mask):
         nonlocal log_p
         v, d_log_p = Tensor(v, requires_grad=True), None
         s = sampler.sample(v, rng.site(k), mask)
-        mask = asarray_like(mask, h)
         if scored:  # log p(s) and its gradient, s − p
             all_log_p, _ = log_softmax.rule(mask_logits.rule(v.data, mask)[0])
             log_p, d_log_p = log_p + (all_log_p * s.data).sum(axis=-1), s.data - xp.exp(all_log_p)
@@ -531,7 +532,7 @@ def compose_greedy(h, c, w, b, q, *, lengths):
     xp, T, positions = array_module(h), h.shape[1], []
 
     def choose(k, v, mask):
-        positions.append(xp.where(asarray_like(mask, h), v, -xp.inf).argmax(axis=-1))
+        positions.append(xp.where(mask, v, -xp.inf).argmax(axis=-1))
         return positions[-1]
 
     trace = forward(h, c, w, b, q, lengths, choose)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad import Rng, Tensor, no_grad
-from minigrad.backend import array_module, asarray_like
+from minigrad.backend import array_module, asarray_like, on_host
 from minigrad.fused import cross_entropy
 from minigrad.nn import LSTM, Embedding, Linear, Module, he_normal, normal, orthogonal, parameter
 from minigrad.ops import dropout, split
@@ -27,6 +27,10 @@ from .linear_time import compose, compose_greedy
 
 ENCODERS = ("latent", "tree", "lstm")
 LEAVES = ("lstm", "affine")
+
+# A device spends the step of a batch like the published one on launches, and `compose_plain` has a fifth fewer than the
+# linear-time path. With more pairs than these its work and its memory, about 12 · dim numbers for each, would count.
+PLAIN_PAIRS = 1 << 18
 
 
 def small_uniform(rng, shape, dtype=np.float32):
@@ -108,13 +112,14 @@ class TreeLSTM(Module):
 
     # -- training and evaluation
 
-    def cost(self, ids, lengths, labels, rng: Rng, estimator=None, trees=None, plain: bool = False) -> Tensor:
+    def cost(self, ids, lengths, labels, rng: Rng, estimator=None, trees=None, plain: bool | None = None) -> Tensor:
         """−log p(label) of each sequence (B,), with all gradients attached.
 
         ids (B, T) and labels (B,): integers on the model's device.  lengths (B,): integers on the host, 1 ≤ n ≤ T.
         estimator: for a latent tree, how its choices are made and differentiated (`Estimator.episode`; ValueError for
         one that cannot choose step by step, or is for bits).  trees (B, T−1): for an encoder that is given trees.
-        plain: compose in O(T²) on the tape also where the linear-time rule would do.
+        plain: compose hard choices in O(T²) on the tape (True), or in linear time (False)? By default in linear time,
+        but on a device with at most `PLAIN_PAIRS` pairs, see there.
         """
         dropout_rng = rng.site("dropout")
         h, c = self.leaf_states(ids, dropout_rng.site("words"))
@@ -126,8 +131,9 @@ class TreeLSTM(Module):
 
         def play(sampler, rng):
             scored, sampler = sampler is None, sampler or Draw
-            soft = getattr(sampler, "support", "hard") == "soft"
-            evaluate = compose_plain if plain or soft else compose
+            soft, (B, T, _) = getattr(sampler, "support", "hard") == "soft", h.shape
+            few_launches = not on_host(h.data) and B * T * (T - 1) // 2 <= PLAIN_PAIRS
+            evaluate = compose_plain if soft or (few_launches if plain is None else plain) else compose
             settings = {"lengths": lengths, "sampler": sampler, "rng": rng, "scored": scored}
             root, log_p = evaluate(h, c, *self._composition_weights(), **settings)
             return loss(root), log_p

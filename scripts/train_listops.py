@@ -72,10 +72,10 @@ class ListOps(Experiment):
 
     def step(self, batch, rng: Rng) -> tuple:
         """Update the parameters on one batch."""
-        c, to_device = self.config, self.backend.to_device
+        c, indices = self.config, self.backend.indices
         given = known_trees(c.encoder, self.sequences["train"], batch, c.split)
         self.optimizer.zero_grad()
-        ids, labels = to_device(batch.ids), to_device(batch.labels)
+        ids, labels = indices(batch.ids, self.tokenizer.size), indices(batch.labels, 10)
         cost = self.model.cost(ids, batch.lengths, labels, rng.site("step"), self.estimator, given)
         cost.mean().backward()
         clip_grad_norm(self.optimizer, c.clip)

@@ -131,7 +131,7 @@ class SemiSupervised(ImageExperiment):
         labels = images.train_labels[used].astype(np.int64)
         known, unknown = with_labels(labels, c.labels, classes, self.rng.site("labels"))
         require(len(unknown) > 0, f"all {len(labels)} training images have labels: take fewer --labels.")
-        self.labels = to_device(labels[known])
+        self.labels = self.backend.indices(labels[known], classes)
         self.labelled, self.train = self.train[to_device(used[known])], self.train[to_device(used[unknown])]
 
     def step(self, index, rng: Rng) -> tuple:

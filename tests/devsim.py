@@ -18,9 +18,11 @@ import json
 import types
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
+from minigrad import kernels
 from minigrad.backend import Backend, register_array_type
 
 API = json.loads((Path(__file__).parent / "cupy_api.json").read_text())
@@ -82,14 +84,34 @@ def _check_keywords(name, given, allowed):
                 raise TypeError(f"CuPy's {name} has no parameter {keyword!r}")
 
 
+def _launch(name: str, operands, result, written: bool = False):
+    """Count what CuPy sends to the device: nothing for a view, for memory that is not filled or for an empty result,
+    one kernel for everything else, and before a product one more for each matrix that cuBLAS cannot read as it lies.
+
+    written: the result went into an array that was there before.  A few functions are more than one kernel in CuPy.
+    """
+    first = result[0] if isinstance(result, list | tuple) and result else result
+    arrays = [a for a in operands if isinstance(a, np.ndarray)]
+    is_view = isinstance(first, np.ndarray) and any(np.may_share_memory(first, a) for a in arrays)
+    if name in ("empty", "empty_like") or not getattr(first, "size", 1) or (is_view and not written):
+        return
+    stats["launch"] += 1
+    if "matmul" in name or name == "dot":
+        batched = max(a.ndim for a in arrays) > 2  # CuPy wants rows there, and takes columns, too, elsewhere
+        as_it_lies = lambda a: a.flags.c_contiguous or (not batched and a.flags.f_contiguous)
+        stats["launch"] += sum(not as_it_lies(a) for a in arrays)
+
+
 def _call(function, name, arguments, keywords, allowed=None):
     _check_keywords(name, keywords, allowed)
     if name in _WAITS or (name == "where" and len(arguments) == 1):
         _event("sync", name)
-    stats["launch"] += 1
     out = keywords.get("out")
     keywords = {k: _unwrap(v, name) for k, v in keywords.items()}
-    result = function(*(_unwrap(a, name) for a in arguments), **keywords)
+    arguments = [_unwrap(a, name) for a in arguments]
+    result = function(*arguments, **keywords)
+    owner = getattr(function, "__self__", None)  # of a method
+    _launch(name, [*arguments, owner], result, out is not None)
     return out if out is not None else _wrap(result)
 
 
@@ -181,8 +203,12 @@ class DeviceArray:
             yield k
 
     def __getitem__(self, key):
-        stats["launch"] += 1
-        return _wrap(self._a[tuple(self._key(key))])
+        key = tuple(self._key(key))
+        if not any(k is Ellipsis for k in key):
+            key = (*key, ...)  # so that a single number is a view, too, as in CuPy
+        result = self._a[key]
+        _launch("take", [self._a], result)
+        return DeviceArray(result)
 
     def __setitem__(self, key, value):
         stats["launch"] += 1
@@ -203,8 +229,10 @@ def _operator(name):
             if getattr(other, "__array_ufunc__", self) is None and not in_place:
                 return NotImplemented  # the turn of a Tensor
             raise TypeError(f"Unsupported type {type(other)}: {name} mixes it with a device array (as CuPy says)")
-        stats["launch"] += 1
-        result = getattr(self._a, name)(_unwrap(other, name))
+        operand = _unwrap(other, name)
+        result = getattr(self._a, name)(operand)
+        if result is not NotImplemented:
+            _launch(name, [self._a, operand], result, in_place)
         if in_place:
             return self
         return result if result is NotImplemented else _wrap(result)
@@ -289,6 +317,24 @@ class _Module(types.ModuleType):
             _event("sync", "arange of a device array")
         return _call(function, name, arguments, keywords, API["functions"][name])
 
+
+class _ReductionKernel:
+    """CuPy's, for sums over the last axis of arrays of one dtype T, by NumPy's body: the C code is not read."""
+
+    BODIES: ClassVar = {"inner": kernels.inner, "total": kernels.total}
+
+    def __init__(self, in_params, out_params, map_expr, reduce_expr, post_map_expr, identity, name):
+        self._body, self._name, self._count = self.BODIES[name], name, in_params.count("T ")
+
+    def __call__(self, *arguments, axis):
+        if axis != -1 or len(arguments) != self._count:
+            raise TypeError(f"the kernel {self._name} takes {self._count} arrays and axis=-1")
+        if not all(isinstance(a, DeviceArray) and a.dtype == arguments[0].dtype for a in arguments):
+            raise TypeError(f"Type is mismatched in the kernel {self._name} (as CuPy says)")
+        return _call(self._body, self._name, arguments, {})
+
+
+_Module.ReductionKernel = _ReductionKernel
 
 xp = _Module("devsim")
 register_array_type(DeviceArray, xp)

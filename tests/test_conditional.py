@@ -7,6 +7,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
+from devsim import DevsimBackend, stats
 from estimators import create
 from estimators.enumeration import Given
 from minigrad import Rng, Tensor
@@ -223,6 +224,14 @@ def test_the_noise_is_in_the_logits_in_training_only_and_its_mean_is_where_the_b
     logits, _ = noisy.evaluate(x, -1.0)
     predicted, _ = noisy.predictor(-1.0)(x)
     np.testing.assert_allclose(predicted, logits, rtol=1e-4, atol=1e-6)
+
+
+def test_the_table_of_the_noise_is_sent_to_a_device_once():
+    noise, x = BetaNoise(0.1, 40.1), DevsimBackend().to_device(X)
+    before, drawn = stats["h2d"], [noise.draw(Rng(0).at(step), (6, 12), x) for step in range(5)]
+    assert stats["h2d"] - before == 1 + 5  # and the uniform numbers of each draw
+    np.testing.assert_array_equal(DevsimBackend().to_host(drawn[3]), noise.draw(Rng(0).at(3), (6, 12), X))
+    assert noise.draw(Rng(0), (6, 12), X.astype(np.float32)).dtype == np.float32
 
 
 @pytest.mark.parametrize(("target", "beta"), [(0.0, 2.0), (1.0, 2.0), (0.1, 1.0), (0.1, math.inf), (0.1, math.nan)])

@@ -12,7 +12,7 @@ import pytest
 import devsim
 from devsim import DevsimBackend, ForbiddenTransfer, forbid
 from estimators import create
-from minigrad import Rng, Tensor, grad
+from minigrad import Rng, Tensor, grad, kernels
 from minigrad.backend import Backend, BackendUnavailable, array_module, asarray_like, get_backend, load_cupy, to_host
 from minigrad.check import gradcheck
 from minigrad.fused import TINY
@@ -132,6 +132,19 @@ ALIKE = {
     "… and of all": lambda d, xp: xp.zeros(5000, dtype=d.dtype).argmax(),
     "TINY is no zero where subnormal numbers are": lambda d, xp: xp.log(xp.maximum(0.0 * d, TINY)),
 }
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_kernels_are_the_sums_of_numpy(device, dtype):
+    a, b = Rng(0).normal((5, 1, 40), like=np.empty(0, dtype)), Rng(1).normal((1, 3, 40), like=np.empty(0, dtype))
+    on_device = [device.to_device(x) for x in (a, b)]
+    close = {"rtol": 1e-5 if dtype == np.float32 else 1e-12, "atol": 1e-5}
+    np.testing.assert_allclose(to_host(kernels.inner(*on_device)), (a * b).sum(axis=-1), **close)
+    np.testing.assert_allclose(to_host(kernels.total(on_device[0].T)), a.T.sum(axis=-1), **close)
+    assert kernels.inner(*on_device).dtype == dtype
+    assert to_host(kernels.inner(on_device[0][..., :0], on_device[1][..., :0])).sum() == 0.0
+    with pytest.raises(TypeError, match="Type is mismatched"):
+        kernels.inner(on_device[0], on_device[0].astype(np.float16))
 
 
 @pytest.mark.parametrize("what", ALIKE)
@@ -257,6 +270,41 @@ def test_forbid_catches_every_hidden_transfer(kind, action):
         action(d)
 
 
+LAUNCHES = {
+    "a sum": (lambda d, xp: d + 1.0, 1),
+    "a sum in place": (lambda d, xp: operator.iadd(d, 1.0), 1),
+    "a sum into an array": (lambda d, xp: xp.add(d, 1.0, out=d), 1),
+    "a reduction": (lambda d, xp: d.sum(), 1),
+    "slices": (lambda d, xp: d[:, 1:], 0),
+    "a number as an index": (lambda d, xp: d[0, 1], 0),
+    "an array as an index": (lambda d, xp: d[xp.asarray(np.array([0, 1]))], 1),
+    "an assignment": (lambda d, xp: d.__setitem__(slice(None), 1.0), 1),
+    "transposed": (lambda d, xp: d.T, 0),
+    "reshaped": (lambda d, xp: d.reshape(3, 2), 0),
+    "reshaped, which needs a copy": (lambda d, xp: d.T.reshape(-1), 1),
+    "stretched": (lambda d, xp: xp.broadcast_to(d, (4, 2, 3)), 0),
+    "of the dtype it has": (lambda d, xp: d.astype(np.float32, copy=False), 0),
+    "memory": (lambda d, xp: xp.empty((2, 3)), 0),
+    "zeros": (lambda d, xp: xp.zeros((2, 3)), 1),
+    "nothing": (lambda d, xp: d[:0] + 1.0, 0),
+    "a product": (lambda d, xp: d @ d.T, 1),
+    "a product of rows": (lambda d, xp: xp.matmul(d[:1], d.T), 1),
+    "a product of columns, which are copied": (lambda d, xp: d[:, :2] @ d, 2),
+    "products of transposed matrices, which are copied": (
+        lambda d, xp: d.reshape(1, 2, 3) @ d.reshape(1, 2, 3).transpose(0, 2, 1),
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LAUNCHES)
+def test_launches_are_counted_as_cupy_makes_them(what):
+    (action, count), d = LAUNCHES[what], DevsimBackend().to_device(HOST)
+    before = devsim.stats["launch"]
+    action(d, devsim.xp)
+    assert devsim.stats["launch"] - before == count
+
+
 @pytest.mark.parametrize(
     ("action", "error"),
     [
@@ -273,6 +321,25 @@ def test_the_stand_in_refuses_what_cupy_would_do_silently_or_wrongly(action, err
     backend = DevsimBackend()
     with pytest.raises(error):
         action(backend.to_device(HOST), backend.xp)
+
+
+@pytest.mark.parametrize(("index", "error"), [([0, 7], IndexError), ([-1], IndexError), ([0.0], TypeError)])
+def test_an_index_is_checked_before_it_is_sent(device, index, error):
+    with pytest.raises(error, match="an index or label"):
+        device.indices(index, 7)
+    sent = device.indices(np.array([[0, 6]], np.uint8), 7)
+    assert (sent.dtype, sent.shape) == (np.int64, (1, 2))
+
+
+def test_a_mask_may_be_on_the_device_already(device):
+    logits, mask = Tensor(device.to_device(HOST), requires_grad=True), HOST % 2 == 0
+    with no_waiting(device):
+        found = create("st").sample(logits, Rng(0), device.to_device(mask))
+    np.testing.assert_array_equal(to_host(found.data), create("st").sample(Tensor(HOST), Rng(0), mask).data)
+    with pytest.raises(TypeError, match="the mask must be booleans"):
+        create("st").sample(logits, Rng(0), device.to_device(HOST))
+    with pytest.raises(ValueError, match="does not fit logits"):
+        create("st").sample(logits, Rng(0), device.to_device(mask[:, :2]))
 
 
 def test_unknown_arrays_are_refused():

@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+import devsim
+from devsim import DevsimBackend
 from minigrad import Rng
-from minigrad.random import argmax_one_hot, gumbel_from_uniform, one_hot, uniform_from_bits
+from minigrad.backend import to_host
+from minigrad.random import Ahead, argmax_one_hot, gumbel_from_uniform, one_hot, uniform_from_bits
 
 ADVERSARIAL = np.array([0, 2**64 - 1, 0xFFFFFFFF, 0xFFFFFFFF << 32, 0x1FF, 0xFFFFFFFFFFFFFE00, 1 << 63], np.uint64)
 
@@ -53,6 +56,20 @@ def test_numbers_depend_on_the_address_and_on_nothing_else():
 def test_published_numbers_do_not_change():
     """A golden value: changing the generator would silently break every resume and every number in the README."""
     np.testing.assert_array_equal(Rng(0).bits(2), np.array([10838992762465911255, 10360012934973440186], np.uint64))
+
+
+@pytest.mark.parametrize("kind", ["uniform", "exponential", "gumbel", "logistic", "normal"])
+def test_noise_that_is_sent_ahead_is_that_of_each_site(monkeypatch, kind):
+    monkeypatch.setattr(Ahead, "MOST", 2 * 3 * (6 + 5 + 4) + 1)  # three sites in the first piece, two in the second
+    rng, like, before = Rng(3).at(2).site("tree"), DevsimBackend().to_device(np.zeros(1)), devsim.stats["h2d"]
+    ahead, draw = Ahead(rng, range(6, 1, -1)), lambda at, *given: getattr(at.site("x").site(1), kind)(*given)
+    for k, width in enumerate(range(6, 1, -1)):
+        expected, found = draw(rng.site(k), (2, 3, width), np.zeros(1)), draw(ahead.site(k), (2, 3, width), like)
+        np.testing.assert_array_equal(to_host(found), expected)
+        found += 1.0
+        np.testing.assert_array_equal(to_host(draw(ahead.site(k), (2, 3, width), like)), expected)
+    assert devsim.stats["h2d"] - before == 2
+    np.testing.assert_array_equal(to_host(draw(ahead.site(2), (7,), like)), draw(rng.site(2), (7,), np.zeros(1)))
 
 
 def test_the_same_numbers_on_every_backend(backend):

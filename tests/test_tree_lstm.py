@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
+import devsim
 from devsim import DevsimBackend, forbid
 from estimators import ESTIMATORS, Estimator, Sampler, create, facts
 from minigrad import Rng, Tensor, no_grad
@@ -417,9 +418,10 @@ def test_every_estimator_with_episodes_trains_a_step(name):
 
 @pytest.mark.parametrize("leaves", ["lstm", "affine"])
 @pytest.mark.parametrize("encoder", ["latent", "tree", "lstm"])
-def test_the_step_stays_on_the_device(encoder, leaves):
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_step_stays_on_the_device(encoder, leaves, plain):
     """The stand-in device refuses any wait and any copy to the host; costs and gradients are NumPy's to rounding."""
-    if (encoder, leaves) == ("lstm", "affine"):
+    if (encoder, leaves) == ("lstm", "affine") or (plain and encoder != "latent"):
         return
     ids, lengths = np.random.default_rng(0).integers(0, 6, (4, 16)), np.array([16, 11, 5, 1])
     results = []
@@ -429,11 +431,46 @@ def test_the_step_stays_on_the_device(encoder, leaves):
         model.to(backend)
         on_device, labels = backend.to_device(ids), backend.to_device(np.array([0, 2, 1, 2]))
         with forbid("sync", "d2h"):
-            cost = model.cost(on_device, lengths, labels, Rng(1), create("gst-1.0"), random_trees(lengths))
+            given = create("gst-1.0"), random_trees(lengths)
+            cost = model.cost(on_device, lengths, labels, Rng(1), *given, plain=plain)
             cost.mean().backward()
         results.append([backend.to_host(cost.data), *(backend.to_host(p.grad) for p in model.parameters())])
     assert_equal(results[1], results[0], 1e-12)
     assert all(np.abs(g).max() > 1e-6 for g in results[0])  # nothing equal because it is zero
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("name", ["gst-1.0", "gumbel-rao", "reinforce"])
+def test_masks_and_noise_of_a_batch_are_sent_once(name, plain):
+    """Two transfers for any number of choices, and one more where an estimator draws noise beside the sample."""
+    backend, counts = DevsimBackend(), []
+    model = TreeLSTM(6, 3, dim=4, hidden=8, dropout=0.0, rng=Rng(0), dtype=np.float64).to(backend)
+    for T in (5, 12):
+        lengths, labels = np.array([T, 3]), backend.to_device(np.array([0, 2]))
+        ids, before = backend.to_device(np.ones((2, T), int)), devsim.stats["h2d"]
+        model.cost(ids, lengths, labels, Rng(1), create(name), plain=plain).mean().backward()
+        counts.append(devsim.stats["h2d"] - before)
+    assert counts == [3 if name == "gumbel-rao" else 2] * 2
+
+
+def test_a_device_composes_small_batches_with_the_fewest_launches(monkeypatch):
+    """If this fails because the linear-time path has become the better one, a device needs `compose_plain` no more."""
+    model, lengths = TreeLSTM(6, 3, dim=4, hidden=4, rng=Rng(0)), np.array([20, 19, 4])
+
+    def launches(backend, **how):
+        model.to(backend)
+        ids, labels = backend.to_device(np.ones((3, 20), int)), backend.to_device(np.array([0, 2, 1]))
+        before = devsim.stats["launch"]
+        model.cost(ids, lengths, labels, Rng(1), create("gst-1.0"), **how).mean().backward()
+        return devsim.stats["launch"] - before
+
+    linear, plain, default = (launches(DevsimBackend(), **how) for how in ({"plain": False}, {"plain": True}, {}))
+    assert default == plain < 0.85 * linear
+    with monkeypatch.context() as patched:
+        patched.setattr(tree_lstm, "PLAIN_PAIRS", 3 * 190 - 1)
+        assert launches(DevsimBackend()) == linear
+    monkeypatch.setattr(tree_lstm, "compose_plain", None)  # the host does without it
+    launches(Backend())
 
 
 def test_the_initial_values_are_the_published_ones():

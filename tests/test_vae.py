@@ -231,7 +231,8 @@ def test_a_training_step_neither_waits_nor_copies_and_gives_numpy_s_bits(name, k
 
 
 def test_a_training_step_needs_few_launches():
-    """On a GPU a step of this size costs its launches. The budget is what the step needs today."""
+    """On a GPU a step of this size costs its launches. The budget is what the step needs today: 17 products, and
+    99 kernels and fillings of memory."""
     backend = DevsimBackend()
     model = CategoricalVAE(12, 3, 4, (8, 6), rng=Rng(0)).to(backend)
     optimizer, x = Adam(model.parameters(), 1e-2), backend.to_device(Rng(0).uniform((5, 12)))
@@ -239,7 +240,7 @@ def test_a_training_step_needs_few_launches():
     reconstruction, kl = model.negative_elbo(x, create("st-gs"), Rng(0))
     (reconstruction + kl).mean().backward()
     optimizer.step()
-    assert stats["launch"] - before <= 230
+    assert stats["launch"] - before <= 116
 
 
 def patterns():

@@ -145,7 +145,7 @@ def evaluate(model, config: Config, sequences, tokenizer, backend):
     choices = [None] * len(sequences)
     for batch in evaluation_batches(sequences, tokenizer):
         given = known_trees(config.encoder, sequences, batch, config.split)
-        logits, chosen = model.predict(backend.to_device(batch.ids), batch.lengths, given)
+        logits, chosen = model.predict(backend.indices(batch.ids, tokenizer.size), batch.lengths, given)
         logits = backend.to_host(logits).astype(np.float64)
         logits -= logits.max(axis=1, keepdims=True)
         log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))

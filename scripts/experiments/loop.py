@@ -378,13 +378,14 @@ class LabelledExperiment(ImageExperiment):
     valid (N, pixels); train_labels, valid_labels, test_labels (N,) int64: on the device
     """
 
+    CLASSES = 10
     EVALUATION_BATCH = 1000
 
     def load(self) -> None:
         super().load()
         cut = len(self.train) - len(self.train) // 6
         labels = (self.images.train_labels[:cut], self.images.train_labels[cut:], self.images.test_labels)
-        self.train_labels, self.valid_labels, self.test_labels = (self.backend.to_device(y, np.int64) for y in labels)
+        self.train_labels, self.valid_labels, self.test_labels = (self.backend.indices(y, self.CLASSES) for y in labels)
         self.valid = self.binarised(self.train[cut:], self.rng.site("validation pixels"))
         self.train = self.train[:cut]
 
