@@ -12,11 +12,13 @@ import planted
 from estimators import SettingError, categorical, create
 from estimators.checks import bias, identity, invariances, samples
 from estimators.checks.adapters import Adapter
+from estimators.checks.costs import variance
 from estimators.checks.ladder import EXACT_ON, KINDS, Rung
-from estimators.checks.means import Means, distance
+from estimators.checks.means import Distance, Means, distance
 from estimators.checks.report import FAILS, HOLDS, NOTED, Finding, Report
 from estimators.checks.subject import ConformanceError, Subject
 from estimators.conformance import check_estimator, from_estimator
+from estimators.measure import EnumeratedCost
 from ladder import OPTIONS
 from minigrad import Rng, Tensor
 from registry import PAIRS
@@ -62,12 +64,14 @@ def test_a_rung_knows_its_exact_gradient_and_that_of_its_weights(kind, family):
         q = rung.family.outcome_probability(rung.family.probability(theta[None]), outcomes)[0]
         return q @ rung.values(outcomes)
 
-    numeric = np.empty(rung.shape)
+    numeric, sharper = np.empty(rung.shape), np.empty(rung.shape)
     for at in np.ndindex(rung.shape):
         h = np.zeros(rung.shape)
         h[at] = 1e-6
         numeric[at] = (mean(rung.logits + h) - mean(rung.logits - h)) / 2e-6
+        sharper[at] = (mean(2.0 * (rung.logits + h)) - mean(2.0 * (rung.logits - h))) / 2e-6
     np.testing.assert_allclose(rung.exact(), numeric, atol=1e-8)
+    np.testing.assert_allclose(rung.exact(scale=2.0), sharper, atol=1e-8)
     d = np.random.default_rng(0).random((4, 5, *rung.shape))
     np.testing.assert_allclose(rung(Tensor(d.reshape(20, *rung.shape))).data, rung(d).ravel(), rtol=1e-12)
     assert (rung.calls, rung.evaluations) == (2, 40)
@@ -115,6 +119,15 @@ def test_a_distance_is_significant_as_often_as_its_error_rate_says():
         covered += off.most >= np.linalg.norm(truth)
     assert 8 <= hits <= 34  # 20 expected
     assert covered >= 380
+
+
+def test_few_observations_are_as_often_significant_as_many():
+    """(With six of them, the factor r (n − 1)/(n − r) and the degrees of freedom matter.)"""
+    rng, mix, hits = np.random.default_rng(6), np.array([[1.0, 0.5, 0.2], [0.0, 1.0, -0.7]]), 0
+    for _ in range(1500):
+        means = Means(list(rng.standard_normal((6, 2)) @ mix))
+        hits += distance(means.mean, means.covariance, 6, 0.05, 1.0, 1e-5).significant
+    assert 50 <= hits <= 100  # 75 expected
 
 
 def test_an_error_where_nothing_varies_is_significant():
@@ -175,6 +188,17 @@ def test_a_factor_of_any_size_is_found(factor):
     assert found["a common factor"].number == pytest.approx(factor, rel=0.05)
 
 
+def test_all_looks_together_have_the_error_rate_of_one_decision(monkeypatch):
+    """While calls double, a bias that is not there has several chances to be seen."""
+    s, rates = subject(planted.reinforce, rows=16), []
+    s.rungs = [s.quadratic]
+    undecided = Distance(0.0, 1.0, 1.0, False)
+    monkeypatch.setattr(bias, "distance", lambda e, c, n, alpha, *_: (rates.append(alpha), undecided)[1])
+    bias.bias(s, 0.3)
+    assert len(rates) > 2
+    assert 0.5 * s.alpha < sum(rates) <= s.alpha
+
+
 def test_an_offset_where_the_truth_is_zero_is_found():
     s = subject(planted.constant_offset)
     s.rungs = [r for r in s.rungs if r.kind == "constant"]
@@ -210,6 +234,78 @@ def test_what_must_change_nothing_and_does_is_found(fn, check, words):
     found = check(mean_of_quadratic(subject(fn)))
     assert found.verdict == FAILS
     assert re.search(words, found.sentence)
+
+
+def test_the_truth_of_a_bound_of_several_samples_is_that_of_the_bound():
+    """By finite differences of −E log mean e^(−f) over all pairs."""
+    rung, ours = Rung("quadratic", 2, 3), from_estimator("vimco:samples=2")
+    outcomes = rung.family.outcomes((1, *rung.shape))
+    f = rung.values(outcomes)
+    bound = -np.log(0.5 * (np.exp(-f[:, None]) + np.exp(-f)))
+
+    def mean(theta):
+        q = rung.family.outcome_probability(rung.family.probability(theta[None]), outcomes)[0]
+        return q @ bound @ q
+
+    for at in np.ndindex(rung.shape):
+        h = np.zeros(rung.shape)
+        h[at] = 1e-6
+        slope = (mean(rung.logits + h) - mean(rung.logits - h)) / 2e-6
+        assert ours.exact(rung)[at] == pytest.approx(slope, abs=1e-8)
+
+
+def test_a_gradient_where_nothing_can_change_is_noted():
+    """(The identity in place of softmax's Jacobian sends one even to a variable of one class.)"""
+    through = lambda logits, cost, seed: (one := planted.straight_through(logits, cost, seed)[0], one + 1.0)
+    assert invariances.one_class(subject(through)).verdict == NOTED
+    assert invariances.one_class(subject(planted.straight_through)).verdict == HOLDS
+
+
+def test_the_deviation_is_that_which_measure_finds():
+    s = subject(from_estimator("reinmax"), rows=4096)
+    s.rungs = [s.quadratic]
+    bias.bias(s, 0.0)
+    found = {f.name: f for f in variance(s)}
+    exactly = EnumeratedCost(s.quadratic.logits[None], s.quadratic).measure("reinmax")
+    assert found["deviation"].number == pytest.approx(exactly.deviation, rel=0.03)
+    assert found["evaluations"].number == 1.0
+
+
+def test_a_sure_class_that_is_not_drawn_is_found():
+    def hides_it(logits, cost, seed):
+        return planted.straight_through(np.minimum(logits, -logits), cost, seed)
+
+    found = invariances.infinite_above(subject(hides_it))
+    assert (found.verdict, found.sentence) == (FAILS, "Another class is drawn, and nothing says so.")
+
+
+def test_what_is_undecided_is_no_claim_that_is_too_modest():
+    """Few examples and much variance: no bias is seen, and none can be excluded."""
+    s = subject(planted.reinforce, claim="linear", rows=16)
+    s.rungs = [s.quadratic]
+    bias.bias(s, 0.0)
+    assert not failed(bias.claims(s, None))
+
+
+def test_the_law_of_samples_from_scaled_logits_is_named_as_such():
+    s = subject(from_estimator("st-decoupled:tau_f=2,tau_b=1"))
+    found = {f.name: f for f in samples.forward(s)}
+    assert (found["distribution"].verdict, "softmax(0.5 θ)" in found["distribution"].sentence) == (HOLDS, True)
+
+
+def test_a_masked_class_that_is_drawn_is_found():
+    def forgets_the_mask(logits, cost, seed):
+        d, g = planted.straight_through(np.maximum(logits, -1.0), cost, seed)
+        return d, np.where(logits > -np.inf, g, 0.0)
+
+    found = invariances.masked(mean_of_quadratic(subject(forgets_the_mask)), "masked", -np.inf)
+    assert (found.verdict, found.sentence) == (FAILS, "The class is drawn.")
+
+
+def test_weights_get_the_mean_of_the_gradients_at_several_samples():
+    (found,) = invariances.leaks(subject(from_estimator("rloo:samples=3")))
+    assert (found.verdict, found.number) == (HOLDS, pytest.approx(0.0, abs=1e-9))
+    assert "at the sample, and nothing else" in found.sentence
 
 
 def test_a_leak_into_the_weights_is_found():
