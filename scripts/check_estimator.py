@@ -48,7 +48,7 @@ from estimators.conformance import (
 )
 from estimators.measure import FAMILIES
 from experiments.errors import UserError, command, disk_errors, require, user_errors
-from experiments.flags import at_least, check_read, check_seed, flag, one_of, parse_flags
+from experiments.flags import at_least, check_read, check_seed, flag, one_of, parse_flags, quiet_flag
 
 FRAMEWORKS = ("numpy", "torch", "jax")
 BAR = "{percentage:3.0f}% |{bar}| {desc}"
@@ -166,7 +166,7 @@ def main(argv=None) -> int:
     extra = (
         ("estimator", {"help": "one of ours, like reinmax:tau=1.3, or FILE.py:NAME, a function in a file"}),
         ("--out", {"help": "a folder for the report as text, JSON, Markdown and HTML"}),
-        ("--quiet", {"action": "store_true", "default": False, "help": "no progress bar"}),
+        quiet_flag("no progress bar"),
     )
     given, other = parse_flags(Config, __doc__, argv, extra)
     config = Config(**given)

@@ -33,7 +33,19 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.errors import command, disk_errors, require, size_errors
-from experiments.flags import at_least, at_most, check_lr, check_read, check_seed, flag, one_of, parse_flags, sizes
+from experiments.flags import (
+    OUT_FLAG,
+    at_least,
+    at_most,
+    check_lr,
+    check_read,
+    check_seed,
+    flag,
+    one_of,
+    parse_flags,
+    quiet_flag,
+    sizes,
+)
 from experiments.memory import check_memory, weights
 from experiments.pictures import LINES, new_figure
 from experiments.run_folder import RunFolder, new_folder
@@ -355,11 +367,7 @@ def outcome(runs: list[list[float]]) -> str:
 
 @command
 def main(argv=None) -> int:
-    extra = (
-        ("--out", {"help": "the run folder to make, or an empty one (default: a new one below runs/)"}),
-        ("--quiet", {"action": "store_true", "default": False, "help": "print nothing but the last line"}),
-    )
-    given, other = parse_flags(Config, __doc__, argv, extra)
+    given, other = parse_flags(Config, __doc__, argv, (OUT_FLAG, quiet_flag("print nothing but the last line")))
     config, quiet = Config(**given).complete(), other["quiet"]
     config.check()
     check_read(given, config.unread())

@@ -44,7 +44,7 @@ from estimators.exact import check_outcomes
 from estimators.measure import FAMILIES, GROUPS, EnumeratedCost
 from experiments import vae
 from experiments.errors import command, disk_errors, require, size_errors, user_errors
-from experiments.flags import DTYPES, at_least, at_most, check_read, check_seed, flag, one_of, parse_flags
+from experiments.flags import DTYPES, at_least, at_most, check_read, check_seed, flag, one_of, parse_flags, quiet_flag
 from experiments.memory import check_evaluations, check_memory, draws
 from experiments.pictures import new_figure
 from experiments.run_folder import CHECKPOINT, RunFolder, new_folder
@@ -482,7 +482,7 @@ def between(lines, step: float):
 def main(argv=None) -> int:
     extra = (
         ("--out", {"help": "the folder to make for the results, or an empty one (default: a new one below runs/)"}),
-        ("--quiet", {"action": "store_true", "default": False, "help": "print nothing but the table"}),
+        quiet_flag("print nothing but the table"),
     )
     given, other = parse_flags(Config, __doc__, argv, extra)
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}

@@ -50,7 +50,7 @@ from tqdm import tqdm
 from estimators import ESTIMATORS, create
 from estimators.base import SettingError
 from experiments.errors import UserError, command, disk_errors, require, size_errors, user_errors
-from experiments.flags import DTYPES, at_least, check_lr, check_seed, flag, one_of, parse_flags
+from experiments.flags import DTYPES, OUT_FLAG, at_least, check_lr, check_seed, flag, one_of, parse_flags, quiet_flag
 from experiments.memory import check_memory, draws
 from experiments.pictures import new_figure
 from experiments.run_folder import RunFolder, new_folder
@@ -252,11 +252,7 @@ def draw(path, config: Config, metrics: list[dict]) -> None:
 
 @command
 def main(argv=None) -> int:
-    extra = (
-        ("--out", {"help": "the run folder to make, or an empty one (default: a new one below runs/)"}),
-        ("--quiet", {"action": "store_true", "default": False, "help": "print nothing but the last line"}),
-    )
-    given, other = parse_flags(Config, __doc__, argv, extra)
+    given, other = parse_flags(Config, __doc__, argv, (OUT_FLAG, quiet_flag("print nothing but the last line")))
     config, quiet = Config(**given), other["quiet"]
     name = config.estimator.replace(":", "-")
     path = new_folder(other.get("out"), "polynomial", name, f"p{config.power:g}", f"s{config.seed}")

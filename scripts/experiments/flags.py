@@ -23,6 +23,14 @@ DTYPES = ("float32", "float64")
 LARGEST = 10**30  # of a whole number: beyond, it is a mistake, and no longer a float everywhere
 
 
+OUT_FLAG = ("--out", {"help": "the run folder to make, or an empty one (default: a new one below runs/)"})
+
+
+def quiet_flag(text: str) -> tuple[str, dict[str, Any]]:
+    """The flag --quiet, for `parse_flags`.   text: what it does"""
+    return "--quiet", {"action": "store_true", "default": False, "help": text}
+
+
 def flag(default: Any, text: str, **argparse_options: Any) -> Any:
     """A dataclass field that is also a command-line flag with this help text."""
     return dataclasses.field(default=default, metadata={"help": text, **argparse_options})

@@ -37,7 +37,19 @@ from models.data.errors import data_folder
 
 from . import signals
 from .errors import UserError, disk_errors, require, size_errors, user_errors
-from .flags import DTYPES, at_least, check_lr, check_read, check_seed, flag, one_of, option, parse_flags
+from .flags import (
+    DTYPES,
+    OUT_FLAG,
+    at_least,
+    check_lr,
+    check_read,
+    check_seed,
+    flag,
+    one_of,
+    option,
+    parse_flags,
+    quiet_flag,
+)
 from .run_folder import CHECKPOINT, RunFolder, new_folder
 from .start import keep_freed_memory
 
@@ -592,9 +604,9 @@ def run(experiment_class: type[Experiment], argv: Sequence[str] | None = None) -
     """The whole of a training command: parse the flags, make or resume the run folder, train. -> the exit code"""
     names = [option(name) for name in experiment_class.may_change]
     extra = (
-        ("--out", {"help": "the run folder to make, or an empty one (default: a new one below runs/)"}),
+        OUT_FLAG,
         ("--resume", {"help": f"a run folder to go on with; only {', '.join(names[:-1])} and {names[-1]} may change"}),
-        ("--quiet", {"action": "store_true", "default": False, "help": "print nothing but warnings and the last line"}),
+        quiet_flag("print nothing but warnings and the last line"),
     )
     description = sys.modules[experiment_class.__module__].__doc__
     given, other = parse_flags(experiment_class.config_class, description, argv, extra)

@@ -20,6 +20,7 @@ before_numpy()
 
 import importlib.metadata
 import importlib.util
+import subprocess
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -240,17 +241,9 @@ def version(entry: Published, checkouts: dict[str, Path]) -> str:
     """The version of a package, or the commit of a checkout."""
     if not entry.checkout:
         return importlib.metadata.version(entry.package)
-    head = checkouts[entry.package] / ".git" / "HEAD"
-    if not head.exists():
-        return "a checkout"
-    text = head.read_text().strip()
-    ref = head.parent / text.removeprefix("ref: ")
-    packed = head.parent / "packed-refs"
-    commit = ref.read_text().strip() if text.startswith("ref:") and ref.exists() else text
-    if commit.startswith("ref:") and packed.exists():
-        found = [line.split()[0] for line in packed.read_text().splitlines() if line.endswith(text[5:])]
-        commit = found[0] if found else "?"
-    return commit[:7]
+    line = ["git", "-C", str(checkouts[entry.package]), "rev-parse", "--short=7", "HEAD"]
+    found = subprocess.run(line, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "a checkout"
 
 
 def judge(entry: Published, checkouts: dict[str, Path], budget: float) -> Report | str:
